@@ -1,0 +1,98 @@
+"""The one contract that every stage shares: names, dtypes, shapes, limits, tolerances and errors.
+
+Standard library only, because a copy of this file lies beside every published model, where
+the server imports it. Nothing else in the project spells a tensor name as a string.
+
+Errors::
+
+    ToxicityError          one clear line for the user; a command prints it and exits with `exit_status`
+    |-- BadInput           exit 2: a file, flag, tensor or comment that cannot be used as it is
+    `-- GateFailed         exit 3: an artifact missed a stated bound; nothing was published
+
+Dimension letters used in the project: B comments in a batch, L tokens of the longest comment
+in it (the [CLS] token included), D = d_model, H attention heads, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+
+class ToxicityError(Exception):
+    """Base of every error that the user is meant to read. Its text is one line."""
+
+    exit_status = 1
+
+
+class BadInput(ToxicityError):
+    """Reads "<what> is <got>, expected <want>; <the command or flag that fixes it>"."""
+
+    exit_status = 2
+
+
+class GateFailed(ToxicityError):
+    """Names the gate, the measured value, its bound and the worst comment."""
+
+    exit_status = 3
+
+
+# --- Text -> ids -------------------------------------------------------------------------
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]")
+PAD_ID, UNK_ID, CLS_ID = range(3)
+MAX_COMMENT_BYTES = 256 * 1024
+"""Longest comment that the server reads, in bytes of UTF-8. Reddit allows 40,000 characters
+(at most 160,000 bytes), which is the longest limit of a large comment platform that we know of."""
+
+# --- Labels and decisions ----------------------------------------------------------------
+LABEL_THRESHOLD = 0.5
+"""A comment is toxic when at least half of its annotators said so (Jigsaw's own rule)."""
+DECISION_THRESHOLD = 0.5
+"""Probability from which a comment counts as toxic in accuracy, precision, recall and F1."""
+
+# --- Encoder graph: ids in, logit out ----------------------------------------------------
+INPUT_IDS = "input_ids"
+"""int64 [B, L], right-padded with PAD_ID; column 0 is CLS_ID."""
+ATTENTION_MASK = "attention_mask"
+"""int64 [B, L], 1 where a token is, 0 where padding is; column 0 is always 1."""
+LOGIT = "logit"
+"""float32 [B] from the graph, float32 [B, 1] from a served model."""
+OPSET = 20
+"""ONNX Runtime 1.32 fails at run time on most shapes of an opset-23 export of this model."""
+
+# --- Public model: one comment as a string in, its score out ------------------------------
+PUBLIC_MODEL = "toxicity"
+ENCODER_MODEL = "toxicity_encoder"
+TEXT = "text"
+"""BYTES [B, 1], UTF-8."""
+PROBABILITY = "probability"
+"""float32 [B, 1], the logistic function of the logit."""
+MODEL_VERSION = "model_version"
+"""BYTES [B, 1], the number of the version folder that answered."""
+MAX_BATCH_SIZE = 64
+
+# --- Files of one published version ------------------------------------------------------
+ONNX_FILE = "model.onnx"
+TOKENIZER_FILE = "tokenizer.json"
+ARTIFACT_FILE = "artifact.json"
+"""What the version is: precision, max_len, tolerances, sha256 of every file, the gates it passed."""
+
+# --- Gates -------------------------------------------------------------------------------
+FP32_LOGIT_ATOL = 1e-4
+"""Largest |logit(ONNX FP32) - logit(PyTorch)| over all parity cases."""
+FP32_INVARIANCE_ATOL = 1e-5
+"""Largest change of an FP32 logit with the comments that share its batch."""
+INT8_INVARIANCE_ATOL = 0.0
+"""INT8 logits are bit-identical whoever shares the batch."""
+INT8_LOGIT_ATOL = 1.0
+"""Largest |logit(INT8) - logit(PyTorch)| over the validation comments: a single outlier's limit."""
+INT8_LOGIT_MEAN_ATOL = 0.05
+"""Mean |logit(INT8) - logit(PyTorch)| over the validation comments."""
+INT8_AUROC_ATOL = 0.002
+"""Largest loss or gain of validation AUROC by quantization."""
+INT8_FLIPPED_SHARE = 0.01
+"""Largest share of validation comments whose decision at DECISION_THRESHOLD changes."""
+PARITY_BATCHES = (1, 3, 8, 32)
+PARITY_LENGTHS = (1, 2, 7, 64)
+"""Lengths in tokens, [CLS] included; max_len is always added."""
+
+# --- Addresses of a local server ---------------------------------------------------------
+HOST = "127.0.0.1"
+HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
