@@ -1,0 +1,185 @@
+"""Files of a training run: atomic writes, checkpoints without pickle, and loading them back.
+
+A finished run is a folder with `model.safetensors`, `config.json`, `tokenizer.json`,
+`split.json`, `metrics.json` and `curves.png`. It appears whole or not at all: the run works in
+`<out>.partial`, and one rename makes it `<out>`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from contract import TOKENIZER_FILE, BadInput
+from train.cli import make_config
+from train.model import ModelConfig, ToxicityEncoder
+from train.tokenizer import Tokenizer
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.json"
+SPLIT_FILE = "split.json"
+CURVES_FILE = "curves.png"
+_OPTIMIZER_FILE = "optimizer.safetensors"
+_PROGRESS_FILE = "progress.json"
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write `data` (text as UTF-8) to `path`: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # noqa: PTH101  mkstemp's 0600 would hide it from a server's user
+        os.replace(name, path)  # noqa: PTH105
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON document for people and programs: indented, keys in the order given."""
+    write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """JSON object in `path`. Raises BadInput that ends with `remedy`."""
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} is missing, expected a JSON file; {remedy}") from error
+    except ValueError as error:
+        raise BadInput(f"{path} is not valid JSON ({error}); {remedy}") from error
+    if not isinstance(document, dict):
+        raise BadInput(f"{path} holds a JSON {type(document).__name__}, not an object; {remedy}")
+    return document
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_folder(staged: Path, target: Path) -> None:
+    """Put the finished folder `staged` in the place of `target`, which may exist."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    staged.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_weights(folder: Path, model: ToxicityEncoder) -> None:
+    """Write `model.safetensors`, tensors by their PyTorch names."""
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(state))
+
+
+def load_tensors(path: Path, remedy: str) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file by name. Raises BadInput that ends with `remedy`."""
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} is missing; {remedy}") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise BadInput(f"{path} is not a readable safetensors file ({error}); {remedy}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A finished run: the model in eval mode on the CPU, its tokenizer and its config.json."""
+
+    folder: Path
+    model: ToxicityEncoder
+    tokenizer: Tokenizer
+    config: dict[str, Any]
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Load a finished run. Raises BadInput that names the file which is missing or damaged."""
+    remedy = "run `make train` to write a new checkpoint"
+    if not folder.is_dir():
+        raise BadInput(f"no checkpoint at {folder}; {remedy}")
+    config = read_json(folder / CONFIG_FILE, remedy)
+    model = ToxicityEncoder(make_config(ModelConfig, config.get("model", {})))
+    tensors = load_tensors(folder / WEIGHTS_FILE, remedy)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).replace("\n\t", " ").splitlines()[0]
+        raise BadInput(f"{folder / WEIGHTS_FILE} does not fit config.json: {first}; {remedy}") from error
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise BadInput(f"{folder / WEIGHTS_FILE}: {bad[0]} holds values that are not finite; {remedy}")
+    try:
+        tokenizer = Tokenizer.from_json((folder / TOKENIZER_FILE).read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise BadInput(f"{folder / TOKENIZER_FILE} is missing; {remedy}") from error
+    if len(tokenizer.vocabulary) != model.config.vocab_size:
+        raise BadInput(
+            f"{folder / TOKENIZER_FILE} has {len(tokenizer.vocabulary)} tokens, the weights "
+            f"{model.config.vocab_size}; {remedy}"
+        )
+    return Checkpoint(folder, model.eval(), tokenizer, config)
+
+
+def save_progress(
+    folder: Path,
+    model: ToxicityEncoder,
+    optimizer: torch.optim.Optimizer,
+    progress: dict[str, Any],
+) -> None:
+    """Write what a run needs to go on: a new step's files, then one rename that makes them count."""
+    step = folder / f"step-{progress['step']}"
+    step.mkdir(parents=True, exist_ok=True)
+    save_weights(step, model)
+    state = {
+        f"{index}.{name}": tensor.detach().cpu().contiguous()
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, tensor in values.items()
+    }
+    write_atomically(step / _OPTIMIZER_FILE, safetensors.torch.save(state))
+    write_json(folder / _PROGRESS_FILE, progress)
+    for other in folder.glob("step-*"):
+        if other != step:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def load_progress(
+    folder: Path, model: ToxicityEncoder, optimizer: torch.optim.Optimizer
+) -> dict[str, Any] | None:
+    """Restore what `save_progress` wrote, or None when the folder holds no progress."""
+    if not (folder / _PROGRESS_FILE).exists():
+        return None
+    remedy = "start over with --restart"
+    progress = read_json(folder / _PROGRESS_FILE, remedy)
+    step = folder / f"step-{progress['step']}"
+    model.load_state_dict(load_tensors(step / WEIGHTS_FILE, remedy))
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_tensors(step / _OPTIMIZER_FILE, remedy).items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return progress
+
+
+def clear_progress(folder: Path) -> None:
+    """Drop what only an interrupted run needs, before the folder becomes the finished one."""
+    (folder / _PROGRESS_FILE).unlink(missing_ok=True)
+    for step in folder.glob("step-*"):
+        shutil.rmtree(step)
