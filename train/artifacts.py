@@ -31,7 +31,7 @@ METRICS_FILE = "metrics.json"
 SPLIT_FILE = "split.json"
 CURVES_FILE = "curves.png"
 _OPTIMIZER_FILE = "optimizer.safetensors"
-_PROGRESS_FILE = "progress.json"
+PROGRESS_FILE = "progress.json"
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -122,10 +122,14 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         first = str(error).replace("\n\t", " ").splitlines()[0]
-        raise BadInput(f"{folder / WEIGHTS_FILE} does not fit config.json: {first}; {remedy}") from error
+        raise BadInput(
+            f"{folder / WEIGHTS_FILE} does not fit config.json: {first}; {remedy}"
+        ) from error
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
-        raise BadInput(f"{folder / WEIGHTS_FILE}: {bad[0]} holds values that are not finite; {remedy}")
+        raise BadInput(
+            f"{folder / WEIGHTS_FILE}: {bad[0]} holds values that are not finite; {remedy}"
+        )
     try:
         tokenizer = Tokenizer.from_json((folder / TOKENIZER_FILE).read_text("utf-8"))
     except FileNotFoundError as error:
@@ -144,7 +148,7 @@ def save_progress(
     optimizer: torch.optim.Optimizer,
     progress: dict[str, Any],
 ) -> None:
-    """Write what a run needs to go on: a new step's files, then one rename that makes them count."""
+    """Write what a run needs to go on: the step's files, then one rename makes them count."""
     step = folder / f"step-{progress['step']}"
     step.mkdir(parents=True, exist_ok=True)
     save_weights(step, model)
@@ -154,7 +158,7 @@ def save_progress(
         for name, tensor in values.items()
     }
     write_atomically(step / _OPTIMIZER_FILE, safetensors.torch.save(state))
-    write_json(folder / _PROGRESS_FILE, progress)
+    write_json(folder / PROGRESS_FILE, progress)
     for other in folder.glob("step-*"):
         if other != step:
             shutil.rmtree(other, ignore_errors=True)
@@ -164,10 +168,10 @@ def load_progress(
     folder: Path, model: ToxicityEncoder, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any] | None:
     """Restore what `save_progress` wrote, or None when the folder holds no progress."""
-    if not (folder / _PROGRESS_FILE).exists():
+    if not (folder / PROGRESS_FILE).exists():
         return None
     remedy = "start over with --restart"
-    progress = read_json(folder / _PROGRESS_FILE, remedy)
+    progress = read_json(folder / PROGRESS_FILE, remedy)
     step = folder / f"step-{progress['step']}"
     model.load_state_dict(load_tensors(step / WEIGHTS_FILE, remedy))
     state: dict[int, dict[str, torch.Tensor]] = {}
@@ -180,6 +184,6 @@ def load_progress(
 
 def clear_progress(folder: Path) -> None:
     """Drop what only an interrupted run needs, before the folder becomes the finished one."""
-    (folder / _PROGRESS_FILE).unlink(missing_ok=True)
+    (folder / PROGRESS_FILE).unlink(missing_ok=True)
     for step in folder.glob("step-*"):
         shutil.rmtree(step)

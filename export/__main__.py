@@ -1,0 +1,234 @@
+"""Turn a checkpoint into a served artifact: `make export`, or `python -m export --help`.
+
+Trace to ONNX, quantize, pass the gates, fill `model_repository/`. When a gate fails nothing is
+published, the version that serves stays, and the exit status is 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+
+import contract
+from contract import BadInput, GateFailed
+from export import parity
+from export.config import ExportConfig
+from export.parity import Comment, Finding
+from export.quantize import integer_matmuls, quantize
+from export.repository import publish
+from export.trace import trace
+from train.artifacts import (
+    METRICS_FILE,
+    SPLIT_FILE,
+    WEIGHTS_FILE,
+    Checkpoint,
+    load_checkpoint,
+    read_json,
+    sha256_of,
+    write_json,
+)
+from train.batches import TokenizedOnTheFly
+from train.cli import parse_config, run
+from train.data import load_comments
+from train.evaluate import logits_of
+from train.split import Split, split_comments
+
+_SAMPLE = 64
+"""Validation comments that the gates score in every company; each costs about 40 runs."""
+
+
+def main() -> None:
+    export(
+        parse_config(ExportConfig, None, prog="python -m export", description="Export and publish.")
+    )
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Run the export and return its report, which is also written to `config.out`.
+
+    Raises GateFailed when a gate of the chosen precision fails; nothing is published then.
+    """
+    began = time.monotonic()
+    subject = _load_subject(config)
+    fp32, int8 = config.out / "fp32.onnx", config.out / "int8.onnx"
+    print("tracing to ONNX ...", flush=True)
+    trace(subject.checkpoint.model, fp32)
+    findings = _fp32_gates(subject, fp32, config.seed)
+    published = fp32
+    if config.precision == "int8":
+        rng = np.random.default_rng(config.seed)
+        chosen = rng.permutation(subject.split.train)[: config.calibration_comments]
+        print(f"quantizing, calibrated on {len(chosen)} training comments ...", flush=True)
+        quantized = quantize(fp32, int8, (subject.ids[row] for row in chosen))
+        findings += _int8_gates(subject, int8, quantized, config.seed)
+        published = int8
+    for finding in findings:
+        print(finding, flush=True)
+
+    report: dict[str, Any] = {
+        "precision": config.precision,
+        "gates": [finding.to_json() for finding in findings],
+        "published": None,
+        "checkpoint": {
+            "sha256": sha256_of(config.checkpoint / WEIGHTS_FILE),
+            "config": subject.checkpoint.config,
+            "test": read_json(config.checkpoint / METRICS_FILE, "run `make train`")["test"],
+        },
+        "calibration_comments": config.calibration_comments,
+        "seed": config.seed,
+        "onnx": {path.name: _described(path) for path in {fp32, published}},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": ort.__version__,
+        },
+    }
+    failed = [finding for finding in findings if not finding.holds]
+    if not failed:
+        artifact = {
+            "precision": config.precision,
+            "device": "cpu",
+            "max_len": subject.max_len,
+            "tolerances": {finding.gate: finding.bound for finding in findings},
+            "measured": {finding.gate: finding.value for finding in findings},
+            "checkpoint_sha256": report["checkpoint"]["sha256"],
+            "versions": report["versions"],
+        }
+        version = publish(
+            config.repository,
+            onnx_path=published,
+            tokenizer_path=config.checkpoint / contract.TOKENIZER_FILE,
+            artifact=artifact,
+            instances=config.instances,
+        )
+        folder = config.repository / contract.PUBLIC_MODEL / str(version)
+        report["published"] = {
+            "model": contract.PUBLIC_MODEL,
+            "version": version,
+            "files": {path.name: _described(path) for path in sorted(folder.iterdir())},
+        }
+    report["seconds"] = round(time.monotonic() - began, 1)
+    write_json(config.out / "report.json", report)
+    if failed:
+        raise GateFailed(
+            f"gate {failed[0].gate} is {failed[0].value:.3g}, expected at most "
+            f"{failed[0].bound:.3g} ({failed[0].worst}); nothing was published, see "
+            f"{config.out / 'report.json'}"
+        )
+    print(
+        f"published {config.precision} as version {version} of {config.repository} "
+        f"(sha256 {report['published']['files'][contract.ONNX_FILE]['sha256'][:12]}, "
+        f"{report['seconds']:.0f} s)"
+    )
+    return report
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """A checkpoint and the comments of its training run; `sample` is what most gates look at."""
+
+    checkpoint: Checkpoint
+    texts: list[str]
+    labels: np.ndarray  # 0/1 [n]
+    ids: TokenizedOnTheFly
+    split: Split
+    sample: list[Comment]
+
+    @property
+    def max_len(self) -> int:
+        return self.checkpoint.tokenizer.max_len
+
+
+def _load_subject(config: ExportConfig) -> _Subject:
+    """Raises BadInput when the comments are not those of the training run any more."""
+    checkpoint = load_checkpoint(config.checkpoint)
+    settings = checkpoint.config["train"]
+    source = config.data or settings["data"]
+    comments = load_comments(
+        source, text_column=settings["text_column"], label_column=settings["label_column"]
+    )
+    fractions, seed = tuple(settings["fractions"]), settings["seed"]
+    split = split_comments(comments.texts, comments.labels, fractions=fractions, seed=seed)
+    recorded = read_json(config.checkpoint / SPLIT_FILE, "run `make train`")["fingerprint"]
+    if split.fingerprint != recorded:
+        raise BadInput(
+            f"the comments in {source} are not those that {config.checkpoint} was trained on "
+            f"(split {split.fingerprint[:12]}, expected {recorded[:12]}); give the same file "
+            "with --data, or train again"
+        )
+    ids = TokenizedOnTheFly(comments.texts, checkpoint.tokenizer)
+    rows = np.random.default_rng(config.seed).permutation(split.validation)[:_SAMPLE]
+    sample = [parity.named(int(row), comments.texts[row], ids[row]) for row in rows]
+    over_long = "you are fine . " * checkpoint.tokenizer.max_len
+    for name, text in {"empty": "", "one letter": "a", "over-long": over_long}.items():
+        sample.append(parity.named(name, text, checkpoint.tokenizer.encode(text)))
+    return _Subject(checkpoint, comments.texts, comments.labels, ids, split, sample)
+
+
+def _fp32_gates(subject: _Subject, fp32: Path, seed: int) -> list[Finding]:
+    reference, candidate = parity.torch_runner(subject.checkpoint.model), parity.onnx_runner(fp32)
+    sample = subject.sample
+    return [
+        parity.shape_parity(reference, candidate, sample, max_len=subject.max_len, seed=seed),
+        parity.comment_parity(
+            "fp32_comments",
+            contract.FP32_LOGIT_ATOL,
+            parity.run_batch(reference, sample),
+            parity.run_batch(candidate, sample),
+            [comment.name for comment in sample],
+        ),
+        _invariance("fp32_batch_invariance", contract.FP32_INVARIANCE_ATOL, subject, fp32, seed),
+    ]
+
+
+def _int8_gates(subject: _Subject, int8: Path, quantized: int, seed: int) -> list[Finding]:
+    rows = subject.split.validation
+    comments = [parity.named(int(row), subject.texts[row], subject.ids[row]) for row in rows]
+    candidate = parity.onnx_runner(int8)
+    layers = 4 * subject.checkpoint.model.config.n_layers
+    running = integer_matmuls(int8)
+    return [
+        Finding(
+            "int8_layers_in_float",
+            layers - min(quantized, running),
+            0,
+            f"{quantized} of {layers} layers quantized, {running} integer matmuls run",
+        ),
+        _invariance("int8_batch_invariance", contract.INT8_INVARIANCE_ATOL, subject, int8, seed),
+        *parity.quality_parity(
+            subject.labels[rows],
+            logits_of(subject.checkpoint.model, subject.ids, rows),
+            np.array([parity.run_batch(candidate, [comment])[0] for comment in comments]),
+            [comment.name for comment in comments],
+        ),
+    ]
+
+
+def _invariance(gate: str, bound: float, subject: _Subject, path: Path, seed: int) -> Finding:
+    model, max_len = subject.checkpoint.model, subject.max_len
+    return parity.batch_invariance(
+        gate,
+        bound,
+        parity.onnx_runner(path),
+        subject.sample,
+        parity.adversarial_mates(model, max_len=max_len, seed=seed),
+        max_len=max_len,
+        seed=seed,
+    )
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+if __name__ == "__main__":
+    run(main)

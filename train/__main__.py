@@ -1,0 +1,399 @@
+"""Train the encoder on labelled comments: `make train`, or `python -m train --help`.
+
+    python -m train --data ../shared/data/jigsaw_wiki_train.csv.gz
+    torchrun --nproc-per-node 2 -m train --data ...
+
+Ctrl-C saves the progress; the same command goes on at the same step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import platform
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from tqdm import tqdm
+
+from contract import TOKENIZER_FILE, BadInput
+from train import artifacts
+from train.batches import CommentIds, TokenizedOnTheFly, pretokenize, training_batches
+from train.cli import parse_config, run
+from train.config import TrainConfig
+from train.curves import plot_curves
+from train.data import Comments, load_comments
+from train.evaluate import classification_metrics, logits_of
+from train.model import ToxicityEncoder
+from train.split import split_comments
+from train.tokenizer import build_tokenizer
+
+_SECONDS_BETWEEN_LINES = 10.0
+"""Progress without a terminal: one plain line this often."""
+
+
+def main() -> None:
+    config = parse_config(
+        TrainConfig, None, prog="python -m train", description="Train the encoder."
+    )
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    device = _device(config)
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        train(config, device, rank=rank, world=world)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+
+
+def train(config: TrainConfig, device: torch.device, *, rank: int = 0, world: int = 1) -> None:
+    """Run one training from the data to the finished folder `config.out`.
+
+    Every process of a `torchrun` calls this with its `rank`; rank 0 evaluates and writes.
+    """
+    say = _Printer(rank)
+    began = time.monotonic()
+
+    # --- Data: the same on every process, from the same seed -----------------------------
+    comments = load_comments(
+        config.data, text_column=config.text_column, label_column=config.label_column
+    )
+    say(comments.summary())
+    test_file = None
+    if config.test_data:
+        test_file = load_comments(
+            config.test_data, text_column=config.text_column, label_column=config.label_column
+        )
+        say(f"test file: {test_file.summary()}")
+    split = split_comments(
+        comments.texts, comments.labels, fractions=config.fractions, seed=config.seed
+    )
+    tokenizer = build_tokenizer(
+        (comments.texts[row] for row in split.train),
+        max_vocab=config.max_vocab,
+        max_len=config.max_len,
+    )
+    ids: CommentIds = TokenizedOnTheFly(comments.texts, tokenizer)
+    if config.pretokenize:
+        if rank == 0:
+            pretokenize(comments.texts, tokenizer, config.out.parent / "pretokenized")
+        _wait_for_all(world)
+        ids = pretokenize(comments.texts, tokenizer, config.out.parent / "pretokenized")
+
+    # --- Model, loss, optimizer, schedule --------------------------------------------------
+    torch.manual_seed(config.seed)
+    model = ToxicityEncoder(config.model_config(len(tokenizer.vocabulary))).to(device)
+    positive = float(comments.labels[split.train].sum())
+    pos_weight = torch.tensor((len(split.train) - positive) / positive, device=device)
+    loss_of = nn.BCEWithLogitsLoss(pos_weight=pos_weight, reduction="none")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+    )
+    global_batch = config.batch_size * world
+    steps_per_epoch = math.ceil(len(split.train) / global_batch)
+    total_steps = steps_per_epoch * config.epochs
+    autocast_dtype = _autocast_dtype(config, device)
+    say(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters on {world} x {device.type} "
+        f"({autocast_dtype or 'fp32'}); {len(split.train):,} training comments, "
+        f"{total_steps:,} steps of {global_batch}; pos_weight {pos_weight.item():.3f}"
+    )
+
+    # --- Resume where an interrupted run with the same settings stopped ----------------------
+    identity = _identity(config, comments, split.fingerprint, global_batch)
+    work = config.out.with_name(config.out.name + ".partial")
+    if rank == 0:
+        _prepare(work, identity, restart=config.restart)
+    _wait_for_all(world)
+    progress = artifacts.load_progress(work, model, optimizer) or {
+        "identity": identity,
+        "step": 0,
+        "epoch_loss": [],
+        "history": [],
+        "seconds": 0.0,
+        "tokens": 0,
+    }
+    if progress["step"]:
+        say(f"resuming after step {progress['step']:,} of {total_steps:,}")
+    parallel = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    stop = _StopRequest(enabled=world == 1)
+
+    # --- The loop --------------------------------------------------------------------------
+    history: list[dict[str, Any]] = progress["history"]
+    bar = say.progress_bar(total_steps, progress["step"])
+    while progress["step"] < total_steps and not _stalled(history, config.patience):
+        epoch, done = divmod(progress["step"], steps_per_epoch)
+        parallel.train()
+        for batch in training_batches(
+            ids, split.train, batch_size=global_batch, seed=config.seed, epoch=epoch, start=done
+        ):
+            step_began = time.monotonic()
+            step = progress["step"]
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * lr_share(step, total_steps, config.warmup_share)
+            # The seed of a step is its number: dropout after a resume is as if never stopped.
+            torch.manual_seed(config.seed * 1_000_003 + step * world + rank)
+            # A process without comments in the last batch takes one with weight 0: it must
+            # meet the others in the gradient exchange.
+            weight = float(len(batch.rows) > rank)
+            part = batch.part(rank, world) if weight else batch.part(0, len(batch.rows))
+            labels = torch.from_numpy(comments.labels[part.rows]).to(device)
+            with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+                logits = parallel(part.input_ids.to(device), part.attention_mask.to(device))
+            # DDP averages over processes; the mean over the whole batch is wanted.
+            loss = loss_of(logits.float(), labels).sum() * (weight * world / len(batch.rows))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            optimizer.step()
+
+            progress["step"] = step + 1
+            progress["epoch_loss"].append(_mean_over_processes(loss.detach(), world))
+            progress["tokens"] += int(batch.attention_mask.sum())
+            progress["seconds"] += time.monotonic() - step_began
+            bar(progress["step"], f"loss {np.mean(progress['epoch_loss'][-50:]):.4f}")
+            if stop.requested or progress["step"] % config.checkpoint_steps == 0:
+                if rank == 0:
+                    artifacts.save_progress(work, model, optimizer, progress)
+                if stop.requested:
+                    say(
+                        f"saved after step {progress['step']:,}; the same command goes on from here"
+                    )
+                    raise KeyboardInterrupt
+
+        # --- End of an epoch: validate, keep the best ------------------------------------------
+        if rank == 0:
+            validation_logits = logits_of(model, ids, split.validation)
+            metrics = classification_metrics(comments.labels[split.validation], validation_logits)
+            train_loss = float(np.mean(progress["epoch_loss"]))
+            best_before = max((entry["auroc"] for entry in history), default=-1.0)
+            history.append(
+                {"epoch": epoch + 1, "step": progress["step"], "train_loss": train_loss, **metrics}
+            )
+            say(
+                f"epoch {epoch + 1}: training loss {train_loss:.4f}, validation loss "
+                f"{metrics['loss']:.4f}, F1 {metrics['f1']:.4f}, AUROC {metrics['auroc']:.4f}"
+            )
+            if metrics["auroc"] > best_before:
+                artifacts.save_weights(work, model)
+            progress["epoch_loss"] = []
+            artifacts.save_progress(work, model, optimizer, progress)
+        else:
+            progress["epoch_loss"] = []
+        _share_history(history, world)
+
+    # --- Best checkpoint, test metrics, the finished folder ----------------------------------
+    if rank != 0:
+        return
+    remedy = "start over with --restart"
+    model.load_state_dict(artifacts.load_tensors(work / artifacts.WEIGHTS_FILE, remedy))
+    best = max(history, key=lambda entry: entry["auroc"])
+    results = {
+        "synthetic_data": bool(comments.source["synthetic"]),
+        "best_epoch": best["epoch"],
+        "stopped_early": progress["step"] < total_steps,
+        "validation": {k: best[k] for k in best if k not in ("epoch", "step", "train_loss")},
+        "test": _metrics_on(model, ids, split.test, comments.labels),
+        "history": history,
+        "pos_weight": pos_weight.item(),
+        "comments_cut_at_max_len": _count_cut(comments.texts, tokenizer),
+        "training_seconds": round(progress["seconds"], 1),
+        "real_tokens_per_second": round(progress["tokens"] / max(progress["seconds"], 1e-9)),
+    }
+    if test_file is not None:
+        rows = np.arange(len(test_file.texts))
+        test_ids = TokenizedOnTheFly(test_file.texts, tokenizer)
+        results["test_file"] = {
+            "source": test_file.source,
+            **_metrics_on(model, test_ids, rows, test_file.labels),
+        }
+    artifacts.write_atomically(work / TOKENIZER_FILE, tokenizer.to_json())
+    artifacts.write_json(
+        work / artifacts.CONFIG_FILE,
+        {
+            "model": dataclasses.asdict(model.config),
+            "train": config.to_json(),
+            "data": comments.source,
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "unicode": tokenizer.rule.unicode_version,
+            },
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "processes": world,
+        },
+    )
+    artifacts.write_json(work / artifacts.SPLIT_FILE, split.to_json())
+    artifacts.write_json(work / artifacts.METRICS_FILE, results)
+    plot_curves(history, work / artifacts.CURVES_FILE)
+    artifacts.clear_progress(work)
+    artifacts.replace_folder(work, config.out)
+    for name in ("validation", "test", "test_file"):
+        if name in results:
+            say(_metrics_line(name, results[name]))
+    say(
+        f"{config.out}: best epoch {best['epoch']}, "
+        f"{results['real_tokens_per_second']:,} real tokens/s, "
+        f"{time.monotonic() - began:.0f} s in all"
+    )
+
+
+def lr_share(step: int, total_steps: int, warmup_share: float) -> float:
+    """Share of the peak learning rate at `step`: a linear rise, then half a cosine to 0."""
+    warmup = round(total_steps * warmup_share)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
+
+
+def _device(config: TrainConfig) -> torch.device:
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise BadInput("--device is cuda, but torch sees no GPU; use --device cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    if config.precision == "bf16":
+        return torch.bfloat16
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if config.precision == "auto" and has_bf16 else None
+
+
+def _identity(
+    config: TrainConfig, comments: Comments, fingerprint: str, global_batch: int
+) -> dict[str, Any]:
+    """What must be the same for a run to go on: every setting that changes the weights."""
+    settings = config.to_json()
+    for name in ("out", "test_data", "pretokenize", "checkpoint_steps", "restart", "device"):
+        del settings[name]
+    settings["fractions"] = list(config.fractions)
+    del settings["batch_size"]
+    return {
+        **settings,
+        "global_batch": global_batch,
+        "split": fingerprint,
+        "rows": len(comments.texts),
+    }
+
+
+def _prepare(work: Path, identity: dict[str, Any], *, restart: bool) -> None:
+    """Make the working folder; refuse to mix two different runs in it."""
+    if restart:
+        shutil.rmtree(work, ignore_errors=True)
+    progress = work / artifacts.PROGRESS_FILE
+    if progress.exists():
+        earlier = artifacts.read_json(progress, "start over with --restart")["identity"]
+        for name, value in identity.items():
+            if earlier.get(name) != value:
+                raise BadInput(
+                    f"{work} holds an interrupted run with {name} {earlier.get(name)!r}, expected "
+                    f"{value!r}; give the same settings to go on, or --restart to drop it"
+                )
+    work.mkdir(parents=True, exist_ok=True)
+
+
+def _stalled(history: list[dict[str, Any]], patience: int) -> bool:
+    if not history:
+        return False
+    best = max(range(len(history)), key=lambda i: history[i]["auroc"])
+    return len(history) - 1 - best >= patience
+
+
+def _metrics_on(
+    model: ToxicityEncoder, ids: CommentIds, rows: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    return classification_metrics(labels[rows], logits_of(model, ids, rows))
+
+
+def _metrics_line(name: str, metrics: dict[str, float]) -> str:
+    shown = ("accuracy", "precision", "recall", "f1", "auroc")
+    return f"{name:<10} " + "  ".join(f"{key} {metrics[key]:.4f}" for key in shown)
+
+
+def _count_cut(texts: list[str], tokenizer: Any) -> int:
+    return sum(tokenizer.encode_and_cut(text)[1] for text in texts)
+
+
+def _wait_for_all(world: int) -> None:
+    if world > 1:
+        dist.barrier()
+
+
+def _mean_over_processes(loss: torch.Tensor, world: int) -> float:
+    if world > 1:
+        dist.all_reduce(loss)
+    return loss.item() / world
+
+
+def _share_history(history: list[dict[str, Any]], world: int) -> None:
+    """Every process must agree on when to stop: take rank 0's history."""
+    if world > 1:
+        shared = [history]
+        dist.broadcast_object_list(shared, src=0)
+        history[:] = shared[0]
+
+
+class _StopRequest:
+    """Turns the first Ctrl-C or SIGTERM into a stop after the step; the second one is at once."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self.requested = False
+        if enabled:
+            signal.signal(signal.SIGINT, self._handle)
+            signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, signum: int, _frame: Any) -> None:
+        self.requested = True
+        signal.signal(signum, signal.SIG_DFL)
+
+
+class _Printer:
+    """Lines and progress of rank 0: a bar on a terminal, a plain line now and then otherwise."""
+
+    def __init__(self, rank: int) -> None:
+        self._on = rank == 0
+
+    def __call__(self, line: str) -> None:
+        if self._on:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def progress_bar(self, total: int, initial: int) -> Any:
+        if self._on and sys.stderr.isatty():
+            bar = tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True)
+
+            def advance(step: int, text: str) -> None:
+                bar.set_postfix_str(text, refresh=False)
+                bar.update(step - bar.n)
+                if step == total:
+                    bar.close()
+
+            return advance
+        last = time.monotonic()
+
+        def line(step: int, text: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                self(f"step {step:,} of {total:,}  {text}")
+
+        return line
+
+
+if __name__ == "__main__":
+    run(main)

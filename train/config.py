@@ -1,0 +1,67 @@
+"""Every choice of a training run, in one frozen dataclass; saved beside the weights it made."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from train.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Flags of `python -m train`."""
+
+    data: str = Field(
+        "synthetic",
+        description="labelled comments: 'synthetic', 'synthetic:ROWS', a .csv, .csv.gz, .zip or "
+        ".parquet file, or 'hub:OWNER/NAME[:SPLIT]'",
+    )
+    test_data: str | None = Field(
+        None, description="a second labelled file: evaluated, never split or trained on"
+    )
+    text_column: str | None = Field(None, description="column of the comment, if not a known name")
+    label_column: str | None = Field(None, description="column of the label, if not a known name")
+    out: Path = Field(Path("runs/model"), description="folder of the finished run")
+    fractions: tuple[float, float, float] = Field(
+        (0.8, 0.1, 0.1), description="shares of the training, validation and test split"
+    )
+    seed: int = Field(0, ge=0, description="seed of the split, the weights and the batches")
+    max_vocab: int = Field(30_000, ge=4, description="tokens kept, special ones included")
+    max_len: int = Field(256, ge=2, description="longest comment in tokens, [CLS] included")
+    d_model: int = Field(192, ge=1, description="width of the residual stream")
+    n_layers: int = Field(4, ge=1, description="encoder blocks")
+    n_heads: int = Field(4, ge=1, description="attention heads; divides d_model")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over d_model")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout probability")
+    epochs: int = Field(4, ge=1, description="passes over the training split, at most")
+    batch_size: int = Field(128, ge=1, description="comments a step and device")
+    lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
+    warmup_share: float = Field(
+        0.06, ge=0, lt=1, description="share of the steps with a rising learning rate"
+    )
+    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    patience: int = Field(2, ge=1, description="epochs without a better validation AUROC to stop")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 autocast on a GPU that has it, else fp32"
+    )
+    pretokenize: bool = Field(
+        False, description="tokenize once, store the ids on disk and memory-map them"
+    )
+    checkpoint_steps: int = Field(200, ge=1, description="steps between two saves of the progress")
+    restart: bool = Field(False, description="drop an interrupted run instead of resuming it")
+
+    def model_config(self, vocab_size: int) -> ModelConfig:
+        """The part that fixes the shapes of the weights."""
+        names = {field.name for field in dataclasses.fields(ModelConfig)} - {"vocab_size"}
+        return ModelConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in names})
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field as JSON, paths as they were given."""
+        return {**dataclasses.asdict(self), "out": str(self.out)}
