@@ -1,0 +1,274 @@
+"""Fill a Triton model repository with one more version, whole or not at all, and check it.
+
+    model_repository/
+        toxicity/config.pbtxt            text in, score out; Python backend
+        toxicity/<N>/                    one version, never changed once it is there
+        toxicity_encoder/config.pbtxt    ids in, logit out; onnxruntime backend of a stock image
+        toxicity_encoder/<N>/model.onnx  the same bytes
+
+`python -m export` calls `publish`; `python -m serve.triton start` calls `verify` first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+import contract
+import train.tokenizer
+from contract import (
+    ARTIFACT_FILE,
+    ENCODER_MODEL,
+    MAX_BATCH_SIZE,
+    ONNX_FILE,
+    PUBLIC_MODEL,
+    TOKENIZER_FILE,
+    BadInput,
+)
+from export.scorer import Scorer
+from train.artifacts import read_json, sha256_of, write_atomically, write_json
+
+CONFIG_FILE = "config.pbtxt"
+_REMEDY = "run `make export` to publish a new version"
+_CODE = {
+    "model.py": Path(__file__).with_name("triton_model.py"),
+    "scorer.py": Path(__file__).with_name("scorer.py"),
+    "contract.py": Path(contract.__file__),
+    "tokenizer.py": Path(train.tokenizer.__file__),
+}
+"""Served file -> its source. Copies, so that a version stays what it was when it was tested."""
+
+
+# --- Configurations ----------------------------------------------------------------------
+def public_config(instances: int) -> pb.ModelConfig:
+    """Text -> score with `instances` processes, for Triton's Python backend."""
+    config = pb.ModelConfig(
+        name=PUBLIC_MODEL,
+        backend="python",
+        max_batch_size=MAX_BATCH_SIZE,
+        input=[pb.ModelInput(name=contract.TEXT, data_type=pb.TYPE_STRING, dims=[1])],
+        output=[
+            pb.ModelOutput(name=contract.PROBABILITY, data_type=pb.TYPE_FP32, dims=[1]),
+            pb.ModelOutput(name=contract.LOGIT, data_type=pb.TYPE_FP32, dims=[1]),
+            pb.ModelOutput(name=contract.MODEL_VERSION, data_type=pb.TYPE_STRING, dims=[1]),
+        ],
+        instance_group=[
+            pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)
+        ],
+    )
+    config.dynamic_batching.SetInParent()  # no delay: a batch is what queued while one ran
+    return config
+
+
+def encoder_config(instances: int) -> pb.ModelConfig:
+    """Ids -> logit, for the onnxruntime backend of a stock Triton image.
+
+    The graph gives its logit as [B], and Triton wants at least one dimension beside the batch:
+    `dims: [1]` with an empty `reshape` is its documented form for that
+    (docs/user_guide/model_configuration.md, "Reshape").
+    """
+    ids = [contract.INPUT_IDS, contract.ATTENTION_MASK]
+    config = pb.ModelConfig(
+        name=ENCODER_MODEL,
+        backend="onnxruntime",
+        max_batch_size=MAX_BATCH_SIZE,
+        input=[pb.ModelInput(name=name, data_type=pb.TYPE_INT64, dims=[-1]) for name in ids],
+        output=[
+            pb.ModelOutput(
+                name=contract.LOGIT,
+                data_type=pb.TYPE_FP32,
+                dims=[1],
+                reshape=pb.ModelTensorReshape(),
+            )
+        ],
+        instance_group=[
+            pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)
+        ],
+    )
+    config.dynamic_batching.SetInParent()
+    for key in ("intra_op_thread_count", "inter_op_thread_count"):
+        config.parameters[key].string_value = "1"
+    return config
+
+
+# --- Publishing --------------------------------------------------------------------------
+def versions(repository: Path) -> list[int]:
+    """Published versions, oldest first."""
+    return _versions(repository / PUBLIC_MODEL)
+
+
+def publish(
+    repository: Path,
+    *,
+    onnx_path: Path,
+    tokenizer_path: Path,
+    artifact: dict[str, Any],
+    instances: int,
+    keep_versions: int = 3,
+) -> int:
+    """Add one version and return its number; older ones stay servable whatever happens.
+
+    Args:
+        onnx_path: graph with the tensors of the contract, one file.
+        tokenizer_path: JSON of `train.tokenizer.Tokenizer`.
+        artifact: what the version is; needs `device` ("cpu" or "cuda"). The version number and
+            the size and sha256 of every file are added to it.
+        instances: model processes of each server.
+        keep_versions: newest versions that stay when the new one is in place.
+    """
+    with _locked(repository):
+        published = versions(repository)
+        version = max(published, default=0) + 1
+        _clear_interrupted(repository, newest=version - 1)
+        # Inside the model's own folder, where Triton skips names that are not numbers.
+        with (
+            _staging(repository / PUBLIC_MODEL) as public,
+            _staging(repository / ENCODER_MODEL) as encoder,
+        ):
+            sources = {**_CODE, ONNX_FILE: onnx_path, TOKENIZER_FILE: tokenizer_path}
+            for name, source in sources.items():
+                write_atomically(public / name, source.read_bytes())
+            files = {name: _fingerprint(public / name) for name in sorted(sources)}
+            write_json(public / ARTIFACT_FILE, {**artifact, "version": version, "files": files})
+            _link_or_copy(public / ONNX_FILE, encoder / ONNX_FILE)
+            for folder in (public, encoder):
+                _fsync_folder(folder)
+            _write_config(repository, encoder_config(instances))
+            _write_config(repository, public_config(instances))
+            _put(encoder, repository / ENCODER_MODEL / str(version))
+            try:
+                _put(public, repository / PUBLIC_MODEL / str(version))  # from here it counts
+            except BaseException:
+                _clear_interrupted(repository, newest=version - 1)
+                raise
+        for old in [*published, version][:-keep_versions]:
+            for model in (PUBLIC_MODEL, ENCODER_MODEL):
+                shutil.rmtree(repository / model / str(old), ignore_errors=True)
+    return version
+
+
+def _versions(model_folder: Path) -> list[int]:
+    if not model_folder.is_dir():
+        return []
+    return sorted(int(folder.name) for folder in model_folder.iterdir() if folder.name.isdecimal())
+
+
+@contextlib.contextmanager
+def _locked(repository: Path) -> Iterator[None]:
+    repository.mkdir(parents=True, exist_ok=True)
+    with (repository / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _staging(model_folder: Path) -> Iterator[Path]:
+    model_folder.mkdir(exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=model_folder, prefix=".staging-"))
+    staging.chmod(0o755)  # mkdtemp's 0700 would hide it from a server's user
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _clear_interrupted(repository: Path, *, newest: int) -> None:
+    """Drop what a killed `publish` left: staging folders, and an encoder without its public half."""
+    for model in (PUBLIC_MODEL, ENCODER_MODEL):
+        for folder in (repository / model).glob(".staging-*"):
+            shutil.rmtree(folder)
+    for version in _versions(repository / ENCODER_MODEL):
+        if version > newest:
+            shutil.rmtree(repository / ENCODER_MODEL / str(version))
+
+
+def _write_config(repository: Path, config: pb.ModelConfig) -> None:
+    path = repository / config.name / CONFIG_FILE
+    text = text_format.MessageToString(config)
+    if not path.exists() or path.read_text("utf-8") != text:
+        write_atomically(path, text)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # a filesystem without hard links
+        write_atomically(target, source.read_bytes())
+
+
+def _put(staged: Path, target: Path) -> None:
+    staged.rename(target)
+    _fsync_folder(target.parent)
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+
+
+# --- Reading back ------------------------------------------------------------------------
+def version_folder(repository: Path, version: int | None = None) -> Path:
+    """Folder of a version of the public model, the newest by default. Raises BadInput."""
+    published = versions(repository)
+    if not published:
+        raise BadInput(
+            f"{repository} holds no published model, expected one; run `make train export`"
+        )
+    if version is not None and version not in published:
+        raise BadInput(
+            f"version is {version}, expected one of {published} in {repository}; {_REMEDY}"
+        )
+    return repository / PUBLIC_MODEL / str(version or published[-1])
+
+
+def read_artifact(repository: Path, version: int | None = None) -> dict[str, Any]:
+    """artifact.json of a version, the newest by default. Raises BadInput."""
+    return read_json(version_folder(repository, version) / ARTIFACT_FILE, _REMEDY)
+
+
+def verify(repository: Path, version: int | None = None) -> dict[str, Any]:
+    """`read_artifact`, once every file has the size and sha256 that it was published with.
+
+    Raises BadInput that names the first file which is missing or altered.
+    """
+    folder = version_folder(repository, version)
+    artifact = read_artifact(repository, version)
+    files = artifact.get("files", {})
+    missing = sorted({*_CODE, ONNX_FILE, TOKENIZER_FILE} - files.keys())
+    if missing:
+        raise BadInput(f"{folder / ARTIFACT_FILE} does not list {missing[0]}; {_REMEDY}")
+    encoder_path = repository / ENCODER_MODEL / folder.name / ONNX_FILE
+    paths = [(folder / name, expected) for name, expected in files.items()]
+    for path, expected in [*paths, (encoder_path, files[ONNX_FILE])]:
+        if not path.is_file():
+            raise BadInput(f"{path} is missing from the published version; {_REMEDY}")
+        if (found := _fingerprint(path)) != expected:
+            raise BadInput(
+                f"{path} is damaged: its sha256 is {found['sha256'][:12]}..., expected "
+                f"{str(expected.get('sha256'))[:12]}...; {_REMEDY}"
+            )
+    return artifact
+
+
+def load_scorer(repository: Path, version: int | None = None) -> Scorer:
+    """Scorer of a verified version, for offline use: the served code on the served files."""
+    artifact = verify(repository, version)
+    folder = version_folder(repository, version)
+    tokenizer = train.tokenizer.Tokenizer.from_json((folder / TOKENIZER_FILE).read_text("utf-8"))
+    return Scorer(folder / ONNX_FILE, tokenizer, artifact["device"])

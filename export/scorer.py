@@ -1,0 +1,90 @@
+"""Texts -> logits with a published ONNX graph: the code that the server runs, usable without it.
+
+`export.repository.publish` copies this file beside every published model; parity tests and
+offline scoring import it from here. NumPy, ONNX Runtime and the standard library only.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from contract import ATTENTION_MASK, INPUT_IDS, LOGIT, MAX_BATCH_SIZE
+
+if TYPE_CHECKING:  # served beside this file as `tokenizer`, hence handed in and not imported
+    from train.tokenizer import Tokenizer
+
+_WARM_UP_WORD = "don't "
+"""Three tokens."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Result of one call of `Scorer.score`, rows in the order of the texts."""
+
+    logit: NDArray[np.float32]
+    """float32 [B]."""
+    tokens: int
+    """Tokens that ran through the encoder, [CLS] included."""
+    cut: int
+    """Comments that were cut at the tokenizer's `max_len`."""
+
+
+class Scorer:
+    """One ONNX Runtime session with one thread, and its tokenizer.
+
+    A comment only ever runs with comments of exactly its own length in tokens. So no padding
+    is computed, and a score cannot depend on how much of it there would have been.
+    """
+
+    def __init__(self, onnx_path: Path, tokenizer: Tokenizer, device: str = "cpu") -> None:
+        """Load the graph. `device` is "cpu" or "cuda"; raises RuntimeError without the latter."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+        self._session: Any = ort.InferenceSession(onnx_path, options, providers=[provider])
+        if provider not in self._session.get_providers():
+            raise RuntimeError(f"this ONNX Runtime has no {provider}; install onnxruntime-gpu")
+        self._tokenizer = tokenizer
+
+    def score(self, texts: Sequence[str]) -> Scores:
+        """Logits of any number of comments, none included; an empty comment is valid."""
+        rows_of_length: dict[int, list[int]] = defaultdict(list)
+        encoded = [self._tokenizer.encode_and_cut(text) for text in texts]
+        for row, (ids, _) in enumerate(encoded):
+            rows_of_length[len(ids)].append(row)
+        logit_B = np.empty(len(texts), np.float32)
+        for rows in rows_of_length.values():
+            for at in range(0, len(rows), MAX_BATCH_SIZE):
+                part = rows[at : at + MAX_BATCH_SIZE]
+                logit_B[part] = self._run(np.array([encoded[row][0] for row in part], np.int64))
+        return Scores(
+            logit=logit_B,
+            tokens=sum(len(ids) for ids, _ in encoded),
+            cut=sum(was_cut for _, was_cut in encoded),
+        )
+
+    def warm_up(self) -> None:
+        """Score real text of several lengths and batch sizes, so that no first user waits."""
+        for words in (0, 1, 4, 16, self._tokenizer.max_len):
+            for copies in (1, 8):
+                self.score([_WARM_UP_WORD * words] * copies)
+
+    def _run(self, ids_BL: NDArray[np.int64]) -> NDArray[np.float32]:
+        feeds = {INPUT_IDS: ids_BL, ATTENTION_MASK: np.ones_like(ids_BL)}
+        logit_B: NDArray[np.float32] = self._session.run([LOGIT], feeds)[0]
+        return logit_B
+
+
+def probability(logit: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logistic function, float32 of any shape; never overflows, and 0.5 at exactly 0."""
+    decay = np.exp(-np.abs(logit))
+    return np.where(logit >= 0, np.float32(1), decay) / (1 + decay)

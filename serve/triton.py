@@ -1,0 +1,385 @@
+"""The real `tritonserver` in the background, on this machine only: `make serve`, `make stop`.
+
+    python -m serve.triton start     # start it, or load a newer version into the running one
+    python -m serve.triton status
+    python -m serve.triton stop
+
+The server is the one inside the nvidia-pytriton wheel, with its Python backend; nothing else of
+that package is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from contract import GRPC_PORT, HOST, HTTP_PORT, METRICS_PORT, PUBLIC_MODEL, TEXT, BadInput
+from export.repository import verify, versions
+from train.artifacts import write_json
+from train.cli import parse_config, run
+
+_EXAMPLE = "Thank you, that was a kind and thoughtful answer."
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Flags of `python -m serve.triton`."""
+
+    action: Literal["start", "stop", "status"] = Field(description="start, stop or status")
+    repository: Path = Field(Path("model_repository"), description="filled model repository")
+    run_dir: Path = Field(Path("runs/serve"), description="log and process file of the server")
+    http_port: int = Field(HTTP_PORT, ge=1, le=65535, description="port of HTTP requests")
+    grpc_port: int = Field(GRPC_PORT, ge=1, le=65535, description="port of gRPC requests")
+    metrics_port: int = Field(METRICS_PORT, ge=1, le=65535, description="port of /metrics")
+    ready_timeout_s: float = Field(120, gt=0, description="longest wait for a ready server")
+    stop_timeout_s: float = Field(30, gt=0, description="longest wait for requests in flight")
+
+    @property
+    def log(self) -> Path:
+        return self.run_dir / "tritonserver.log"
+
+    @property
+    def process_file(self) -> Path:
+        return self.run_dir / "server.json"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that `start` started, as its process file describes it."""
+
+    pid: int
+    create_time: float
+    repository: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{HOST}:{self.http_port}"
+
+
+def main() -> None:
+    config = parse_config(
+        ServeConfig,
+        None,
+        prog="python -m serve.triton",
+        description="Start, stop or look at the local Triton server.",
+        positional="action",
+    )
+    {"start": start, "stop": stop, "status": status}[config.action](config)
+
+
+def start(config: ServeConfig) -> None:
+    """Serve the newest published version; return once it answers.
+
+    Raises BadInput for a missing or damaged model, a taken port, an incomplete installation
+    and a server that dies while it starts.
+    """
+    verify(config.repository)
+    server = running(config)
+    if server is not None:
+        _update(config, server)
+        return
+    for flag in ("http_port", "grpc_port", "metrics_port"):
+        _refuse_taken_port(getattr(config, flag), flag)
+    process = _launch(config)
+    server = Server(
+        pid=process.pid,
+        create_time=psutil.Process(process.pid).create_time(),
+        repository=str(config.repository.resolve()),
+        http_port=config.http_port,
+        grpc_port=config.grpc_port,
+        metrics_port=config.metrics_port,
+    )
+    write_json(config.process_file, vars(server) | {})
+    try:
+        _wait_until_ready(config, server, process)
+    except BaseException:
+        stop(config, quiet=True)
+        raise
+    _print_addresses(config, server)
+
+
+def stop(config: ServeConfig, *, quiet: bool = False) -> None:
+    """End the server of `config.run_dir`: let requests in flight finish, then kill it."""
+    say = (lambda _: None) if quiet else print
+    server = running(config)
+    if server is None:
+        config.process_file.unlink(missing_ok=True)
+        say(f"no server is running from {config.run_dir}")
+        return
+    process = psutil.Process(server.pid)
+    family = [process, *process.children(recursive=True)]
+    process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=config.stop_timeout_s)
+    for left in alive:
+        left.kill()
+    psutil.wait_procs(alive, timeout=5)
+    config.process_file.unlink(missing_ok=True)
+    say(f"stopped the server (process {server.pid})")
+
+
+def status(config: ServeConfig) -> None:
+    """Print what runs from `config.run_dir`."""
+    server = running(config)
+    if server is None:
+        print(f"no server is running from {config.run_dir}; start it with `make serve`")
+        return
+    print(f"process {server.pid} serves version {served_version(server)} of {server.repository}")
+    _print_addresses(config, server)
+
+
+def running(config: ServeConfig) -> Server | None:
+    """The live server of `config.run_dir`, if there is one; a recycled process id is not it."""
+    try:
+        server = Server(**json.loads(config.process_file.read_text("utf-8")))
+        process = psutil.Process(server.pid)
+        if process.create_time() != server.create_time:
+            return None
+        return None if process.status() == psutil.STATUS_ZOMBIE else server
+    except (FileNotFoundError, ValueError, TypeError, psutil.NoSuchProcess):
+        return None
+
+
+def served_version(server: Server) -> int | None:
+    """Newest version of the public model that answers, or None when none does."""
+    try:
+        metadata = _get_json(f"{server.http_url}/v2/models/{PUBLIC_MODEL}")
+    except OSError:
+        return None
+    return max((int(version) for version in metadata["versions"]), default=None)
+
+
+# --- Starting ----------------------------------------------------------------------------
+def _launch(config: ServeConfig) -> subprocess.Popen[bytes]:
+    wheel = _wheel()
+    environment = _environment(wheel)
+    backends = _lay_out_backends(wheel, config.run_dir / "backends", environment)
+    command = [
+        str(_executable(wheel / "bin" / "tritonserver")),
+        f"--model-repository={config.repository.resolve()}",
+        f"--backend-directory={backends.resolve()}",
+        "--model-control-mode=explicit",
+        f"--load-model={PUBLIC_MODEL}",
+        "--disable-auto-complete-config",
+        *(f"--{service}-address={HOST}" for service in ("http", "grpc", "metrics")),
+        f"--http-port={config.http_port}",
+        f"--grpc-port={config.grpc_port}",
+        f"--metrics-port={config.metrics_port}",
+        f"--exit-timeout-secs={int(config.stop_timeout_s)}",
+    ]
+    with config.log.open("wb") as log:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C in this terminal is not for the server
+        )
+
+
+def _wheel() -> Path:
+    spec = find_spec("pytriton")
+    root = (
+        Path(spec.submodule_search_locations[0])
+        if spec and spec.submodule_search_locations
+        else None
+    )
+    if root is None or not (root / "tritonserver" / "bin" / "tritonserver").exists():
+        raise BadInput(
+            f"nvidia-pytriton is not installed for {sys.executable}, expected its tritonserver; "
+            "run `make serve`, or `pip install --no-deps nvidia-pytriton==0.7.0`"
+        )
+    return root / "tritonserver"
+
+
+def _environment(wheel: Path) -> dict[str, str]:
+    """The stub finds this interpreter's packages by the `python3` that is first on PATH."""
+    libraries = [
+        str(wheel.parent.parent / "nvidia_pytriton.libs"),
+        sysconfig.get_config_var("LIBDIR") or "",  # this interpreter's libpython before any other
+        os.environ.get("LD_LIBRARY_PATH", ""),
+    ]
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
+    }
+
+
+def _lay_out_backends(wheel: Path, backends: Path, environment: dict[str, str]) -> Path:
+    """Copy the Python backend with the stub of this interpreter beside it."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / python / "triton_python_backend_stub"
+    if not stub.exists():
+        known = sorted(path.name for path in stub.parent.parent.iterdir())
+        raise BadInput(
+            f"Python is {python}, expected one that this Triton has a backend for "
+            f"({', '.join(known)}); make the environment with one of them"
+        )
+    target = backends / "python"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(
+        wheel / "backends" / "python", target, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy(stub, target)
+    linked = subprocess.run(
+        ["ldd", str(_executable(target / stub.name))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    lost = [line.split()[0] for line in linked.splitlines() if "not found" in line]
+    if lost:
+        raise BadInput(
+            f"{lost[0]} is nowhere to be found, expected the shared library of Python {python}; "
+            f"run `apt-get install libpython{python}`, or use a Python built with --enable-shared"
+        )
+    return backends
+
+
+def _executable(path: Path) -> Path:
+    if not os.access(path, os.X_OK):
+        path.chmod(0o755)
+    return path
+
+
+def _refuse_taken_port(port: int, flag: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            owner = _listener(port)
+            raise BadInput(
+                f"port {port} is taken{f' by process {owner}' if owner else ''}, expected a free "
+                f"one; stop that process or set --{flag.replace('_', '-')}"
+            ) from None
+
+
+def _listener(port: int) -> str | None:
+    for connection in psutil.net_connections("tcp"):
+        if connection.laddr and connection.laddr.port == port and connection.pid:
+            if connection.status == psutil.CONN_LISTEN:
+                return f"{connection.pid} ({psutil.Process(connection.pid).name()})"
+    return None
+
+
+def _wait_until_ready(
+    config: ServeConfig, server: Server, process: subprocess.Popen[bytes]
+) -> None:
+    deadline = time.monotonic() + config.ready_timeout_s
+    while not _is_ready(server):
+        if process.poll() is not None:
+            raise BadInput(
+                f"tritonserver ended with status {process.returncode} before it was ready: "
+                f"{_reason(config.log)}; the whole log is {config.log}"
+            )
+        if time.monotonic() > deadline:
+            raise BadInput(
+                f"tritonserver is not ready after {config.ready_timeout_s:g} s: "
+                f"{_reason(config.log)}; the whole log is {config.log}, the limit is "
+                "--ready-timeout-s"
+            )
+        time.sleep(_POLL_S)
+
+
+def _is_ready(server: Server) -> bool:
+    try:
+        with urllib.request.urlopen(
+            f"{server.http_url}/v2/models/{PUBLIC_MODEL}/ready", timeout=5
+        ) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _reason(log: Path) -> str:
+    """The most telling line of a Triton log: its first error, else its last line."""
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
+    errors = [line for line in lines if line[:1] == "E" and line[1:5].isdecimal()]
+    line = (errors or [line for line in lines if line] or ["the log is empty"])[0 if errors else -1]
+    return line.split("] ", 1)[-1].strip('"').removesuffix("At:").strip()
+
+
+# --- A server that already runs ----------------------------------------------------------
+def _update(config: ServeConfig, server: Server) -> None:
+    """Load the newest version into a running server, which keeps answering meanwhile."""
+    if str(config.repository.resolve()) != server.repository:
+        raise BadInput(
+            f"the server of {config.run_dir} serves {server.repository}, expected "
+            f"{config.repository.resolve()}; run `make stop` first"
+        )
+    newest, served = versions(config.repository)[-1], served_version(server)
+    if newest == served:
+        print(f"already serving version {served}")
+    else:
+        print(f"loading version {newest}; version {served} answers until it is ready")
+        reload(server)
+        if (now := served_version(server)) != newest:
+            raise BadInput(
+                f"the server answers with version {now}, expected {newest}; see {config.log}"
+            )
+    _print_addresses(config, server)
+
+
+def reload(server: Server) -> None:
+    """Ask a running server to load what is newest; on BadInput the old version still answers."""
+    url = f"{server.http_url}/v2/repository/models/{PUBLIC_MODEL}/load"
+    try:
+        with urllib.request.urlopen(url, data=b"{}", timeout=300):
+            pass
+    except urllib.error.HTTPError as error:
+        reason = json.loads(error.read()).get("error", "no reason given").splitlines()[0]
+        raise BadInput(
+            f"the server could not load the new version ({reason}), the old one still answers; "
+            "run `make export` again"
+        ) from error
+    except OSError as error:
+        raise BadInput(
+            f"{server.http_url} does not answer ({error}); run `make stop serve`"
+        ) from error
+
+
+# --- Telling -----------------------------------------------------------------------------
+def _print_addresses(config: ServeConfig, server: Server) -> None:
+    url = f"{server.http_url}/v2/models/{PUBLIC_MODEL}/infer"
+    body = json.dumps(
+        {"inputs": [{"name": TEXT, "datatype": "BYTES", "shape": [1, 1], "data": [_EXAMPLE]}]}
+    )
+    print(f"HTTP     {server.http_url}")
+    print(f"gRPC     {HOST}:{server.grpc_port}")
+    print(f"metrics  http://{HOST}:{server.metrics_port}/metrics")
+    print(f"log      {config.log}")
+    print(f"$ curl -s {url} -d '{body}'")
+    print(json.dumps(_get_json(url, body.encode())))
+
+
+def _get_json(url: str, body: bytes | None = None) -> dict[str, Any]:
+    with urllib.request.urlopen(url, data=body, timeout=10) as answer:
+        document: dict[str, Any] = json.load(answer)
+    return document
+
+
+if __name__ == "__main__":
+    run(main)
