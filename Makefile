@@ -1,0 +1,76 @@
+# Raw labelled comments to a measured Triton deployment. `make help` lists the targets.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+SHELL := /bin/bash
+
+# --- Variables, each settable on the command line or in the environment ------------------
+DATA ?= synthetic
+TEST_DATA ?=
+TRAIN_ARGS ?=
+PRECISION ?= int8
+EXPORT_ARGS ?=
+REPOSITORY ?= model_repository
+HTTP_PORT ?= 8000
+GRPC_PORT ?= 8001
+METRICS_PORT ?= 8002
+TEXT ?= you are a wonderful person
+USERS ?= 16
+SECONDS_EACH ?= 20
+BENCH_ARGS ?=
+TEST_ARGS ?=
+PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# GPU wheels where there is an NVIDIA driver, CPU wheels otherwise.
+RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
+PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+
+.PHONY: help install train export serve stop score test check bench clean
+
+help: ## list the targets and their variables
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-8s %s\n", $$1, $$2; if ($$3) printf "  %-8s   %s\n", "", $$3}'
+
+install: $(READY) ## make the virtual environment from the pinned constraints|PYTHON
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found, expected one on PATH (Triton 24.10 needs numpy < 2, which has no later build); install it or give PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q -c constraints.txt pip setuptools
+	$(RUN) -m pip install -q -c constraints.txt torch
+	$(RUN) -m pip install -q -c constraints.txt --no-build-isolation -e '.[$(RUNTIME),serve,bench,test]'
+	@# Only its tritonserver is used; its own requirements would hold back the others.
+	$(RUN) -m pip install -q -c constraints.txt --no-deps nvidia-pytriton
+	@touch $@
+
+train: $(READY) ## train on labelled comments, into runs/model|DATA=file TEST_DATA=file TRAIN_ARGS="--epochs 2 ..."
+	$(RUN) -m train --data '$(DATA)' $(if $(TEST_DATA),--test-data '$(TEST_DATA)') $(TRAIN_ARGS)
+
+export: $(READY) ## trace, quantize, check and publish into model_repository/|PRECISION=int8|fp32 REPOSITORY=folder EXPORT_ARGS="..."
+	$(RUN) -m export --precision $(PRECISION) --repository '$(REPOSITORY)' $(EXPORT_ARGS)
+
+serve: $(READY) ## start the real tritonserver, or load a newer version into it|HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY
+	$(RUN) -m serve.triton start --repository '$(REPOSITORY)' $(PORTS)
+
+stop: $(READY) ## end that server, finishing what is in flight
+	$(RUN) -m serve.triton stop
+
+score: $(READY) ## score one comment against the running server|TEXT="..." HTTP_PORT
+	@$(VENV)/bin/score --url 127.0.0.1:$(HTTP_PORT) '$(subst ','\'',$(TEXT))'
+
+test: $(READY) ## run every test, the fast ones first|TEST_ARGS="-k tokenizer"
+	$(RUN) -m pytest $(TEST_ARGS)
+
+check: $(READY) ## formatting, lint and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS SECONDS_EACH BENCH_ARGS="..."
+	$(RUN) -m bench.run --users $(USERS) --seconds $(SECONDS_EACH) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(BENCH_ARGS)
+
+clean: ## remove the virtual environment, runs and caches; model_repository/ stays
+	-@test ! -x $(RUN) || $(RUN) -m serve.triton stop >/dev/null 2>&1
+	rm -rf $(VENV) runs bench/out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
