@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -48,7 +50,7 @@ def test_ids_are_bounded_and_start_with_cls(text: str) -> None:
     ids, cut = TOKENIZER.encode_and_cut(text)
     assert ids[0] == CLS_ID
     assert 1 <= len(ids) <= TOKENIZER.max_len
-    assert all(UNK_ID == i or 3 <= i < len(TOKENIZER.vocabulary) for i in ids[1:])
+    assert all(i == UNK_ID or 3 <= i < len(TOKENIZER.vocabulary) for i in ids[1:])
     assert cut == (len(list(TOKENIZER.tokens(text))) + 1 > TOKENIZER.max_len)
 
 
@@ -136,8 +138,6 @@ def test_damaged_file_is_refused_in_one_line(text: str, message: str) -> None:
 
 def test_module_needs_nothing_but_the_standard_library() -> None:
     """It runs inside the server, beside its copy of contract.py."""
-    source = open(tokenizer_module.__file__, encoding="utf-8").read()
+    source = Path(tokenizer_module.__file__).read_text("utf-8")
     imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
-    import sys
-
     assert imported - set(sys.stdlib_module_names) - {"__future__"} == {"contract"}
