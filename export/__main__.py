@@ -24,6 +24,7 @@ from export.config import ExportConfig
 from export.parity import Comment, Finding
 from export.quantize import integer_matmuls, quantize
 from export.repository import publish
+from export.scorer import Scorer
 from export.trace import trace
 from train.artifacts import (
     METRICS_FILE,
@@ -142,6 +143,8 @@ class _Subject:
     ids: TokenizedOnTheFly
     split: Split
     sample: list[Comment]
+    validation: list[Comment]
+    validation_logits: np.ndarray  # float32 [n] of PyTorch
 
     @property
     def max_len(self) -> int:
@@ -166,12 +169,16 @@ def _load_subject(config: ExportConfig) -> _Subject:
             "with --data, or train again"
         )
     ids = TokenizedOnTheFly(comments.texts, checkpoint.tokenizer)
-    rows = np.random.default_rng(config.seed).permutation(split.validation)[:_SAMPLE]
-    sample = [parity.named(int(row), comments.texts[row], ids[row]) for row in rows]
+    validation = [parity.named(int(i), comments.texts[i], ids[i]) for i in split.validation]
+    chosen = np.random.default_rng(config.seed).permutation(len(validation))[:_SAMPLE]
+    sample = [validation[i] for i in chosen]
     over_long = "you are fine . " * checkpoint.tokenizer.max_len
     for name, text in {"empty": "", "one letter": "a", "over-long": over_long}.items():
         sample.append(parity.named(name, text, checkpoint.tokenizer.encode(text)))
-    return _Subject(checkpoint, comments.texts, comments.labels, ids, split, sample)
+    logits = logits_of(checkpoint.model, ids, split.validation)
+    return _Subject(
+        checkpoint, comments.texts, comments.labels, ids, split, sample, validation, logits
+    )
 
 
 def _fp32_gates(subject: _Subject, fp32: Path, seed: int) -> list[Finding]:
@@ -180,20 +187,24 @@ def _fp32_gates(subject: _Subject, fp32: Path, seed: int) -> list[Finding]:
     return [
         parity.shape_parity(reference, candidate, sample, max_len=subject.max_len, seed=seed),
         parity.comment_parity(
-            "fp32_comments",
+            "fp32_edge_cases",
             contract.FP32_LOGIT_ATOL,
             parity.run_batch(reference, sample),
             parity.run_batch(candidate, sample),
             [comment.name for comment in sample],
+        ),
+        parity.comment_parity(
+            "fp32_served_text",
+            contract.FP32_LOGIT_ATOL,
+            subject.validation_logits,
+            _served(subject, fp32),
+            [comment.name for comment in subject.validation],
         ),
         _invariance("fp32_batch_invariance", contract.FP32_INVARIANCE_ATOL, subject, fp32, seed),
     ]
 
 
 def _int8_gates(subject: _Subject, int8: Path, quantized: int, seed: int) -> list[Finding]:
-    rows = subject.split.validation
-    comments = [parity.named(int(row), subject.texts[row], subject.ids[row]) for row in rows]
-    candidate = parity.onnx_runner(int8)
     layers = 4 * subject.checkpoint.model.config.n_layers
     running = integer_matmuls(int8)
     return [
@@ -205,12 +216,18 @@ def _int8_gates(subject: _Subject, int8: Path, quantized: int, seed: int) -> lis
         ),
         _invariance("int8_batch_invariance", contract.INT8_INVARIANCE_ATOL, subject, int8, seed),
         *parity.quality_parity(
-            subject.labels[rows],
-            logits_of(subject.checkpoint.model, subject.ids, rows),
-            np.array([parity.run_batch(candidate, [comment])[0] for comment in comments]),
-            [comment.name for comment in comments],
+            subject.labels[subject.split.validation],
+            subject.validation_logits,
+            _served(subject, int8),
+            [comment.name for comment in subject.validation],
         ),
     ]
+
+
+def _served(subject: _Subject, path: Path) -> np.ndarray:
+    """float32 [n] logits of the validation texts from the very code that a server runs."""
+    texts = [subject.texts[row] for row in subject.split.validation]
+    return Scorer(path, subject.checkpoint.tokenizer).score(texts).logit
 
 
 def _invariance(gate: str, bound: float, subject: _Subject, path: Path, seed: int) -> Finding:

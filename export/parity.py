@@ -53,10 +53,10 @@ class Comment:
     """A comment as the gates know it: `name` is how a report calls it, `ids` int [L]."""
 
     name: str
-    ids: Sequence[int]
+    ids: Sequence[int] | np.ndarray
 
 
-def named(row: int | str, text: str, ids: Sequence[int]) -> Comment:
+def named(row: int | str, text: str, ids: Sequence[int] | np.ndarray) -> Comment:
     """A comment called by its row and the start of its text, on one line of ASCII."""
     start = text[:60].encode("unicode_escape").decode("ascii")
     return Comment(f"comment {row} ({len(ids)} tokens) '{start}'", ids)

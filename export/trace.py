@@ -40,6 +40,7 @@ def trace(model: ToxicityEncoder, path: Path) -> None:
             dynamic_shapes={INPUT_IDS: axes, ATTENTION_MASK: axes},
             verbose=False,
         )
+    assert program is not None  # None only when asked to write the file itself
     proto = program.model_proto
     # Traces of where each node came from in this machine's files: of no use to a server.
     for node in proto.graph.node:

@@ -49,18 +49,30 @@ def main() -> None:
     device = _device(config)
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    stop = StopRequest()
+    if world == 1:  # several processes would stop at different steps; they have the last save
+        stop.listen()
     try:
-        train(config, device, rank=rank, world=world)
+        train(config, device, stop=stop, rank=rank, world=world)
     finally:
         if world > 1:
             dist.destroy_process_group()
 
 
-def train(config: TrainConfig, device: torch.device, *, rank: int = 0, world: int = 1) -> None:
+def train(
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    stop: StopRequest | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> None:
     """Run one training from the data to the finished folder `config.out`.
 
     Every process of a `torchrun` calls this with its `rank`; rank 0 evaluates and writes.
+    Raises KeyboardInterrupt at the first step after `stop` was requested, progress saved.
     """
+    stop = stop or StopRequest()
     say = _Printer(rank)
     began = time.monotonic()
 
@@ -126,7 +138,6 @@ def train(config: TrainConfig, device: torch.device, *, rank: int = 0, world: in
     if progress["step"]:
         say(f"resuming after step {progress['step']:,} of {total_steps:,}")
     parallel = nn.parallel.DistributedDataParallel(model) if world > 1 else model
-    stop = _StopRequest(enabled=world == 1)
 
     # --- The loop --------------------------------------------------------------------------
     history: list[dict[str, Any]] = progress["history"]
@@ -348,14 +359,15 @@ def _share_history(history: list[dict[str, Any]], world: int) -> None:
         history[:] = shared[0]
 
 
-class _StopRequest:
+class StopRequest:
     """Turns the first Ctrl-C or SIGTERM into a stop after the step; the second one is at once."""
 
-    def __init__(self, *, enabled: bool) -> None:
+    def __init__(self) -> None:
         self.requested = False
-        if enabled:
-            signal.signal(signal.SIGINT, self._handle)
-            signal.signal(signal.SIGTERM, self._handle)
+
+    def listen(self) -> None:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._handle)
 
     def _handle(self, signum: int, _frame: Any) -> None:
         self.requested = True

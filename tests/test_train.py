@@ -1,0 +1,284 @@
+"""Training: what it writes, resumes, refuses, and that several processes equal one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
+
+from contract import CLS_ID, PAD_ID, TOKENIZER_FILE, BadInput
+from train.__main__ import StopRequest, lr_share, train
+from train.artifacts import (
+    CONFIG_FILE,
+    CURVES_FILE,
+    METRICS_FILE,
+    SPLIT_FILE,
+    WEIGHTS_FILE,
+    load_checkpoint,
+)
+from train.batches import TokenizedOnTheFly, collate
+from train.config import TrainConfig
+from train.data import load_comments
+from train.evaluate import classification_metrics, logits_of
+from train.model import ModelConfig, ToxicityEncoder
+from train.split import split_comments
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
+
+
+def test_finished_run_is_complete_and_learned(trained_run: Path) -> None:
+    names = {path.name for path in trained_run.iterdir()}
+    assert names == {
+        WEIGHTS_FILE,
+        CONFIG_FILE,
+        TOKENIZER_FILE,
+        SPLIT_FILE,
+        METRICS_FILE,
+        CURVES_FILE,
+    }
+    assert not trained_run.with_name(trained_run.name + ".partial").exists()
+    metrics = json.loads((trained_run / METRICS_FILE).read_text())
+    assert metrics["synthetic_data"] is True
+    for part in ("validation", "test"):
+        assert 0.6 < metrics[part]["auroc"] < 0.999
+    assert metrics["comments_cut_at_max_len"] > 0
+    assert (trained_run / CURVES_FILE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_are_those_of_the_saved_weights(trained_run: Path) -> None:
+    """metrics.json against an evaluation of the loaded files, from the raw texts."""
+    checkpoint = load_checkpoint(trained_run)
+    settings = checkpoint.config["train"]
+    comments = load_comments(settings["data"])
+    split = split_comments(
+        comments.texts, comments.labels, fractions=settings["fractions"], seed=settings["seed"]
+    )
+    recorded = json.loads((trained_run / SPLIT_FILE).read_text())
+    assert split.fingerprint == recorded["fingerprint"]
+    ids = TokenizedOnTheFly(comments.texts, checkpoint.tokenizer)
+    metrics = json.loads((trained_run / METRICS_FILE).read_text())
+    for part, rows in (("validation", split.validation), ("test", split.test)):
+        logits = logits_of(checkpoint.model, ids, rows)
+        assert metrics[part]["auroc"] == pytest.approx(
+            roc_auc_score(comments.labels[rows], logits), abs=1e-6
+        )
+    positive = comments.labels[split.train].sum()
+    assert metrics["pos_weight"] == pytest.approx((len(split.train) - positive) / positive)
+
+
+def small(out: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "data": "synthetic:600",
+        "out": out,
+        "max_vocab": 500,
+        "max_len": 24,
+        "d_model": 16,
+        "n_layers": 1,
+        "n_heads": 2,
+        "epochs": 2,
+        "batch_size": 32,
+        "checkpoint_steps": 5,
+        "device": "cpu",
+    }
+    return TrainConfig(**{**values, **changes})
+
+
+class StopAfter(StopRequest):
+    """Asks for a stop once the loop has looked this often."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    @property
+    def requested(self) -> bool:
+        self._left -= 1
+        return self._left <= 0
+
+
+@pytest.mark.parametrize("stop_after", [3, 15, 17])
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop_after: int) -> None:
+    whole, parts = small(tmp_path / "whole"), small(tmp_path / "parts")
+    train(whole, CPU)
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, CPU, stop=StopAfter(stop_after))
+    assert not parts.out.exists()
+    train(parts, CPU)
+    one, other = load_file(whole.out / WEIGHTS_FILE), load_file(parts.out / WEIGHTS_FILE)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    history = [json.loads((c.out / METRICS_FILE).read_text())["history"] for c in (whole, parts)]
+    assert history[0] == history[1]
+
+
+def test_pretokenized_run_gives_the_same_weights(tmp_path: Path) -> None:
+    live = small(tmp_path / "live")
+    stored = dataclasses.replace(live, out=tmp_path / "stored", pretokenize=True)
+    train(live, CPU)
+    train(stored, CPU)
+    assert (tmp_path / "pretokenized").is_dir()
+    one, other = load_file(live.out / WEIGHTS_FILE), load_file(stored.out / WEIGHTS_FILE)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_interrupted_run_is_not_mixed_with_other_settings(tmp_path: Path) -> None:
+    config = small(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, CPU, stop=StopAfter(3))
+    with pytest.raises(BadInput, match=r"interrupted run with lr 0.0003, expected 0.01.*--restart"):
+        train(dataclasses.replace(config, lr=0.01), CPU)
+    train(dataclasses.replace(config, lr=0.01, restart=True, epochs=1), CPU)
+    assert config.out.is_dir()
+
+
+def test_new_run_replaces_the_old_only_when_it_is_finished(tmp_path: Path) -> None:
+    config = small(tmp_path / "run", epochs=1)
+    train(config, CPU)
+    before = (config.out / WEIGHTS_FILE).read_bytes()
+    other = dataclasses.replace(config, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(other, CPU, stop=StopAfter(2))
+    assert (config.out / WEIGHTS_FILE).read_bytes() == before
+    train(other, CPU)
+    assert (config.out / WEIGHTS_FILE).read_bytes() != before
+
+
+def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
+    """Dropout off: its masks are drawn per process. 32 + 32 comments a step against 64."""
+    flags = "--data synthetic:600 --max-vocab 500 --max-len 24 --d-model 16 --n-layers 1"
+    flags += " --n-heads 2 --epochs 1 --dropout 0 --device cpu"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for name, launcher, size in (
+        ("one", [sys.executable], 64),
+        ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"], 32),
+    ):
+        command = [*launcher, "-m", "train", *flags.split(), "--batch-size", str(size)]
+        subprocess.run(
+            [*command, "--out", str(tmp_path / name)],
+            cwd=ROOT,
+            env=environment,
+            check=True,
+            capture_output=True,
+            timeout=240,
+        )
+    one, two = (load_file(tmp_path / name / WEIGHTS_FILE) for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=2e-5, rtol=1e-4)
+    initial = ToxicityEncoder(load_checkpoint(tmp_path / "one").model.config)
+    assert not torch.allclose(one["head.weight"], initial.head.weight, atol=1e-3)
+    metrics = [json.loads((tmp_path / n / METRICS_FILE).read_text()) for n in ("one", "two")]
+    assert metrics[0]["test"]["auroc"] == pytest.approx(metrics[1]["test"]["auroc"], abs=1e-3)
+
+
+def test_second_file_is_evaluated_and_not_trained_on(tmp_path: Path) -> None:
+    other = tmp_path / "other.csv"
+    other.write_text("comment_text,target\n" + "you are an idiot,1\nthank you,0\n" * 20)
+    with_file = small(tmp_path / "with", epochs=1, test_data=str(other))
+    without = small(tmp_path / "without", epochs=1)
+    train(with_file, CPU)
+    train(without, CPU)
+    assert json.loads((with_file.out / METRICS_FILE).read_text())["test_file"]["comments"] == 40
+    one, two = load_file(with_file.out / WEIGHTS_FILE), load_file(without.out / WEIGHTS_FILE)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_padding_and_company_do_not_change_a_logit() -> None:
+    torch.manual_seed(0)
+    model = ToxicityEncoder(ModelConfig(vocab_size=50, d_model=16, n_layers=2, n_heads=2)).eval()
+    rng = np.random.default_rng(0)
+    ids = [[CLS_ID, *rng.integers(3, 50, size=n).tolist()] for n in (0, 1, 9, 40)]
+    with torch.inference_mode():
+        batch = collate(np.arange(4), ids)
+        together = model(batch.input_ids, batch.attention_mask)
+        for row, comment in enumerate(ids):
+            alone = collate(np.arange(1), [comment])
+            torch.testing.assert_close(
+                model(alone.input_ids, alone.attention_mask)[0], together[row], atol=1e-5, rtol=0
+            )
+            # What stands in the padding is never read.
+            batch.input_ids[row, len(comment) :] = 7
+        torch.testing.assert_close(
+            model(batch.input_ids, batch.attention_mask), together, atol=1e-6, rtol=0
+        )
+    assert PAD_ID == 0
+
+
+def test_metrics_against_hand_counted_values() -> None:
+    labels = np.array([1, 1, 0, 0, 0])
+    logits = np.array([2.0, -1.0, 1.0, -2.0, -3.0])
+    metrics = classification_metrics(labels, logits)
+    assert metrics["accuracy"] == pytest.approx(3 / 5)
+    assert metrics["precision"] == metrics["recall"] == metrics["f1"] == pytest.approx(1 / 2)
+    assert metrics["auroc"] == pytest.approx(5 / 6)
+    terms = [math.log1p(math.exp(-x if y else x)) for x, y in zip(logits, labels, strict=True)]
+    assert metrics["loss"] == pytest.approx(np.mean(terms))
+
+
+def test_learning_rate_rises_then_falls_to_zero() -> None:
+    shares = [lr_share(step, 100, 0.1) for step in range(101)]
+    assert shares[0] == pytest.approx(0.1)
+    assert max(shares) == shares[9] == 1.0
+    assert shares[10:] == sorted(shares[10:], reverse=True)
+    assert shares[100] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--lr -1", r"--lr is '-1': Input should be greater than 0"),
+        ("--epochs many", r"--epochs is 'many'"),
+        ("--colour red", r"unrecognized arguments: --colour red; see python -m train --help"),
+        ("--device tpu", r"argument --device: invalid choice: 'tpu'"),
+        ("--d-model 10 --n-heads 4 --data synthetic:600", r"d_model 10 is not a multiple"),
+        ("--data missing.csv", r"missing.csv"),
+        ("--fractions 0.8 0.1", r"--fractions"),
+    ],
+)
+def test_bad_flag_is_one_line_and_status_2(flags: str, message: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "train", *flags.split(), "--out", str(tmp_path / "run")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_checkpoint_is_refused_in_one_line(trained_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    def damaged(name: str, data: bytes) -> Path:
+        copy = tmp_path / name.replace(".", "-")
+        shutil.copytree(trained_run, copy)
+        (copy / name).write_bytes(data)
+        return copy
+
+    weights = (trained_run / WEIGHTS_FILE).read_bytes()
+    for name, data, message in (
+        (WEIGHTS_FILE, weights[:1000], "not a readable safetensors file"),
+        (CONFIG_FILE, b"{", "not valid JSON"),
+        (CONFIG_FILE, b'{"model": {"vocab_size": 7}}', "does not fit"),
+        (TOKENIZER_FILE, b"{}", "tokenizer file is not readable"),
+    ):
+        with pytest.raises(BadInput, match=message) as error:
+            load_checkpoint(damaged(name, data))
+        assert "\n" not in str(error.value)
+        shutil.rmtree(tmp_path / name.replace(".", "-"))
+    with pytest.raises(BadInput, match="make train"):
+        load_checkpoint(tmp_path / "nowhere")
