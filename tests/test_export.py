@@ -1,0 +1,337 @@
+"""Export: what is published passed the gates, and every gate goes red when it should."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
+
+import contract
+import export.__main__ as export_main
+from contract import BadInput, GateFailed
+from export import parity
+from export.config import ExportConfig
+from export.parity import Comment, batch_invariance, onnx_runner, shape_parity, torch_runner
+from export.quantize import _OneByOne, integer_matmuls, linear_nodes, quantize
+from export.repository import load_scorer, read_artifact, versions
+from export.trace import trace
+from train.artifacts import Checkpoint, load_checkpoint, sha256_of
+from train.batches import TokenizedOnTheFly
+from train.data import load_comments
+
+SMALL = {"calibration_comments": 64, "instances": 1}
+
+
+@pytest.fixture(scope="module")
+def exported(
+    trained_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ExportConfig, dict[str, object]]:
+    root = tmp_path_factory.mktemp("exported")
+    config = ExportConfig(
+        checkpoint=trained_run, repository=root / "repository", out=root / "out", **SMALL
+    )
+    return config, export_main.export(config)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained_run: Path) -> Checkpoint:
+    return load_checkpoint(trained_run)
+
+
+@pytest.fixture(scope="module")
+def comments(checkpoint: Checkpoint) -> list[Comment]:
+    texts = load_comments(checkpoint.config["train"]["data"]).texts[:24]
+    edge = ["", "a", "you are fine . " * 200]
+    return [parity.named(i, t, checkpoint.tokenizer.encode(t)) for i, t in enumerate(texts + edge)]
+
+
+def test_every_gate_holds_and_is_in_the_report(
+    exported: tuple[ExportConfig, dict[str, object]],
+) -> None:
+    config, report = exported
+    assert json.loads((config.out / "report.json").read_text()) == report
+    gates = {gate["gate"]: gate for gate in report["gates"]}
+    assert {
+        "fp32_shapes",
+        "fp32_edge_cases",
+        "fp32_served_text",
+        "fp32_batch_invariance",
+        "int8_layers_in_float",
+        "int8_batch_invariance",
+        "int8_logit_max",
+        "int8_logit_mean",
+        "int8_auroc",
+        "int8_flipped_share",
+    } == gates.keys()
+    assert all(gate["holds"] and gate["worst"] for gate in gates.values())
+    assert gates["int8_batch_invariance"]["value"] == 0.0
+
+
+def test_report_and_artifact_name_the_published_bytes(
+    exported: tuple[ExportConfig, dict[str, object]],
+) -> None:
+    config, report = exported
+    folder = config.repository / contract.PUBLIC_MODEL / "1"
+    files = report["published"]["files"]
+    assert {path.name for path in folder.iterdir()} == files.keys()
+    for name, described in files.items():
+        assert described["sha256"] == sha256_of(folder / name)
+    artifact = read_artifact(config.repository)
+    assert artifact["precision"] == "int8"
+    assert artifact["tolerances"]["int8_logit_max"] == contract.INT8_LOGIT_ATOL
+
+
+def test_graph_has_the_contracts_names_types_and_dynamic_axes(
+    exported: tuple[ExportConfig, dict[str, object]],
+) -> None:
+    for name in ("fp32.onnx", "int8.onnx"):
+        graph = onnx.load(exported[0].out / name).graph
+        shape = {
+            value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+            for value in [*graph.input, *graph.output]
+        }
+        assert shape == {
+            contract.INPUT_IDS: ["batch", "length"],
+            contract.ATTENTION_MASK: ["batch", "length"],
+            contract.LOGIT: ["batch"],
+        }
+        types = [value.type.tensor_type.elem_type for value in [*graph.input, *graph.output]]
+        assert types == [onnx.TensorProto.INT64] * 2 + [onnx.TensorProto.FLOAT]
+
+
+def test_int8_runs_every_linear_layer_on_integers(
+    exported: tuple[ExportConfig, dict[str, object]], checkpoint: Checkpoint
+) -> None:
+    layers = 4 * checkpoint.model.config.n_layers
+    out = exported[0].out
+    assert len(linear_nodes(out / "fp32.onnx")) == layers
+    assert integer_matmuls(out / "int8.onnx") == layers
+    assert integer_matmuls(out / "fp32.onnx") == 0
+
+
+def test_int8_weights_keep_to_seven_bits(
+    exported: tuple[ExportConfig, dict[str, object]],
+) -> None:
+    """Beyond +-64, kernels without VNNI saturate and two CPUs disagree."""
+    graph = onnx.load(exported[0].out / "int8.onnx").graph
+    weights = [
+        numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2
+    ]
+    assert weights
+    assert max(int(np.abs(weight.astype(int)).max()) for weight in weights) <= 64
+
+
+def test_offline_scorer_reads_what_was_published(
+    exported: tuple[ExportConfig, dict[str, object]], checkpoint: Checkpoint
+) -> None:
+    texts = load_comments(checkpoint.config["train"]["data"]).texts[:100]
+    scores = load_scorer(exported[0].repository).score(texts)
+    direct = onnx_runner(exported[0].out / "int8.onnx")
+    for text, logit in zip(texts, scores.logit, strict=True):
+        comment = Comment("", checkpoint.tokenizer.encode(text))
+        assert parity.run_batch(direct, [comment])[0] == logit
+
+
+# --- Each gate goes red --------------------------------------------------------------------
+def edited(source: Path, target: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
+    model = onnx.load(source)
+    edit(model)
+    target.write_bytes(model.SerializeToString())
+    return target
+
+
+def corrupt_one_weight(model: onnx.ModelProto) -> None:
+    """One number of the last output projection, by a tenth of the layer's spread."""
+    tensor = next(
+        t for t in reversed(model.graph.initializer) if "mlp.3.bias" in t.name or len(t.dims) == 2
+    )
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[values.size // 2] += 0.1 * values.std() + 0.01
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def drop_the_mask(model: onnx.ModelProto) -> None:
+    """Attention sees padding: every use of the mask reads ones of its shape instead."""
+    graph = model.graph
+    ones = [
+        onnx.helper.make_node("Shape", [contract.ATTENTION_MASK], ["mask_shape"]),
+        onnx.helper.make_node(
+            "ConstantOfShape",
+            ["mask_shape"],
+            ["all_ones"],
+            value=onnx.helper.make_tensor("one", onnx.TensorProto.INT64, [1], [1]),
+        ),
+    ]
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == contract.ATTENTION_MASK:
+                node.input[index] = "all_ones"
+    for node in reversed(ones):
+        graph.node.insert(0, node)
+
+
+@pytest.mark.parametrize("damage", [corrupt_one_weight, drop_the_mask])
+def test_fp32_gate_goes_red(
+    damage: Callable[[onnx.ModelProto], None],
+    exported: tuple[ExportConfig, dict[str, object]],
+    checkpoint: Checkpoint,
+    comments: list[Comment],
+    tmp_path: Path,
+) -> None:
+    good = exported[0].out / "fp32.onnx"
+    bad = edited(good, tmp_path / "bad.onnx", damage)
+    reference = torch_runner(checkpoint.model)
+    max_len = checkpoint.tokenizer.max_len
+    assert shape_parity(reference, onnx_runner(good), comments, max_len=max_len, seed=0).holds
+    finding = shape_parity(reference, onnx_runner(bad), comments, max_len=max_len, seed=0)
+    assert not finding.holds
+    assert re.search(r"batch \d+ x length \d+, row \d+", finding.worst)
+
+
+def test_invariance_gate_goes_red_without_the_mask(
+    exported: tuple[ExportConfig, dict[str, object]], comments: list[Comment], tmp_path: Path
+) -> None:
+    bad = edited(exported[0].out / "fp32.onnx", tmp_path / "bad.onnx", drop_the_mask)
+    run = onnx_runner(bad)
+    assert not batch_invariance("gate", 1e-5, run, comments, [], max_len=64, seed=0).holds
+
+
+def test_invariance_gate_goes_red_for_dynamic_int8(
+    exported: tuple[ExportConfig, dict[str, object]],
+    checkpoint: Checkpoint,
+    comments: list[Comment],
+    tmp_path: Path,
+) -> None:
+    source, dynamic = exported[0].out / "fp32.onnx", tmp_path / "dynamic.onnx"
+    quantize_dynamic(source, dynamic, nodes_to_quantize=linear_nodes(source))
+    max_len = checkpoint.tokenizer.max_len
+    mates = parity.adversarial_mates(checkpoint.model, max_len=max_len, seed=0)
+    finding = batch_invariance(
+        "gate",
+        contract.INT8_INVARIANCE_ATOL,
+        onnx_runner(dynamic),
+        comments,
+        mates,
+        max_len=max_len,
+        seed=0,
+    )
+    assert not finding.holds
+    assert finding.worst.startswith("comment ")
+
+
+def test_nan_never_passes(comments: list[Comment]) -> None:
+    def broken(input_ids: np.ndarray, _mask: np.ndarray) -> np.ndarray:
+        return np.full(len(input_ids), np.nan, np.float32)
+
+    def fine(input_ids: np.ndarray, _mask: np.ndarray) -> np.ndarray:
+        return np.zeros(len(input_ids), np.float32)
+
+    assert not shape_parity(fine, broken, comments, max_len=64, seed=0).holds
+    assert not batch_invariance("gate", 1.0, broken, comments, [], max_len=64, seed=0).holds
+    labels, logits = np.array([0, 1]), np.zeros(2, np.float32)
+    findings = parity.quality_parity(labels, logits, logits * np.nan, ["a", "b"])
+    assert not findings[0].holds
+
+
+def all_operators_int8(fp32: Path, int8: Path, calibration: object) -> int:
+    quantize_static(
+        fp32,
+        int8,
+        _OneByOne(calibration),
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    return len(linear_nodes(fp32))
+
+
+def float_in_disguise(fp32: Path, int8: Path, _calibration: object) -> int:
+    int8.write_bytes(fp32.read_bytes())
+    return len(linear_nodes(fp32))
+
+
+def damaged_int8(fp32: Path, int8: Path, calibration: object) -> int:
+    count = quantize(fp32, int8, calibration)
+
+    def silence_a_layer(model: onnx.ModelProto) -> None:
+        tensor = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8)
+        zeros = np.zeros_like(numpy_helper.to_array(tensor))
+        tensor.CopyFrom(numpy_helper.from_array(zeros, tensor.name))
+
+    edited(int8, int8, silence_a_layer)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "gate"),
+    [
+        (all_operators_int8, r"gate int8_\w+ is"),
+        (float_in_disguise, r"gate int8_layers_in_float is 8, expected at most 0"),
+        (damaged_int8, r"gate int8_\w+ is .*comment \d+ \(\d+ tokens\)"),
+    ],
+)
+def test_failed_gate_publishes_nothing_and_keeps_the_old_version(
+    quantizer: Callable[..., int],
+    gate: str,
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = ExportConfig(
+        checkpoint=trained_run, repository=tmp_path / "repository", out=tmp_path / "out", **SMALL
+    )
+    export_main.export(dataclasses.replace(config, precision="fp32"))
+    before = sorted(path for path in config.repository.rglob("*") if path.is_file())
+    monkeypatch.setattr(export_main, "quantize", quantizer)
+    with pytest.raises(GateFailed, match=gate) as error:
+        export_main.export(config)
+    assert error.value.exit_status == 3
+    assert "\n" not in str(error.value)
+    assert sorted(path for path in config.repository.rglob("*") if path.is_file()) == before
+    assert versions(config.repository) == [1]
+    assert read_artifact(config.repository)["precision"] == "fp32"
+    report = json.loads((config.out / "report.json").read_text())
+    assert report["published"] is None
+    assert not all(entry["holds"] for entry in report["gates"])
+
+
+def test_changed_comments_are_refused(trained_run: Path, tmp_path: Path) -> None:
+    config = ExportConfig(
+        checkpoint=trained_run,
+        repository=tmp_path / "repository",
+        out=tmp_path / "out",
+        data="synthetic:700",
+        **SMALL,
+    )
+    with pytest.raises(BadInput, match=r"are not those that .* was trained on"):
+        export_main.export(config)
+    assert not config.repository.exists()
+
+
+def test_trace_of_one_comment_of_one_token(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The shape that a careless example would have made the only one."""
+    path = tmp_path / "model.onnx"
+    trace(checkpoint.model, path)
+    lone = [Comment("lone", [contract.CLS_ID])]
+    one = parity.run_batch(onnx_runner(path), lone)
+    assert one == pytest.approx(parity.run_batch(torch_runner(checkpoint.model), lone), abs=1e-5)
+
+
+def test_ids_of_the_checkpoint_and_of_the_published_tokenizer_agree(
+    exported: tuple[ExportConfig, dict[str, object]],
+) -> None:
+    folder = exported[0].repository / contract.PUBLIC_MODEL / "1"
+    assert (folder / contract.TOKENIZER_FILE).read_bytes() == (
+        exported[0].checkpoint / contract.TOKENIZER_FILE
+    ).read_bytes()
+    source = Path(TokenizedOnTheFly.__module__.replace(".", "/")).parent / "tokenizer.py"
+    assert (folder / "tokenizer.py").read_bytes() == source.read_bytes()

@@ -1,0 +1,109 @@
+"""Strict, stratified split of labelled comments; copies of a text never straddle two parts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from contract import BadInput
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of each part, sorted int64; disjoint and together every row."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    fingerprint: str
+    """sha256 over every text, its part, the fractions and the seed."""
+    seed: int
+    fractions: tuple[float, float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """What a reader needs to make the same split, and to know that it is the same."""
+        return {
+            "fingerprint": self.fingerprint,
+            "seed": self.seed,
+            "fractions": self.fractions,
+            "train": len(self.train),
+            "validation": len(self.validation),
+            "test": len(self.test),
+        }
+
+
+def split_comments(
+    texts: list[str],
+    labels: np.ndarray,
+    *,
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+) -> Split:
+    """Split rows into training, validation and test part, stratified on the label.
+
+    Exact duplicates of a text move as one; their label for the stratification is the mean one.
+    `labels` are 0 or 1, [n]. Raises BadInput for fractions that cannot be, or for too few
+    comments of a class to have it in every part.
+    """
+    fractions = (fractions[0], fractions[1], fractions[2])
+    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise BadInput(
+            f"--fractions is {list(fractions)}, expected three positive numbers that sum to 1; "
+            "0.8 0.1 0.1 is the default"
+        )
+    _, first, group = np.unique(
+        np.array([_digest(text) for text in texts]), return_index=True, return_inverse=True
+    )
+    # Groups are numbered by their first row, so that the split does not depend on the digest.
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    group = rank[group]
+    positive_share = np.bincount(group, weights=labels) / np.bincount(group)
+    group_label = positive_share >= 0.5
+
+    _, validation_share, test_share = fractions
+    try:
+        rest, test = train_test_split(
+            np.arange(len(first)), test_size=test_share, stratify=group_label, random_state=seed
+        )
+        train, validation = train_test_split(
+            rest,
+            test_size=validation_share / (1 - test_share),
+            stratify=group_label[rest],
+            random_state=seed,
+        )
+    except ValueError as error:
+        raise BadInput(
+            f"{len(first)} different comments, {int(group_label.sum())} of them toxic, are too few "
+            f"for a stratified split into {list(fractions)}; give more comments"
+        ) from error
+    part = np.empty(len(first), np.int64)
+    for number, groups in enumerate((train, validation, test)):
+        part[groups] = number
+    part_of_row = part[group]
+    rows = [np.flatnonzero(part_of_row == number) for number in range(3)]
+    if any(len(np.unique(labels[chosen])) < 2 for chosen in rows):
+        raise BadInput(
+            f"{int(labels.sum())} toxic comments of {len(texts)} leave a part of the split with "
+            "one class; give more comments"
+        )
+    fingerprint = _fingerprint(texts, part_of_row, fractions, seed)
+    return Split(rows[0], rows[1], rows[2], fingerprint, seed, fractions)
+
+
+def _digest(text: str) -> bytes:
+    # The last byte guards against NumPy, which drops zero bytes at the end of a fixed-width item.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() + b"\x01"
+
+
+def _fingerprint(
+    texts: list[str], part_of_row: np.ndarray, fractions: tuple[float, ...], seed: int
+) -> str:
+    digest = hashlib.sha256(f"{fractions} {seed} {len(texts)}".encode())
+    for text, part in zip(texts, part_of_row, strict=True):
+        digest.update(_digest(text) + bytes([part]))
+    return digest.hexdigest()
