@@ -67,6 +67,8 @@ PROBABILITY = "probability"
 MODEL_VERSION = "model_version"
 """BYTES [B, 1], the number of the version folder that answered."""
 MAX_BATCH_SIZE = 64
+MAX_QUEUED_COMMENTS = 256
+"""Comments that may wait in one model process; a request that finds no room is refused at once."""
 
 # --- Files of one published version ------------------------------------------------------
 ONNX_FILE = "model.onnx"

@@ -118,12 +118,14 @@ def publish(
     """Add one version and return its number; older ones stay servable whatever happens.
 
     Args:
+        repository: folder, made when it is missing.
         onnx_path: graph with the tensors of the contract, one file.
         tokenizer_path: JSON of `train.tokenizer.Tokenizer`.
         artifact: what the version is; needs `device` ("cpu" or "cuda"). The version number and
             the size and sha256 of every file are added to it.
         instances: model processes of each server.
         keep_versions: newest versions that stay when the new one is in place.
+
     """
     with _locked(repository):
         published = versions(repository)
@@ -182,7 +184,7 @@ def _staging(model_folder: Path) -> Iterator[Path]:
 
 
 def _clear_interrupted(repository: Path, *, newest: int) -> None:
-    """Drop what a killed `publish` left: staging folders, and an encoder without its public half."""
+    """Drop what a killed `publish` left: staging, and an encoder without its public half."""
     for model in (PUBLIC_MODEL, ENCODER_MODEL):
         for folder in (repository / model).glob(".staging-*"):
             shutil.rmtree(folder)

@@ -10,10 +10,13 @@ that package is used.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
+import re
+import resource
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -36,6 +39,10 @@ from train.cli import parse_config, run
 
 _EXAMPLE = "Thank you, that was a kind and thoughtful answer."
 _POLL_S = 0.1
+_STUB = "triton_python_backend_stub"
+_STACK_BYTES = 1 << 30
+"""Stack of each server thread. Release 24.10 copies a JSON body onto the stack: one of 8 MB ends
+the whole server under the usual limit. Address space only; a page counts once it is touched."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,7 @@ def start(config: ServeConfig) -> None:
     if server is not None:
         _update(config, server)
         return
+    _kill_orphans(config)
     for flag in ("http_port", "grpc_port", "metrics_port"):
         _refuse_taken_port(getattr(config, flag), flag)
     process = _launch(config)
@@ -109,7 +117,7 @@ def start(config: ServeConfig) -> None:
         grpc_port=config.grpc_port,
         metrics_port=config.metrics_port,
     )
-    write_json(config.process_file, vars(server) | {})
+    write_json(config.process_file, dataclasses.asdict(server))
     try:
         _wait_until_ready(config, server, process)
     except BaseException:
@@ -123,6 +131,7 @@ def stop(config: ServeConfig, *, quiet: bool = False) -> None:
     say = (lambda _: None) if quiet else print
     server = running(config)
     if server is None:
+        _kill_orphans(config)
         config.process_file.unlink(missing_ok=True)
         say(f"no server is running from {config.run_dir}")
         return
@@ -168,6 +177,15 @@ def served_version(server: Server) -> int | None:
     return max((int(version) for version in metadata["versions"]), default=None)
 
 
+def _kill_orphans(config: ServeConfig) -> None:
+    """End model processes of this run folder that outlived a server which was killed."""
+    stub = str((config.run_dir / "backends" / "python" / _STUB).resolve())
+    for process in psutil.process_iter(["exe"]):
+        if process.info["exe"] == stub:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
 # --- Starting ----------------------------------------------------------------------------
 def _launch(config: ServeConfig) -> subprocess.Popen[bytes]:
     wheel = _wheel()
@@ -186,30 +204,32 @@ def _launch(config: ServeConfig) -> subprocess.Popen[bytes]:
         f"--metrics-port={config.metrics_port}",
         f"--exit-timeout-secs={int(config.stop_timeout_s)}",
     ]
-    with config.log.open("wb") as log:
-        return subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C in this terminal is not for the server
-        )
+    limits = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = _STACK_BYTES if limits[1] == resource.RLIM_INFINITY else min(_STACK_BYTES, limits[1])
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, limits[1]))  # the server inherits it
+    try:
+        with config.log.open("wb") as log:
+            return subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in this terminal is not for the server
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, limits)
 
 
 def _wheel() -> Path:
     spec = find_spec("pytriton")
-    root = (
-        Path(spec.submodule_search_locations[0])
-        if spec and spec.submodule_search_locations
-        else None
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        if (wheel := Path(root) / "tritonserver").is_dir():
+            return wheel
+    raise BadInput(
+        f"nvidia-pytriton is not installed for {sys.executable}, expected its tritonserver; "
+        "run `make serve`, or `pip install --no-deps nvidia-pytriton==0.7.0`"
     )
-    if root is None or not (root / "tritonserver" / "bin" / "tritonserver").exists():
-        raise BadInput(
-            f"nvidia-pytriton is not installed for {sys.executable}, expected its tritonserver; "
-            "run `make serve`, or `pip install --no-deps nvidia-pytriton==0.7.0`"
-        )
-    return root / "tritonserver"
 
 
 def _environment(wheel: Path) -> dict[str, str]:
@@ -229,7 +249,7 @@ def _environment(wheel: Path) -> dict[str, str]:
 def _lay_out_backends(wheel: Path, backends: Path, environment: dict[str, str]) -> Path:
     """Copy the Python backend with the stub of this interpreter beside it."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = wheel / "python_backend_stubs" / python / "triton_python_backend_stub"
+    stub = wheel / "python_backend_stubs" / python / _STUB
     if not stub.exists():
         known = sorted(path.name for path in stub.parent.parent.iterdir())
         raise BadInput(
@@ -243,7 +263,7 @@ def _lay_out_backends(wheel: Path, backends: Path, environment: dict[str, str]) 
     )
     shutil.copy(stub, target)
     linked = subprocess.run(
-        ["ldd", str(_executable(target / stub.name))],
+        ["ldd", str(_executable(target / _STUB))],
         env=environment,
         capture_output=True,
         text=True,
@@ -279,9 +299,9 @@ def _refuse_taken_port(port: int, flag: str) -> None:
 
 def _listener(port: int) -> str | None:
     for connection in psutil.net_connections("tcp"):
-        if connection.laddr and connection.laddr.port == port and connection.pid:
-            if connection.status == psutil.CONN_LISTEN:
-                return f"{connection.pid} ({psutil.Process(connection.pid).name()})"
+        listens = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        if listens and connection.pid:
+            return f"{connection.pid} ({psutil.Process(connection.pid).name()})"
     return None
 
 
@@ -315,11 +335,12 @@ def _is_ready(server: Server) -> bool:
 
 
 def _reason(log: Path) -> str:
-    """The most telling line of a Triton log: its first error, else its last line."""
+    """The most telling line of a Triton log: why it ended, else its last error, else its end."""
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
-    errors = [line for line in lines if line[:1] == "E" and line[1:5].isdecimal()]
-    line = (errors or [line for line in lines if line] or ["the log is empty"])[0 if errors else -1]
-    return line.split("] ", 1)[-1].strip('"').removesuffix("At:").strip()
+    for start in (r"error: ", r"E\d{4} ", r"."):
+        if found := [line for line in lines if re.match(start, line)]:
+            return found[-1].split("] ", 1)[-1].strip('"').split("\\n")[0]
+    return "its log is empty"
 
 
 # --- A server that already runs ----------------------------------------------------------
