@@ -62,6 +62,8 @@ def _add_argument(
         text, default = default.description, default.default
     options: dict[str, Any] = {"help": (text or "").replace("%", "%%") or None}
     if positional:
+        if typing.get_origin(hint) is tuple:
+            options["nargs"] = "+"
         parser.add_argument(field.name, **options)
         return
     # Values stay strings: pydantic converts and checks them, so there is one set of rules.
@@ -83,10 +85,13 @@ def make_config(config_class: type[Config], values: dict[str, Any]) -> Config:
         return TypeAdapter(config_class).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
-        flag = "--" + name.replace("_", "-") if name else "the configuration"
-        got = values.get(name, first["input"]) if name else first["input"]
-        raise BadInput(f"{flag} is {got!r}: {first['msg']}; set another value") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise BadInput(f"{reason}; set another value") from error
+        name = str(first["loc"][0])
+        flag = "--" + name.replace("_", "-")
+        got = values.get(name, first["input"])
+        raise BadInput(f"{flag} is {got!r}: {reason}; set another value") from error
 
 
 def run(main: Callable[[], None]) -> NoReturn:

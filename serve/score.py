@@ -1,0 +1,62 @@
+"""Score comments with the running server: `score "some text"`.
+
+score "you are kind" "you are not"       # several comments
+score --protocol grpc --json - < lines   # one comment a line
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from contract import LOGIT, MODEL_VERSION, PROBABILITY, TEXT
+from serve.client import Protocol, score_comments
+from train.cli import parse_config, run
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Flags of `score`."""
+
+    texts: tuple[str, ...] = Field(description="comments; a single '-' reads them from stdin")
+    protocol: Protocol = Field("http", description="how to talk to the server")
+    url: str | None = Field(None, description="HOST:PORT, if not the one of `make serve`")
+    json: bool = Field(False, description="one JSON object a comment instead of a table")
+
+
+def main() -> None:
+    """Console script `score`."""
+    run(_main)
+
+
+def _main() -> None:
+    config = parse_config(
+        ScoreConfig,
+        None,
+        prog="score",
+        description="Toxicity of comments, from the running server.",
+        positional="texts",
+    )
+    texts = config.texts
+    if texts == ("-",):
+        # Bytes that are not UTF-8 become lone surrogates, which the client then names.
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        texts = tuple(line.rstrip("\r\n") for line in sys.stdin)
+    scores = score_comments(texts, protocol=config.protocol, url=config.url)
+    if not config.json:
+        print(f"{PROBABILITY}  {LOGIT:>9}  version  {TEXT}")
+    for row, text in enumerate(texts):
+        probability, logit = float(scores.probability[row]), float(scores.logit[row])
+        version = scores.model_version[row]
+        if config.json:
+            answer = {PROBABILITY: probability, LOGIT: logit, MODEL_VERSION: version, TEXT: text}
+            print(json.dumps(answer, ensure_ascii=False))
+        else:
+            print(f"{probability:{len(PROBABILITY)}.4f}  {logit:9.4f}  {version:>7}  {text}")
+
+
+if __name__ == "__main__":
+    main()
