@@ -141,10 +141,12 @@ def quality_parity(
     `labels` 0/1 [n]; `reference` and `candidate` float32 [n] logits of PyTorch and INT8.
     """
     difference = _gap(reference, candidate)
-    threshold = contract.DECISION_THRESHOLD
-    flipped = (probability_of(reference) >= threshold) != (probability_of(candidate) >= threshold)
+    # NaN counts as 0 in the counts below: int8_logit_max is already infinite then.
+    logits = np.nan_to_num(np.stack([reference, candidate]))
+    before, after = (float(roc_auc_score(labels, row)) for row in logits)
+    decided = probability_of(logits) >= contract.DECISION_THRESHOLD
+    flipped = decided[0] != decided[1]
     at = int(np.argmax(np.where(flipped, difference, 0.0)))
-    before, after = (float(roc_auc_score(labels, np.nan_to_num(x))) for x in (reference, candidate))
     return [
         comment_parity("int8_logit_max", contract.INT8_LOGIT_ATOL, reference, candidate, names),
         Finding(
@@ -232,5 +234,6 @@ def adversarial_mates(model: ToxicityEncoder, *, max_len: int, seed: int) -> lis
 
 def _gap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """|a - b|, infinite where either is not a number: NaN never passes a gate."""
-    difference = np.abs(a - b)
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(a - b)
     return np.where(np.isnan(difference), np.inf, difference)

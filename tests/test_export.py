@@ -263,7 +263,11 @@ def damaged_int8(fp32: Path, int8: Path, calibration: object) -> int:
     count = quantize(fp32, int8, calibration)
 
     def silence_a_layer(model: onnx.ModelProto) -> None:
-        tensor = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8)
+        tensor = next(
+            t
+            for t in model.graph.initializer
+            if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2
+        )
         zeros = np.zeros_like(numpy_helper.to_array(tensor))
         tensor.CopyFrom(numpy_helper.from_array(zeros, tensor.name))
 

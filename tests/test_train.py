@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -175,7 +176,17 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
         )
     one, two = (load_file(tmp_path / name / WEIGHTS_FILE) for name in ("one", "two"))
     for name in one:
+        if name.endswith("in_proj_bias"):
+            # Softmax does not see the bias of the keys: its gradient is rounding noise, which
+            # AdamW scales up to whole steps.
+            one[name][16:32] = two[name][16:32] = 0
         torch.testing.assert_close(two[name], one[name], atol=2e-5, rtol=1e-4)
+    texts = load_comments("synthetic:600").texts[:100]
+    logits = []
+    for name in ("one", "two"):
+        run = load_checkpoint(tmp_path / name)
+        logits.append(logits_of(run.model, TokenizedOnTheFly(texts, run.tokenizer), np.arange(100)))
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-4)
     initial = ToxicityEncoder(load_checkpoint(tmp_path / "one").model.config)
     assert not torch.allclose(one["head.weight"], initial.head.weight, atol=1e-3)
     metrics = [json.loads((tmp_path / n / METRICS_FILE).read_text()) for n in ("one", "two")]
@@ -241,7 +252,10 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
         ("--epochs many", r"--epochs is 'many'"),
         ("--colour red", r"unrecognized arguments: --colour red; see python -m train --help"),
         ("--device tpu", r"argument --device: invalid choice: 'tpu'"),
-        ("--d-model 10 --n-heads 4 --data synthetic:600", r"d_model 10 is not a multiple"),
+        (
+            "--d-model 10 --n-heads 4 --data synthetic:600",
+            r"d_model is 10, expected a multiple of n_heads, 4",
+        ),
         ("--data missing.csv", r"missing.csv"),
         ("--fractions 0.8 0.1", r"--fractions"),
     ],
@@ -261,8 +275,6 @@ def test_bad_flag_is_one_line_and_status_2(flags: str, message: str, tmp_path: P
 
 
 def test_damaged_checkpoint_is_refused_in_one_line(trained_run: Path, tmp_path: Path) -> None:
-    import shutil
-
     def damaged(name: str, data: bytes) -> Path:
         copy = tmp_path / name.replace(".", "-")
         shutil.copytree(trained_run, copy)

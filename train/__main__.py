@@ -104,7 +104,7 @@ def train(
 
     # --- Model, loss, optimizer, schedule --------------------------------------------------
     torch.manual_seed(config.seed)
-    model = ToxicityEncoder(config.model_config(len(tokenizer.vocabulary))).to(device)
+    model = ToxicityEncoder(config.encoder_config(len(tokenizer.vocabulary))).to(device)
     positive = float(comments.labels[split.train].sum())
     pos_weight = torch.tensor((len(split.train) - positive) / positive, device=device)
     loss_of = nn.BCEWithLogitsLoss(pos_weight=pos_weight, reduction="none")
@@ -142,8 +142,9 @@ def train(
     # --- The loop --------------------------------------------------------------------------
     history: list[dict[str, Any]] = progress["history"]
     bar = say.progress_bar(total_steps, progress["step"])
-    while progress["step"] < total_steps and not _stalled(history, config.patience):
-        epoch, done = divmod(progress["step"], steps_per_epoch)
+    while len(history) < config.epochs and not _stalled(history, config.patience):
+        epoch = len(history)  # epochs that were validated; the last save may be just before that
+        done = progress["step"] - epoch * steps_per_epoch
         parallel.train()
         for batch in training_batches(
             ids, split.train, batch_size=global_batch, seed=config.seed, epoch=epoch, start=done
@@ -212,7 +213,7 @@ def train(
     results = {
         "synthetic_data": bool(comments.source["synthetic"]),
         "best_epoch": best["epoch"],
-        "stopped_early": progress["step"] < total_steps,
+        "stopped_early": len(history) < config.epochs,
         "validation": {k: best[k] for k in best if k not in ("epoch", "step", "train_loss")},
         "test": _metrics_on(model, ids, split.test, comments.labels),
         "history": history,

@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from train.model import ModelConfig
+from train.model import ModelConfig, check_heads
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,12 @@ class TrainConfig:
     checkpoint_steps: int = Field(200, ge=1, description="steps between two saves of the progress")
     restart: bool = Field(False, description="drop an interrupted run instead of resuming it")
 
-    def model_config(self, vocab_size: int) -> ModelConfig:
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> TrainConfig:
+        check_heads(self.d_model, self.n_heads)
+        return self
+
+    def encoder_config(self, vocab_size: int) -> ModelConfig:
         """The part that fixes the shapes of the weights."""
         names = {field.name for field in dataclasses.fields(ModelConfig)} - {"vocab_size"}
         return ModelConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in names})

@@ -27,9 +27,14 @@ class ModelConfig:
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelConfig:
-        if self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        check_heads(self.d_model, self.n_heads)
         return self
+
+
+def check_heads(d_model: int, n_heads: int) -> None:
+    """Raise ValueError when the heads do not divide the width."""
+    if d_model % n_heads:
+        raise ValueError(f"d_model is {d_model}, expected a multiple of n_heads, {n_heads}")
 
 
 class Block(nn.Module):
