@@ -111,7 +111,7 @@ def start(config: ServeConfig) -> None:
     process = _launch(config)
     server = Server(
         pid=process.pid,
-        create_time=psutil.Process(process.pid).create_time(),
+        create_time=process.create_time(),
         repository=str(config.repository.resolve()),
         http_port=config.http_port,
         grpc_port=config.grpc_port,
@@ -187,7 +187,7 @@ def _kill_orphans(config: ServeConfig) -> None:
 
 
 # --- Starting ----------------------------------------------------------------------------
-def _launch(config: ServeConfig) -> subprocess.Popen[bytes]:
+def _launch(config: ServeConfig) -> psutil.Process:
     wheel = _wheel()
     environment = _environment(wheel)
     backends = _lay_out_backends(wheel, config.run_dir / "backends", environment)
@@ -208,17 +208,20 @@ def _launch(config: ServeConfig) -> subprocess.Popen[bytes]:
     stack = _STACK_BYTES if limits[1] == resource.RLIM_INFINITY else min(_STACK_BYTES, limits[1])
     resource.setrlimit(resource.RLIMIT_STACK, (stack, limits[1]))  # the server inherits it
     try:
-        with config.log.open("wb") as log:
-            return subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C in this terminal is not for the server
-            )
+        pid = os.posix_spawn(
+            command[0],
+            command,
+            environment,
+            setsid=True,  # a Ctrl-C in this terminal is not for the server
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, config.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_STACK, limits)
+    return psutil.Process(pid)
 
 
 def _wheel() -> Path:
@@ -305,14 +308,12 @@ def _listener(port: int) -> str | None:
     return None
 
 
-def _wait_until_ready(
-    config: ServeConfig, server: Server, process: subprocess.Popen[bytes]
-) -> None:
+def _wait_until_ready(config: ServeConfig, server: Server, process: psutil.Process) -> None:
     deadline = time.monotonic() + config.ready_timeout_s
     while not _is_ready(server):
-        if process.poll() is not None:
+        if process.status() == psutil.STATUS_ZOMBIE:
             raise BadInput(
-                f"tritonserver ended with status {process.returncode} before it was ready: "
+                f"tritonserver ended with status {process.wait()} before it was ready: "
                 f"{_reason(config.log)}; the whole log is {config.log}"
             )
         if time.monotonic() > deadline:

@@ -1,0 +1,130 @@
+"""Shared parts, all real: a tiny random encoder, its published repository, a running server."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from contract import ONNX_FILE, TOKENIZER_FILE
+from export.repository import publish
+from export.trace import trace
+from serve import triton
+from train.model import ModelConfig, ToxicityEncoder
+from train.tokenizer import Tokenizer, build_tokenizer
+
+_WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """Random weights of one seed, large enough that logits spread over several units."""
+
+    model: ToxicityEncoder
+    tokenizer: Tokenizer
+    onnx_path: Path
+    tokenizer_path: Path
+
+    def logit(self, text: str) -> float:
+        """Logit of one comment by PyTorch, alone in its batch."""
+        ids = torch.tensor([self.tokenizer.encode(text)])
+        with torch.no_grad():
+            return float(self.model(ids, torch.ones_like(ids)))
+
+    def publish(self, repository: Path, *, instances: int = 1, keep_versions: int = 3) -> int:
+        return publish(
+            repository,
+            onnx_path=self.onnx_path,
+            tokenizer_path=self.tokenizer_path,
+            artifact={"precision": "fp32", "device": "cpu", "max_len": self.tokenizer.max_len},
+            instances=instances,
+            keep_versions=keep_versions,
+        )
+
+
+def make_tiny_model(folder: Path, *, seed: int) -> TinyModel:
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer([" ".join(_WORDS)], max_vocab=100, max_len=16)
+    vocab_size = len(tokenizer.vocabulary)
+    model = ToxicityEncoder(
+        ModelConfig(vocab_size=vocab_size, d_model=16, n_layers=2, n_heads=2, max_len=16)
+    ).eval()
+    with torch.no_grad():
+        model.token_embedding.weight.mul_(50)
+        model.head.weight.mul_(5)
+    trace(model, folder / ONNX_FILE)
+    (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), "utf-8")
+    return TinyModel(model, tokenizer, folder / ONNX_FILE, folder / TOKENIZER_FILE)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """Same shapes and vocabulary, other weights."""
+    return make_tiny_model(tmp_path_factory.mktemp("other"), seed=1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def make_server_config(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[Path], triton.ServeConfig]]:
+    """Config on free ports and an own run folder; whatever it started is stopped at the end."""
+    made: list[triton.ServeConfig] = []
+
+    def make(repository: Path) -> triton.ServeConfig:
+        made.append(
+            triton.ServeConfig(
+                action="start",
+                repository=repository,
+                run_dir=tmp_path_factory.mktemp("serve"),
+                http_port=free_port(),
+                grpc_port=free_port(),
+                metrics_port=free_port(),
+            )
+        )
+        return made[-1]
+
+    yield make
+    for config in made:
+        triton.stop(config)
+
+
+@pytest.fixture(scope="session")
+def served(
+    tiny_model: TinyModel,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_server_config: Callable[[Path], triton.ServeConfig],
+) -> triton.ServeConfig:
+    """The real server with version 1 of `tiny_model`; for tests that leave it as it is."""
+    repository = tmp_path_factory.mktemp("served") / "model_repository"
+    tiny_model.publish(repository)
+    config = make_server_config(repository)
+    triton.start(config)
+    return config
+
+
+@pytest.fixture(scope="session")
+def comments() -> list[str]:
+    """Comments of every length up to past the cut, some of them hostile."""
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(_WORDS, k=n % 25)) for n in range(100)]
+    texts += ["", " \t\n", "\0", "a" * 5000, "😀" * 40, "e\u0301É\u200b", "ﬁＡ①", "\U0010ffff"]
+    scalars = [*range(0x20, 0xD800), *range(0xE000, 0x110000)]
+    texts += ["".join(map(chr, rng.choices(scalars, k=rng.randrange(1, 30)))) for _ in range(100)]
+    rng.shuffle(texts)
+    return texts

@@ -1,0 +1,196 @@
+"""A version is published whole or not at all, and an altered one is noticed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from conftest import TinyModel
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+import contract
+from contract import (
+    ARTIFACT_FILE,
+    ENCODER_MODEL,
+    MAX_BATCH_SIZE,
+    ONNX_FILE,
+    PUBLIC_MODEL,
+    BadInput,
+)
+from export import repository as repo
+from export.scorer import Scorer, probability
+
+
+def _parsed(repository: Path, model: str) -> model_config_pb2.ModelConfig:
+    text = (repository / model / repo.CONFIG_FILE).read_text("utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def _everything(repository: Path) -> dict[str, bytes]:
+    files = (path for path in repository.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(repository)): path.read_bytes() for path in files}
+
+
+def test_configurations_say_what_the_contract_and_the_graph_say(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    tiny_model.publish(tmp_path, instances=3)
+    public, encoder = _parsed(tmp_path, PUBLIC_MODEL), _parsed(tmp_path, ENCODER_MODEL)
+    assert [tensor.name for tensor in public.input] == [contract.TEXT]
+    assert {tensor.name for tensor in public.output} == {
+        contract.PROBABILITY,
+        contract.LOGIT,
+        contract.MODEL_VERSION,
+    }
+    session = ort.InferenceSession(tmp_path / ENCODER_MODEL / "1" / ONNX_FILE)
+    graph = {tensor.name: tensor for tensor in [*session.get_inputs(), *session.get_outputs()]}
+    assert {t.name for t in [*encoder.input, *encoder.output]} == graph.keys()
+    for tensor in [*encoder.input, *encoder.output]:
+        # Triton's rule: the graph's shape is the batch, then `reshape` where there is one.
+        inner = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
+        assert len(graph[tensor.name].shape) == 1 + len(inner)
+    for config in (public, encoder):
+        assert config.max_batch_size == MAX_BATCH_SIZE
+        assert config.HasField("dynamic_batching")
+        assert [group.count for group in config.instance_group] == [3]
+
+
+def test_versions_count_up_and_old_ones_are_pruned_untouched(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    assert [tiny_model.publish(tmp_path, keep_versions=2) for _ in range(2)] == [1, 2]
+    second = _everything(tmp_path / PUBLIC_MODEL / "2")
+    assert tiny_model.publish(tmp_path, keep_versions=2) == 3
+    assert repo.versions(tmp_path) == [2, 3]
+    assert _everything(tmp_path / PUBLIC_MODEL / "2") == second
+    assert sorted(p.name for p in (tmp_path / ENCODER_MODEL).iterdir() if p.is_dir()) == ["2", "3"]
+    assert repo.verify(tmp_path)["version"] == 3
+    assert repo.verify(tmp_path, 2)["version"] == 2
+    with pytest.raises(BadInput, match=r"version is 1, expected one of \[2, 3\]"):
+        repo.read_artifact(tmp_path, 1)
+
+
+def test_encoder_shares_the_bytes_of_the_public_version(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    tiny_model.publish(tmp_path)
+    encoder = tmp_path / ENCODER_MODEL / "1" / ONNX_FILE
+    assert encoder.samefile(tmp_path / PUBLIC_MODEL / "1" / ONNX_FILE)
+
+
+@pytest.mark.parametrize("step", ["write_atomically", "write_json", "_fsync_folder", "_put"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_failure_at_any_step_leaves_the_older_version_alone(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int
+) -> None:
+    tiny_model.publish(tmp_path)
+    before = _everything(tmp_path)
+    real, calls = getattr(repo, step), 0
+
+    def failing(*args: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == (1 if step == "write_json" else call):
+            raise OSError("disk full")
+        real(*args)
+
+    monkeypatch.setattr(repo, step, failing)
+    with pytest.raises(OSError, match="disk full"):
+        tiny_model.publish(tmp_path)
+    monkeypatch.undo()
+    assert _everything(tmp_path) == before
+    assert tiny_model.publish(tmp_path) == 2
+
+
+def test_killed_publish_shows_nothing_and_the_next_one_cleans_up(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    tiny_model.publish(tmp_path)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_publish_and_die, args=(tiny_model.onnx_path, tiny_model.tokenizer_path, tmp_path)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    assert repo.versions(tmp_path) == [1]
+    assert repo.verify(tmp_path)["version"] == 1
+    assert tiny_model.publish(tmp_path) == 2
+    assert not list(tmp_path.rglob(".staging-*"))
+
+
+def _publish_and_die(onnx_path: Path, tokenizer_path: Path, repository: Path) -> None:
+    real, calls = repo._put, []
+
+    def dying(staged: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            os._exit(9)
+        real(staged, target)
+
+    repo._put = dying
+    repo.publish(
+        repository,
+        onnx_path=onnx_path,
+        tokenizer_path=tokenizer_path,
+        artifact={"device": "cpu"},
+        instances=1,
+    )
+
+
+@pytest.mark.parametrize("name", ["model.py", "tokenizer.py", "tokenizer.json", ONNX_FILE])
+def test_one_altered_byte_is_refused_by_name(
+    tiny_model: TinyModel, tmp_path: Path, name: str
+) -> None:
+    tiny_model.publish(tmp_path)
+    path = tmp_path / PUBLIC_MODEL / "1" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match=f"/1/{name} is damaged.*make export"):
+        repo.verify(tmp_path)
+
+
+def test_missing_pieces_are_named(tiny_model: TinyModel, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"holds no published model.*make train export"):
+        repo.verify(tmp_path / "nowhere")
+    tiny_model.publish(tmp_path)
+    (tmp_path / PUBLIC_MODEL / "1" / "scorer.py").unlink()
+    with pytest.raises(BadInput, match=r"scorer\.py is missing"):
+        repo.verify(tmp_path)
+    (tmp_path / PUBLIC_MODEL / "1" / ARTIFACT_FILE).write_text("{")
+    with pytest.raises(BadInput, match=r"artifact\.json is not valid JSON"):
+        repo.verify(tmp_path)
+
+
+def test_scorer_equals_pytorch_in_any_order_and_company(
+    tiny_model: TinyModel, comments: list[str]
+) -> None:
+    scorer = Scorer(tiny_model.onnx_path, tiny_model.tokenizer)
+    together = scorer.score(comments)
+    expected = np.array([tiny_model.logit(text) for text in comments], np.float32)
+    assert expected.std() > 0.1  # weights so small that all texts score alike would prove nothing
+    np.testing.assert_allclose(together.logit, expected, atol=contract.FP32_LOGIT_ATOL, rtol=0)
+    alone = np.concatenate([scorer.score([text]).logit for text in comments])
+    atol = contract.FP32_INVARIANCE_ATOL
+    np.testing.assert_allclose(together.logit, alone, atol=atol, rtol=0)
+    np.testing.assert_allclose(
+        scorer.score(comments[::-1]).logit, together.logit[::-1], atol=atol, rtol=0
+    )
+    lengths = [tiny_model.tokenizer.encode_and_cut(text) for text in comments]
+    assert together.tokens == sum(len(ids) for ids, _ in lengths)
+    assert together.cut == sum(cut for _, cut in lengths) > 0
+    assert scorer.score([]).logit.shape == (0,)
+
+
+def test_probability_is_stable_at_the_ends() -> None:
+    logit = np.array([-1e4, -100, -1, 0, 1, 100, 1e4], np.float32)
+    with np.errstate(over="raise", invalid="raise"):
+        result = probability(logit)
+    assert result.dtype == np.float32
+    assert result[0] == 0 and result[3] == 0.5 and result[-1] == 1
+    np.testing.assert_allclose(result + result[::-1], 1, atol=1e-7)
