@@ -5,11 +5,12 @@ One loader for every stage. Rows that cannot be used are counted, never silently
 
 from __future__ import annotations
 
+import textwrap
 import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -79,22 +80,30 @@ class Comments:
 
 
 def load_comments(
-    source: str, *, text_column: str | None = None, label_column: str | None = None
+    source: str,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    both_classes: bool = True,
 ) -> Comments:
     """Load labelled comments.
 
     Args:
         source: `synthetic` or `synthetic:ROWS`; a path that ends in .csv, .csv.gz, .zip (one CSV
-            inside) or .parquet; or `hub:OWNER/NAME[:SPLIT]` (needs the `datasets` package).
+            inside) or .parquet; or `hub:OWNER/NAME[:SPLIT]` (needs the `datasets` package; the
+            split is `train` unless named).
         text_column: column of the comment; else the first of TEXT_COLUMNS that is there.
-        label_column: column of the label in [0, 1]; else the first of LABEL_COLUMNS.
+        label_column: column of the label in [0, 1]; else the first of LABEL_COLUMNS. `true` and
+            `false` count as 1 and 0.
+        both_classes: False takes comments of one class too, as in a set of harmless ones that
+            measures false alarms.
 
     Raises:
-        BadInput: for a source that is missing, damaged, or without a usable comment of each class.
+        BadInput: for a source that is missing, damaged, or without usable comments.
     """
     if source == "synthetic" or source.startswith("synthetic:"):
-        return _synthetic(source)
-    if source.startswith("hub:"):
+        frame, details = _synthetic(source), {"kind": "generator"}
+    elif source.startswith("hub:"):
         frame, details = _from_hub(source), {"kind": "hub"}
     else:
         path = Path(source)
@@ -105,16 +114,17 @@ def load_comments(
             )
         frame = _read_file(path)
         details = {"kind": "file", "sha256": sha256_of(path)}
-    return _from_frame(frame, source, details, text_column, label_column)
+    comments = _from_frame(frame, source, details, text_column, label_column)
+    _check_usable(comments, both_classes=both_classes)
+    return comments
 
 
-def _synthetic(source: str) -> Comments:
+def _synthetic(source: str) -> pd.DataFrame:
     rows = source.partition(":")[2] or str(DEFAULT_ROWS)
     if not rows.isdecimal() or int(rows) < 1:
         raise BadInput(f"{source} asks for {rows!r} rows, expected a number as in synthetic:5000")
     texts, targets = generate(int(rows))
-    frame = pd.DataFrame({"text": texts, "toxicity": targets})
-    return _from_frame(frame, source, {"kind": "generator"}, None, None)
+    return pd.DataFrame({"text": texts, "toxicity": targets})
 
 
 def _from_hub(source: str) -> pd.DataFrame:
@@ -140,19 +150,58 @@ def _read_file(path: Path) -> pd.DataFrame:
     try:
         if name.endswith(".parquet"):
             return pd.read_parquet(path)
-        if name.endswith((".csv", ".csv.gz", ".zip")):
-            # Everything as it stands: a comment that reads "NA" or "1e5" is a comment.
-            return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile, pa.ArrowException) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        if name.endswith(".zip"):
+            return _read_zip(path)
+        if name.endswith((".csv", ".csv.gz")):
+            return _read_csv(path, path)
+    except (
+        ValueError,  # pandas, PyArrow and text that is not UTF-8
+        OSError,
+        EOFError,
+        RuntimeError,  # an encrypted zip
+        zlib.error,
+        zipfile.BadZipFile,
+        pa.ArrowException,
+    ) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())
         raise BadInput(
             f"{path} cannot be read ({reason}), expected a whole UTF-8 CSV or Parquet file; "
             "fetch it again"
-        ) from e
+        ) from error
     raise BadInput(
         f"{path} ends in {path.suffix or 'nothing'}, expected .csv, .csv.gz, .zip or .parquet; "
         "convert or rename it"
     )
+
+
+def _read_zip(path: Path) -> pd.DataFrame:
+    with zipfile.ZipFile(path) as archive:
+        names = [
+            name
+            for name in archive.namelist()
+            if name.lower().endswith(".csv") and not name.startswith("__MACOSX/")
+        ]
+        if len(names) != 1:
+            raise BadInput(
+                f"{path} holds {len(names)} CSV files, expected one; unpack it and name the file"
+            )
+        with archive.open(names[0]) as file:
+            return _read_csv(file, path)
+
+
+def _read_csv(file: Path | IO[bytes], path: Path) -> pd.DataFrame:
+    # Everything as it stands: a comment that reads "NA" or "1e5" is a comment.
+    compression = "infer" if isinstance(file, Path) else None
+    frame = pd.read_csv(
+        file, dtype=str, keep_default_na=False, encoding="utf-8", compression=compression
+    )
+    # pandas takes the surplus fields of the first row for an index and shifts the columns.
+    if len(frame) and not isinstance(frame.index, pd.RangeIndex):
+        raise BadInput(
+            f"{path} has rows with more fields than its header has names, expected as many; "
+            "put comments that hold a comma in quotes"
+        )
+    return frame
 
 
 def _from_frame(
@@ -183,13 +232,6 @@ def _from_frame(
         "kept": int(keep.sum()),
         "positives": int(labels.sum()),
     }
-    if len(np.unique(labels)) < 2:
-        raise BadInput(
-            f"{source} has {counts['kept']} usable comments, {counts['positives']} of them toxic "
-            f"({counts['dropped_no_text']} rows without text, {counts['dropped_no_label']} without "
-            f"a label in [0, 1]), expected both classes; check the columns {text_name!r} and "
-            f"{label_name!r}"
-        )
     about = {
         "name": source,
         **details,
@@ -200,6 +242,24 @@ def _from_frame(
         "identities": list(identities),
     }
     return Comments(text[keep].tolist(), labels, targets, identities, about)
+
+
+def _check_usable(comments: Comments, *, both_classes: bool) -> None:
+    s = comments.source
+    usable = 0 < s["positives"] < s["kept"] if both_classes else s["kept"] > 0
+    if usable:
+        return
+    raise BadInput(
+        f"{s['name']} has {s['kept']} usable comments, {s['positives']} of them toxic "
+        f"({s['dropped_no_text']} rows without text, {s['dropped_no_label']} without a label in "
+        f"[0, 1]), expected {'both classes' if both_classes else 'at least one'}; "
+        + (
+            "ask for more rows"
+            if s["synthetic"]
+            else f"check the columns {s['text_column']!r} and {s['label_column']!r}, or name "
+            "others with --text-column and --label-column"
+        )
+    )
 
 
 def _column(
@@ -213,8 +273,10 @@ def _column(
         if name.lower() in lower:
             return lower[name.lower()]
     wanted = repr(asked) if asked else f"one of {', '.join(known)}"
+    # In a file without a header these are its first comment, of any length and many lines.
+    found = textwrap.shorten(", ".join(names), 300, placeholder=" ...")
     raise BadInput(
-        f"the columns of {source} are {', '.join(names)}, expected {wanted} for the {what}; "
+        f"the columns of {source} are {found}, expected {wanted} for the {what}; "
         f"name it with --{what}-column"
     )
 

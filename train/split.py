@@ -46,11 +46,13 @@ def split_comments(
     """Split rows into training, validation and test part, stratified on the label.
 
     Exact duplicates of a text move as one; their label for the stratification is the mean one.
-    `labels` are 0 or 1, [n]. Raises BadInput for fractions that cannot be, or for too few
-    comments of a class to have it in every part.
+    The fractions hold for the different texts of each class, so a text with many copies can
+    make its part larger. `labels` are 0 or 1, [n]. Raises BadInput for fractions that cannot
+    be, or for too few comments of a class to have it in every part.
     """
     fractions = (fractions[0], fractions[1], fractions[2])
-    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
+    # Written so that NaN fails too.
+    if not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-9):
         raise BadInput(
             f"--fractions is {list(fractions)}, expected three positive numbers that sum to 1; "
             "0.8 0.1 0.1 is the default"
