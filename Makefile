@@ -16,6 +16,7 @@ METRICS_PORT ?= 8002
 TEXT ?= you are a wonderful person
 USERS ?= 16
 SECONDS_EACH ?= 20
+COMMENTS ?=
 BENCH_ARGS ?=
 TEST_ARGS ?=
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
@@ -67,8 +68,8 @@ check: $(READY) ## formatting, lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS SECONDS_EACH BENCH_ARGS="..."
-	$(RUN) -m bench.run --users $(USERS) --seconds $(SECONDS_EACH) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(BENCH_ARGS)
+bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS SECONDS_EACH COMMENTS=file BENCH_ARGS="..."
+	$(RUN) -m bench.run --users $(USERS) --seconds $(SECONDS_EACH) $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
 
 clean: ## remove the virtual environment, runs and caches; model_repository/ stays
 	-@test ! -x $(RUN) || $(RUN) -m serve.triton stop >/dev/null 2>&1
