@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from collections.abc import Callable, Iterator
@@ -15,10 +16,35 @@ from contract import ONNX_FILE, TOKENIZER_FILE
 from export.repository import publish
 from export.trace import trace
 from serve import triton
+from train.__main__ import train
+from train.config import TrainConfig
 from train.model import ModelConfig, ToxicityEncoder
 from train.tokenizer import Tokenizer, build_tokenizer
 
+# The models of these tests are small: more threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+_FAST_FIRST = "layout tokenizer split data synthetic batches repository train export serve bench"
 _WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast files first; one that is not named here comes last."""
+    order = {f"test_{name}.py": place for place, name in enumerate(_FAST_FIRST.split())}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run whose small model really learned, on synthetic comments."""
+    out = tmp_path_factory.mktemp("trained") / "model"
+    shape = {"max_vocab": 3000, "max_len": 64, "d_model": 48, "n_layers": 2}
+    config = TrainConfig(
+        data="synthetic:3000", out=out, epochs=6, batch_size=32, lr=2e-3, device="cpu", **shape
+    )
+    train(config, torch.device("cpu"))
+    return out
 
 
 @dataclass(frozen=True)
