@@ -28,7 +28,7 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install train export serve stop score test check bench clean
+.PHONY: help install train export serve stop score test check bench parity clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-8s %s\n", $$1, $$2; if ($$3) printf "  %-8s   %s\n", "", $$3}'
@@ -70,6 +70,9 @@ check: $(READY) ## formatting, lint and types
 
 bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS SECONDS_EACH COMMENTS=file BENCH_ARGS="..."
 	$(RUN) -m bench.run --users $(USERS) --seconds $(SECONDS_EACH) $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
+
+parity: $(READY) ## compare the running server with PyTorch on 1,000 comments|COMMENTS=file
+	$(RUN) -m bench.parity $(if $(COMMENTS),--comments '$(COMMENTS)')
 
 clean: ## remove the virtual environment, runs and caches; model_repository/ stays
 	-@test ! -x $(RUN) || $(RUN) -m serve.triton stop >/dev/null 2>&1

@@ -86,10 +86,7 @@ def main() -> None:
     config = parse_config(
         BenchConfig, None, prog="python -m bench.run", description="Load the running server."
     )
-    settings = {"action": "status", "run_dir": config.run_dir}
-    server = triton.running(make_config(triton.ServeConfig, settings))
-    if server is None:
-        raise BadInput(f"no server runs from {config.run_dir}, expected one; run `make serve`")
+    server = find_server(config.run_dir)
     pool = load_pool(config.comments)
     print(f"{len(pool.texts)} comments from {pool.name}; tokens {pool.lengths}", flush=True)
     results = []
@@ -104,7 +101,7 @@ def main() -> None:
         "processes": config.processes,
         "seconds": config.seconds,
         "comments": pool.to_json(),
-        "artifact": _artifact(server),
+        "artifact": artifact_of(server),
         "hardware": hardware(),
         "versions": _versions(server),
         "results": [asdict(result) for result in results],
@@ -114,9 +111,23 @@ def main() -> None:
     print(table(results))
     print(f"wrote {config.out}/bench.csv, bench.json and bench.png")
     print(json.dumps(document))
-    broken = [name for name, bar in document["bars"].items() if not bar["holds"]]
-    if broken:
-        raise ToxicityError(f"bar {broken[0]} does not hold: {document['bars'][broken[0]]}")
+    report_broken_bars(document)
+
+
+def find_server(run_dir: Path) -> triton.Server:
+    """The server that runs from `run_dir`. Raises BadInput when there is none."""
+    settings = {"action": "status", "run_dir": run_dir}
+    server = triton.running(make_config(triton.ServeConfig, settings))
+    if server is None:
+        raise BadInput(f"no server runs from {run_dir}, expected one; run `make serve`")
+    return server
+
+
+def report_broken_bars(document: dict[str, Any]) -> None:
+    """Raise ToxicityError, exit status 1, that names the first bar which does not hold."""
+    for name, bar in document["bars"].items():
+        if not bar["holds"]:
+            raise ToxicityError(f"bar {name} does not hold: {bar['value']}, bar {bar['bar']}")
 
 
 # --- One run -----------------------------------------------------------------------------
@@ -237,7 +248,7 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _artifact(server: triton.Server) -> dict[str, Any]:
+def artifact_of(server: triton.Server) -> dict[str, Any]:
     """What the server really serves: the newest version that it answers for."""
     number = triton.served_version(server)
     artifact = read_artifact(Path(server.repository), number)
@@ -245,6 +256,7 @@ def _artifact(server: triton.Server) -> dict[str, Any]:
         "version": number,
         "precision": artifact["precision"],
         "max_len": artifact["max_len"],
+        "checkpoint_sha256": artifact.get("checkpoint_sha256"),
         "onnx_sha256": artifact["files"][ONNX_FILE]["sha256"],
     }
 

@@ -33,7 +33,7 @@ from train.artifacts import write_atomically
 _INTEGER_MATMULS = {"QLinearMatMul", "QGemm", "MatMulIntegerToFloat"}
 
 
-class _OneByOne(CalibrationDataReader):  # type: ignore[misc]
+class _OneByOne(CalibrationDataReader):
     """Feeds each comment alone, so that padding never widens a range."""
 
     def __init__(self, comments: Iterable[np.ndarray]) -> None:
