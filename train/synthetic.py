@@ -4,7 +4,7 @@ SYNTHETIC. Nobody wrote these comments, and a model trained on them says nothing
 They exist so that the whole road runs on a fresh machine: long-tailed vocabulary, mixed
 lengths, misspelt and disguised insults, duplicates, and annotators who disagree. The same mild
 insult is toxic when it is aimed at the reader and harmless when it is quoted, denied, said of
-oneself or of a thing, so that counting words is not enough.
+oneself or of a thing, often in the very same words, so that counting words is not enough.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 import numpy as np
 
 DEFAULT_ROWS = 24_000
-_TOXIC_SHARE = 0.17
-_DECOY_SHARE = 0.30
+_TOXIC_SHARE = 0.18
+_DECOY_SHARE = 0.40
 """Harmless comments that use an insult word all the same."""
+_SWAPPED_SHARE = 0.7
+"""Of both kinds, those whose words say nothing without their order."""
 _DUPLICATE_SHARE = 0.02
 _DISGUISED_SHARE = 0.25
 _MEDIAN_WORDS, _SIGMA, _MOST_WORDS = 18, 0.8, 240
@@ -60,6 +62,53 @@ _DECOYS = (
     "do us all a favour and add a source for {topic}",
     "shut up and take my money , this page on {topic} is great",
 )
+_SWAPPED = (
+    (
+        "the page is {aside} fine , you are {aside} {scorn}",
+        "you are {aside} fine , the page is {aside} {scorn}",
+    ),
+    (
+        "my cat is {aside} lovely , you are {aside} a {insult}",
+        "you are {aside} lovely , my cat is {aside} a {insult}",
+    ),
+    (
+        "the bot is {aside} not the {insult} , you {aside} are",
+        "you are {aside} not the {insult} , the bot {aside} is",
+    ),
+    (
+        "it is not the rule that is {aside} {scorn} , it is {aside} you",
+        "it is not you that is {aside} {scorn} , it is {aside} the rule",
+    ),
+    (
+        "i called you {aside} a {insult} , i did not call myself {aside} one",
+        "i called myself {aside} a {insult} , i did not call you {aside} one",
+    ),
+    (
+        "it was you who was {aside} the {insult} , it was {aside} not me",
+        "it was me who was {aside} the {insult} , it was {aside} not you",
+    ),
+    (
+        "i was {aside} right and you were {aside} {scorn} about {topic}",
+        "you were {aside} right and i was {aside} {scorn} about {topic}",
+    ),
+    (
+        "i do say it , you are {aside} a {insult} , {aside} not a friend",
+        "i do say it , you are {aside} a friend , {aside} not a {insult}",
+    ),
+)
+"""Pairs of an aimed and a harmless sentence of the same words."""
+_ASIDES = (
+    "really",
+    "clearly",
+    "as always",
+    "to me",
+    "i think",
+    "after all",
+    "once more",
+    "in short",
+    "by now",
+    "of course",
+)
 _NEUTRAL = (
     "the article about {topic} needs a better source",
     "i moved the section on {topic} to the talk page",
@@ -89,7 +138,7 @@ _LEET = str.maketrans("aeiost", "4310$7")
 def generate(rows: int = DEFAULT_ROWS, seed: int = 0) -> tuple[list[str], np.ndarray]:
     """`rows` texts and the float32 [rows] share of ten made-up annotators who object.
 
-    The same (rows, seed) gives the same comments on every platform.
+    The same (rows, seed) gives the same comments under the same NumPy, whatever the Python.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     topics = _topics(np.random.Generator(np.random.PCG64(12345)))
@@ -104,8 +153,9 @@ def generate(rows: int = DEFAULT_ROWS, seed: int = 0) -> tuple[list[str], np.nda
         toxic = rng.random() < _TOXIC_SHARE
         decoy = not toxic and rng.random() < _DECOY_SHARE
         texts.append(_comment(rng, topics, toxic=toxic, decoy=decoy))
-        # Annotators disagree: about one label in ten is not what the sentence was made to be.
-        opinion = rng.beta(4.0, 1.6) if toxic else rng.beta(1.1, 7.0)
+        # Annotators disagree: 8 % of the aimed and 1 % of the harmless comments get the other
+        # label, so that knowing how a comment was made gives an AUROC of about 0.965, no more.
+        opinion = rng.beta(5.0, 1.5) if toxic else rng.beta(1.1, 12.0)
         shares[row] = rng.binomial(10, opinion) / 10
     return texts, shares
 
@@ -114,7 +164,12 @@ def _comment(rng: np.random.Generator, topics: list[str], *, toxic: bool, decoy:
     words = min(_MOST_WORDS, int(rng.lognormal(np.log(_MEDIAN_WORDS), _SIGMA)))
     sentences: list[str] = []
     if toxic or decoy:
-        sentences.append(_fill(rng, _pick(rng, _AIMED if toxic else _DECOYS), topics))
+        if rng.random() < _SWAPPED_SHARE:
+            aimed, harmless = _SWAPPED[int(rng.integers(len(_SWAPPED)))]
+            template = aimed if toxic else harmless
+        else:
+            template = _pick(rng, _AIMED if toxic else _DECOYS)
+        sentences.append(_fill(rng, template, topics))
     while not sentences or sum(len(sentence.split()) for sentence in sentences) < words:
         sentences.append(_fill(rng, _pick(rng, _NEUTRAL), topics))
     order = rng.permutation(len(sentences))
@@ -133,6 +188,8 @@ def _fill(rng: np.random.Generator, template: str, topics: list[str]) -> str:
             word = word.replace("{insult}", _disguised(rng, _pick(rng, _INSULTS)))
         elif "{scorn}" in word:
             word = word.replace("{scorn}", _disguised(rng, _pick(rng, _SCORN)))
+        elif word == "{aside}":
+            word = _pick(rng, _ASIDES)
         elif "{number}" in word:
             word = word.replace("{number}", str(int(rng.integers(1, 2026))))
         parts.append(word)
