@@ -38,7 +38,7 @@ class TrainConfig:
     n_heads: int = Field(4, ge=1, description="attention heads; divides d_model")
     mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over d_model")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout probability")
-    epochs: int = Field(4, ge=1, description="passes over the training split, at most")
+    epochs: int = Field(2, ge=1, description="passes over the training split, at most")
     batch_size: int = Field(128, ge=1, description="comments a step and device")
     lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")

@@ -45,7 +45,7 @@ class Block(nn.Module):
         d, hidden = config.d_model, round(config.d_model * config.mlp_ratio)
         self.attention_norm = nn.LayerNorm(d)
         # Dropout is on each branch's output only: inside the attention it would rule out the
-        # fused kernel, and random masks took 29 % of a training step on a CPU.
+        # fused kernel, and drawing its masks took 29 % of a training step on a CPU.
         self.attention = nn.MultiheadAttention(d, config.n_heads, batch_first=True)
         self.attention_dropout = nn.Dropout(config.dropout)
         self.mlp_norm = nn.LayerNorm(d)
