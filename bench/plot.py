@@ -24,10 +24,14 @@ def plot_results(document: dict[str, Any], path: Path) -> None:
     left.set(title="Latency at the client", ylabel="ms", ylim=(0, None))
     left.legend()
 
-    queue = [result["queue_ms"] for result in results]
-    compute = [result["compute_ms"] for result in results]
-    rest = [max(0.0, r["latency_ms"]["mean"] - r["queue_ms"] - r["compute_ms"]) for r in results]
-    parts = {"waiting in the model's queue": queue, "scoring the batch": compute}
+    parts = {
+        "in Triton's queue": [result["triton_queue_ms"] for result in results],
+        "in the model's queue": [result["queue_ms"] for result in results],
+        "scoring the batch": [result["compute_ms"] for result in results],
+    }
+    mean = [result["latency_ms"]["mean"] for result in results]
+    known = [sum(values) for values in zip(*parts.values(), strict=True)]
+    rest = [max(0.0, a - b) for a, b in zip(mean, known, strict=True)]
     _stack(middle, names, {**parts, "front end, network, client": rest})
     middle.set(title="Where a mean request's time goes", ylabel="ms")
 
