@@ -41,8 +41,8 @@ _EXAMPLE = "Thank you, that was a kind and thoughtful answer."
 _POLL_S = 0.1
 _STUB = "triton_python_backend_stub"
 _STACK_BYTES = 1 << 30
-"""Stack of each server thread. Release 24.10 copies a JSON body onto the stack: one of 8 MB ends
-the whole server under the usual limit. Address space only; a page counts once it is touched."""
+"""Stack of each server thread. A JSON body of 8 MB ended the whole of release 24.10 under the usual
+limit of 8 MB, and did not under this one. Address space only; a page counts once it is touched."""
 
 
 @dataclass(frozen=True)
