@@ -92,6 +92,11 @@ def build_int8(
     _write(_graph(model, groups, ranges), path)
 
 
+def linear_layers(model: ToxicityEncoder) -> int:
+    """Matmuls by weights in a serving graph: four a block, and the last block's Q on its own."""
+    return 4 * model.config.n_layers + 1
+
+
 # --- Nodes -------------------------------------------------------------------------------
 @dataclass
 class _Graph:
