@@ -93,7 +93,14 @@ def run_batch(run: Runner, comments: Sequence[Comment], pad_to: int = 0) -> np.n
 
 
 def shape_parity(
-    reference: Runner, candidate: Runner, comments: Sequence[Comment], *, max_len: int, seed: int
+    gate: str,
+    bound: float,
+    reference: Runner,
+    candidate: Runner,
+    comments: Sequence[Comment],
+    *,
+    max_len: int,
+    seed: int,
 ) -> Finding:
     """Max |logit difference| over PARITY_BATCHES x (PARITY_LENGTHS + max_len), ragged masks.
 
@@ -120,7 +127,7 @@ def shape_parity(
             at = int(np.argmax(difference))
             if difference[at] > worst:
                 worst, where = float(difference[at]), rows[at].name
-    return Finding("fp32_shapes", worst, contract.FP32_LOGIT_ATOL, where)
+    return Finding(gate, worst, bound, where)
 
 
 def comment_parity(
@@ -129,7 +136,7 @@ def comment_parity(
     """Max |logit difference| over the same comments; both are float32 [n]."""
     difference = _gap(reference, candidate)
     at = int(np.argmax(difference))
-    where = f"{names[at]}: {candidate[at]:.6f}, PyTorch {reference[at]:.6f}"
+    where = f"{names[at]}: {candidate[at]:.6f}, expected {reference[at]:.6f}"
     return Finding(gate, float(difference[at]), bound, where)
 
 

@@ -6,7 +6,6 @@ offline scoring import it from here. NumPy, ONNX Runtime and the standard librar
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from contract import ATTENTION_MASK, INPUT_IDS, LOGIT, MAX_BATCH_SIZE
+from contract import ATTENTION_MASK, INPUT_IDS, LOGIT, MAX_BATCH_SIZE, PAD_ID
 
 if TYPE_CHECKING:  # served beside this file as `tokenizer`, hence handed in and not imported
     from train.tokenizer import Tokenizer
@@ -40,8 +39,8 @@ class Scores:
 class Scorer:
     """One ONNX Runtime session with one thread, and its tokenizer.
 
-    A comment only ever runs with comments of exactly its own length in tokens. So no padding
-    is computed, and a score cannot depend on how much of it there would have been.
+    Comments run together in the order in which they came: the serving graph computes no padding,
+    and no comment's score depends on the others.
     """
 
     def __init__(self, onnx_path: Path, tokenizer: Tokenizer, device: str = "cpu") -> None:
@@ -57,15 +56,11 @@ class Scorer:
 
     def score(self, texts: Sequence[str]) -> Scores:
         """Logits of any number of comments, none included; an empty comment is valid."""
-        rows_of_length: dict[int, list[int]] = defaultdict(list)
         encoded = [self._tokenizer.encode_and_cut(text) for text in texts]
-        for row, (ids, _) in enumerate(encoded):
-            rows_of_length[len(ids)].append(row)
         logit_B = np.empty(len(texts), np.float32)
-        for rows in rows_of_length.values():
-            for at in range(0, len(rows), MAX_BATCH_SIZE):
-                part = rows[at : at + MAX_BATCH_SIZE]
-                logit_B[part] = self._run(np.array([encoded[row][0] for row in part], np.int64))
+        for at in range(0, len(texts), MAX_BATCH_SIZE):
+            part = [ids for ids, _ in encoded[at : at + MAX_BATCH_SIZE]]
+            logit_B[at : at + len(part)] = self._run(part)
         return Scores(
             logit=logit_B,
             tokens=sum(len(ids) for ids, _ in encoded),
@@ -78,8 +73,13 @@ class Scorer:
             for copies in (1, 8):
                 self.score([_WARM_UP_WORD * words] * copies)
 
-    def _run(self, ids_BL: NDArray[np.int64]) -> NDArray[np.float32]:
-        feeds = {INPUT_IDS: ids_BL, ATTENTION_MASK: np.ones_like(ids_BL)}
+    def _run(self, rows: list[list[int]]) -> NDArray[np.float32]:
+        shape = len(rows), max(map(len, rows))
+        ids_BL, mask_BL = np.full(shape, PAD_ID, np.int64), np.zeros(shape, np.int64)
+        for row, ids in enumerate(rows):
+            ids_BL[row, : len(ids)] = ids
+            mask_BL[row, : len(ids)] = 1
+        feeds = {INPUT_IDS: ids_BL, ATTENTION_MASK: mask_BL}
         logit_B: NDArray[np.float32] = self._session.run([LOGIT], feeds)[0]
         return logit_B
 
