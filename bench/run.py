@@ -120,8 +120,9 @@ def main() -> None:
     config = parse_config(
         BenchConfig, None, prog="python -m bench.run", description="Load the running server."
     )
-    # A SIGTERM then ends Locust and leaves no half-written file, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Both end Locust and leave no half-written file; a background job starts deaf to Ctrl-C.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler)
     server = find_server(config.run_dir)
     artifact = artifact_of(server)
     pool = load_pool(config.comments)
