@@ -138,7 +138,7 @@ class _Graph:
         )
 
     def linear(self, x: str, point: str, name: str, weight: np.ndarray, bias: np.ndarray) -> str:
-        """x @ weight.T + bias, weight [N, K]; `x` comes from `quantized` at `point`."""
+        """Linear layer, weight [N, K]; `x` comes from `quantized` at `point`."""
         if self.ranges is None:
             weight_name = self.constant(weight.T, np.float32, f"{name}.weight")
             return self("Gemm", x, weight_name, self.constant(bias, np.float32, f"{name}.bias"))
