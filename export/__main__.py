@@ -280,13 +280,14 @@ def _qat_gates(subject: _Subject, served: np.ndarray) -> list[Finding]:
     before = subject.checkpoint.config["quantization"]["start_validation_auroc"]
     after = float(roc_auc_score(subject.labels[subject.split.validation], np.nan_to_num(served)))
     gap = difference(subject.validation_logits, served)
+    follows = difference(subject.int8_reference, served)
     return [
-        parity.comment_parity(
-            "qat_logit_max",
-            contract.QAT_LOGIT_ATOL,
-            subject.int8_reference,
-            served,
-            [comment.name for comment in subject.validation],
+        Finding(
+            "qat_reference",
+            follows["logit_mean"] / max(gap["logit_mean"], 1e-9),
+            contract.QAT_REFERENCE_SHARE,
+            f"mean logit difference {follows['logit_mean']:.3g} from the fake-quantized model, "
+            f"{gap['logit_mean']:.3g} from the same weights in float",
         ),
         Finding(
             "qat_auroc_loss",

@@ -13,6 +13,12 @@ The activation ranges come from the float model over training comments, once, be
 step, and never move: before that step the fake-quantized model *is* post-training quantization
 (PTQ). The run saves the float weights as always, and the ranges in `config.json`, from which the
 export takes them instead of calibrating.
+
+Graph and fake-quantized model round alike, yet their logits are not identical: floats summed in
+another order differ by 1e-7, which moves an activation at the border of two steps by a whole
+step, and each layer passes that on. The fake-quantized model does so against itself: a full-size
+model of random weights differs by up to 0.02 between a comment alone and in a batch of 32, and
+from the INT8 graph by 0.007 in the mean, where quantization as such costs 0.047.
 """
 
 from __future__ import annotations
