@@ -127,7 +127,7 @@ def shape_parity(
             at = int(np.argmax(difference))
             if difference[at] > worst:
                 worst, where = float(difference[at]), rows[at].name
-    return Finding(gate, worst, bound, where)
+    return Finding(gate, worst, bound, where or "no difference at all")
 
 
 def comment_parity(

@@ -1,4 +1,4 @@
-"""TorchScript: the file is the PyTorch model at every shape, and its gate goes red when it is not."""
+"""TorchScript: the file is the PyTorch model at every shape, and its gate can go red."""
 
 from __future__ import annotations
 

@@ -82,6 +82,7 @@ def train(
     began = time.monotonic()
 
     # --- Data: the same on every process, from the same seed -----------------------------
+    start = qat.load_start(config) if config.qat else None
     comments = load_comments(
         config.data, text_column=config.text_column, label_column=config.label_column
     )
@@ -95,7 +96,6 @@ def train(
     split = split_comments(
         comments.texts, comments.labels, fractions=config.fractions, seed=config.seed
     )
-    start = qat.load_start(config) if config.qat else None
     if start:
         artifacts.check_split(start.folder, split.fingerprint, config.data)
         tokenizer = start.tokenizer

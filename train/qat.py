@@ -63,8 +63,15 @@ _FIXED = (
 
 # --- Start from a checkpoint ----------------------------------------------------------------
 def defaults_of(folder: Path) -> dict[str, Any]:
-    """TrainConfig fields with --qat `folder`: its data, split and shape, and a short schedule."""
-    trained = read_json(folder / CONFIG_FILE, "run `make train` to write a checkpoint")["train"]
+    """TrainConfig fields with --qat `folder`: its data, split and shape, and a short schedule.
+
+    Raises BadInput when there is no checkpoint.
+    """
+    remedy = "run `make train` to write a checkpoint"
+    trained = read_json(folder / CONFIG_FILE, remedy).get("train", {})
+    missing = {*_SOURCE, *_FIXED} - trained.keys()
+    if missing:
+        raise BadInput(f"{folder / CONFIG_FILE} has no {min(missing)} of its training; {remedy}")
     return {**{name: trained[name] for name in (*_SOURCE, *_FIXED)}, **_SCHEDULE}
 
 
