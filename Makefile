@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 
 # --- Variables, each settable on the command line or in the environment ------------------
-DATA ?= synthetic
+DATA ?=
 TEST_DATA ?=
 TRAIN_ARGS ?=
 PRECISION ?= int8
@@ -46,7 +46,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 train: $(READY) ## train on labelled comments, into runs/model|DATA=file TEST_DATA=file TRAIN_ARGS="--epochs 2 ..."
-	$(RUN) -m train --data '$(DATA)' $(if $(TEST_DATA),--test-data '$(TEST_DATA)') $(TRAIN_ARGS)
+	$(RUN) -m train $(if $(DATA),--data '$(DATA)') $(if $(TEST_DATA),--test-data '$(TEST_DATA)') $(TRAIN_ARGS)
 
 export: $(READY) ## trace, quantize, check and publish into model_repository/|PRECISION=int8 (or fp32) REPOSITORY=folder EXPORT_ARGS="..."
 	$(RUN) -m export --precision $(PRECISION) --repository '$(REPOSITORY)' $(EXPORT_ARGS)

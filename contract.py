@@ -81,6 +81,8 @@ FP32_LOGIT_ATOL = 1e-4
 """Largest |logit(ONNX FP32) - logit(PyTorch)| over all parity cases."""
 SERVING_LOGIT_ATOL = 1e-5
 """Largest |logit(serving graph FP32) - logit(traced graph)|, over the same cases."""
+TORCHSCRIPT_LOGIT_ATOL = 1e-5
+"""Largest |logit(TorchScript) - logit(PyTorch)|, over the same batches and lengths."""
 FP32_INVARIANCE_ATOL = 1e-6
 """Largest change of an FP32 logit with the comments that share its batch."""
 INT8_INVARIANCE_ATOL = 0.0
@@ -91,6 +93,11 @@ INT8_LOGIT_MEAN_ATOL = 0.05
 """Mean |logit(INT8) - logit(PyTorch)| over the validation comments."""
 INT8_AUROC_ATOL = 0.002
 """Largest loss or gain of validation AUROC by quantization."""
+QAT_REFERENCE_SHARE = 0.5
+"""Largest mean |logit(INT8) - logit(fake-quantized PyTorch)| of a QAT checkpoint, as a share of
+the mean |logit(INT8) - logit(the same weights in float)|. See `train.qat` for why it is not 0."""
+QAT_AUROC_LOSS = 0.002
+"""Largest loss of validation AUROC from the float checkpoint that QAT started from to INT8."""
 INT8_FLIPPED_SHARE = 0.01
 """Largest share of validation comments whose decision at DECISION_THRESHOLD changes."""
 PARITY_BATCHES = (1, 3, 8, 32)

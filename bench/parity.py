@@ -25,6 +25,7 @@ from train.artifacts import WEIGHTS_FILE, load_checkpoint, sha256_of
 from train.batches import TokenizedOnTheFly
 from train.cli import parse_config, run
 from train.evaluate import logits_of, probability_of
+from train.qat import int8_reference
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def main() -> None:
     pool = load_pool(config.comments, size=config.count)
     checkpoint = load_checkpoint(config.checkpoint)
     ids = TokenizedOnTheFly(pool.texts, checkpoint.tokenizer)
-    reference = logits_of(checkpoint.model, ids, np.arange(len(pool.texts)))
+    int8 = artifact["precision"] == "int8"
+    model = int8_reference(checkpoint) if int8 else checkpoint.model
+    reference = logits_of(model, ids, np.arange(len(pool.texts)))
     http_url, grpc_url = f"{HOST}:{server.http_port}", f"{HOST}:{server.grpc_port}"
     alone = np.concatenate([score_comments([t], url=http_url).logit for t in pool.texts])
     batched = score_comments(pool.texts, protocol="grpc", url=grpc_url).logit

@@ -17,9 +17,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from sklearn.metrics import roc_auc_score
 
 import contract
-from contract import BadInput, GateFailed
+from contract import GateFailed
 from export import parity
 from export.config import ExportConfig
 from export.parity import Comment, Finding
@@ -27,12 +28,13 @@ from export.quantize import integer_matmuls
 from export.repository import publish
 from export.scorer import Scorer
 from export.serving_graph import build, build_int8, choose_groups, linear_layers
+from export.torchscript import TORCHSCRIPT_FILE, torchscript_runner, write_torchscript
 from export.trace import trace
 from train.artifacts import (
     METRICS_FILE,
-    SPLIT_FILE,
     WEIGHTS_FILE,
     Checkpoint,
+    check_split,
     load_checkpoint,
     read_json,
     sha256_of,
@@ -42,6 +44,7 @@ from train.batches import TokenizedOnTheFly
 from train.cli import parse_config, run
 from train.data import load_comments
 from train.evaluate import logits_of
+from train.qat import Ranges, difference, int8_reference, ranges_of, table_lines
 from train.split import Split, split_comments
 
 _SAMPLE = 64
@@ -73,14 +76,21 @@ def export(config: ExportConfig) -> dict[str, Any]:
     print(f"building the serving graph, attention widths {groups} ...", flush=True)
     build(model, fp32, groups)
     findings = _fp32_gates(subject, traced, fp32, config.seed)
+    if config.torchscript:
+        findings.append(_torchscript_gate(subject, config.out / TORCHSCRIPT_FILE, config.seed))
     if config.precision == "int8":
         chosen = training[: config.calibration_comments]
-        print(f"quantizing, calibrated on {len(chosen)} training comments ...", flush=True)
-        build_int8(model, int8, groups, (subject.ids[row] for row in chosen))
+        by = f"calibrated on {len(chosen)} training comments"
+        print(f"quantizing, {'with the ranges of QAT' if subject.ranges else by} ...", flush=True)
+        calibration = (subject.ids[row] for row in chosen)
+        build_int8(model, int8, groups, calibration, subject.ranges)
         findings += _int8_gates(subject, int8, config.seed)
         published = int8
     for finding in findings:
         print(finding, flush=True)
+    metrics = read_json(config.checkpoint / METRICS_FILE, "run `make train`")
+    if subject.ranges:
+        print(*table_lines(metrics["quantization"], len(subject.validation)), sep="\n")
 
     report: dict[str, Any] = {
         "precision": config.precision,
@@ -89,12 +99,14 @@ def export(config: ExportConfig) -> dict[str, Any]:
         "checkpoint": {
             "sha256": sha256_of(config.checkpoint / WEIGHTS_FILE),
             "config": subject.checkpoint.config,
-            "test": read_json(config.checkpoint / METRICS_FILE, "run `make train`")["test"],
+            "test": metrics["test"],
+            "quantization": metrics.get("quantization"),
         },
         "attention_widths": list(groups),
         "calibration_comments": config.calibration_comments,
         "seed": config.seed,
         "onnx": {path.name: _described(path) for path in (traced, fp32, published)},
+        "torchscript": _described(config.out / TORCHSCRIPT_FILE) if config.torchscript else None,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -108,6 +120,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
             "precision": config.precision,
             "device": "cpu",
             "max_len": subject.max_len,
+            "qat": subject.ranges is not None,
             "attention_widths": list(groups),
             "tolerances": {finding.gate: finding.bound for finding in findings},
             "measured": {finding.gate: finding.value for finding in findings},
@@ -155,6 +168,8 @@ class _Subject:
     sample: list[Comment]
     validation: list[Comment]
     validation_logits: np.ndarray  # float32 [n] of PyTorch
+    int8_reference: np.ndarray  # the same, of what the INT8 form must equal
+    ranges: Ranges | None  # of a QAT checkpoint
 
     @property
     def max_len(self) -> int:
@@ -171,13 +186,7 @@ def _load_subject(config: ExportConfig) -> _Subject:
     )
     fractions, seed = tuple(settings["fractions"]), settings["seed"]
     split = split_comments(comments.texts, comments.labels, fractions=fractions, seed=seed)
-    recorded = read_json(config.checkpoint / SPLIT_FILE, "run `make train`")["fingerprint"]
-    if split.fingerprint != recorded:
-        raise BadInput(
-            f"the comments in {source} are not those that {config.checkpoint} was trained on "
-            f"(split {split.fingerprint[:12]}, expected {recorded[:12]}); give the same file "
-            "with --data, or train again"
-        )
+    check_split(config.checkpoint, split.fingerprint, source)
     ids = TokenizedOnTheFly(comments.texts, checkpoint.tokenizer)
     validation = [parity.named(int(i), comments.texts[i], ids[i]) for i in split.validation]
     chosen = np.random.default_rng(config.seed).permutation(len(validation))[:_SAMPLE]
@@ -185,9 +194,21 @@ def _load_subject(config: ExportConfig) -> _Subject:
     over_long = "you are fine . " * checkpoint.tokenizer.max_len
     for name, text in {"empty": "", "one letter": "a", "over-long": over_long}.items():
         sample.append(parity.named(name, text, checkpoint.tokenizer.encode(text)))
-    logits = logits_of(checkpoint.model, ids, split.validation)
+    ranges = ranges_of(checkpoint)
+    reference = logits = logits_of(checkpoint.model, ids, split.validation)
+    if ranges:
+        reference = logits_of(int8_reference(checkpoint), ids, split.validation)
     return _Subject(
-        checkpoint, comments.texts, comments.labels, ids, split, sample, validation, logits
+        checkpoint=checkpoint,
+        texts=comments.texts,
+        labels=comments.labels,
+        ids=ids,
+        split=split,
+        sample=sample,
+        validation=validation,
+        validation_logits=logits,
+        int8_reference=reference,
+        ranges=ranges,
     )
 
 
@@ -230,6 +251,7 @@ def _fp32_gates(subject: _Subject, traced: Path, fp32: Path, seed: int) -> list[
 def _int8_gates(subject: _Subject, int8: Path, seed: int) -> list[Finding]:
     layers = linear_layers(subject.checkpoint.model)
     running = integer_matmuls(int8)
+    served = _served(subject, int8)
     return [
         Finding(
             "int8_layers_in_float",
@@ -240,11 +262,56 @@ def _int8_gates(subject: _Subject, int8: Path, seed: int) -> list[Finding]:
         _invariance("int8_batch_invariance", contract.INT8_INVARIANCE_ATOL, subject, int8, seed),
         *parity.quality_parity(
             subject.labels[subject.split.validation],
-            subject.validation_logits,
-            _served(subject, int8),
+            subject.int8_reference,
+            served,
             [comment.name for comment in subject.validation],
         ),
+        *(_qat_gates(subject, served) if subject.ranges else []),
     ]
+
+
+def _qat_gates(subject: _Subject, served: np.ndarray) -> list[Finding]:
+    """INT8 after QAT: the graph is the model that was trained, and costs no quality.
+
+    Against the float model that QAT started from only a loss of AUROC counts: the weights went
+    on learning, so decisions differ for that reason too. The differences from the tuned weights
+    in float are reported, not bounded: those weights were never meant to run in float.
+    """
+    before = subject.checkpoint.config["quantization"]["start_validation_auroc"]
+    after = float(roc_auc_score(subject.labels[subject.split.validation], np.nan_to_num(served)))
+    gap = difference(subject.validation_logits, served)
+    follows = difference(subject.int8_reference, served)
+    return [
+        Finding(
+            "qat_reference",
+            follows["logit_mean"] / max(gap["logit_mean"], 1e-9),
+            contract.QAT_REFERENCE_SHARE,
+            f"mean logit difference {follows['logit_mean']:.3g} from the fake-quantized model, "
+            f"{gap['logit_mean']:.3g} from the same weights in float",
+        ),
+        Finding(
+            "qat_auroc_loss",
+            before - after,
+            contract.QAT_AUROC_LOSS,
+            f"float before QAT {before:.5f}, INT8 {after:.5f}; INT8 against its weights in float: "
+            f"logit max {gap['logit_max']:.3g}, mean {gap['logit_mean']:.3g}, "
+            f"{gap['flipped']} of {len(served)} flipped",
+        ),
+    ]
+
+
+def _torchscript_gate(subject: _Subject, path: Path, seed: int) -> Finding:
+    model, max_len = subject.checkpoint.model, subject.max_len
+    write_torchscript(model, path)
+    return parity.shape_parity(
+        "torchscript_shapes",
+        contract.TORCHSCRIPT_LOGIT_ATOL,
+        parity.torch_runner(model),
+        torchscript_runner(path),
+        subject.sample,
+        max_len=max_len,
+        seed=seed,
+    )
 
 
 def _served(subject: _Subject, path: Path) -> np.ndarray:

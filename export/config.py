@@ -27,4 +27,5 @@ class ExportConfig:
     instances: int = Field(
         os.cpu_count() or 1, ge=1, description="copies of the model that Triton runs side by side"
     )
+    torchscript: bool = Field(False, description="also write and check model.torchscript.pt")
     seed: int = Field(0, ge=0, description="seed of the calibration and parity samples")

@@ -111,7 +111,7 @@ def shape_parity(
     pool = np.concatenate([np.asarray(comment.ids[1:]) for comment in comments])
     worst, where = 0.0, ""
     for batch_size in contract.PARITY_BATCHES:
-        for length in sorted({*contract.PARITY_LENGTHS, max_len}):
+        for length in sorted({min(n, max_len) for n in (*contract.PARITY_LENGTHS, max_len)}):
             lengths = rng.integers(1, length + 1, size=batch_size)
             lengths[0] = length
             if batch_size >= 3:
@@ -127,7 +127,7 @@ def shape_parity(
             at = int(np.argmax(difference))
             if difference[at] > worst:
                 worst, where = float(difference[at]), rows[at].name
-    return Finding(gate, worst, bound, where)
+    return Finding(gate, worst, bound, where or "no difference at all")
 
 
 def comment_parity(

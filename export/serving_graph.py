@@ -35,16 +35,13 @@ from onnx import TensorProto, helper, numpy_helper
 from contract import ATTENTION_MASK, INPUT_IDS, LOGIT, OPSET
 from train.artifacts import write_atomically
 from train.model import Block, ModelConfig, ToxicityEncoder
-
-Ranges = Mapping[str, tuple[float, float]]
-"""Name of a point in the encoder -> least and greatest activation there."""
+from train.qat import WEIGHT_LIMIT, Ranges, scale_and_zero
 
 WIDTH_STEP = 8
 """Widths are multiples of it: eight floats fill a vector register."""
 GROUP_COST = 64.0
 """What one more group costs a comment, in scores (W * W counts one for each pair of tokens):
 the fixed time of its operators, spread over the comments of a batch."""
-_WEIGHT_LIMIT = 64
 _MASKED = np.finfo(np.float32).min
 _CONTRIB = "com.microsoft"
 
@@ -85,10 +82,17 @@ def build(model: ToxicityEncoder, path: Path, groups: Sequence[int]) -> None:
 
 
 def build_int8(
-    model: ToxicityEncoder, path: Path, groups: Sequence[int], calibration: Iterable[np.ndarray]
+    model: ToxicityEncoder,
+    path: Path,
+    groups: Sequence[int],
+    calibration: Iterable[np.ndarray],
+    ranges: Ranges | None = None,
 ) -> None:
-    """Write the INT8 form. `calibration` gives the ids (int [L], [CLS] first) of comments."""
-    ranges = _calibrate(_graph(model, groups, None), calibration)
+    """Write the INT8 form. `calibration` gives the ids (int [L], [CLS] first) of comments.
+
+    It is not read when the activation `ranges` are known already, as after `train.qat`.
+    """
+    ranges = ranges or _calibrate(_graph(model, groups, None), calibration)
     _write(_graph(model, groups, ranges), path)
 
 
@@ -129,7 +133,7 @@ class _Graph:
         self.points[point] = x
         if self.ranges is None:
             return x
-        scale, zero = _scale_and_zero(*self.ranges[point])
+        scale, zero = scale_and_zero(*self.ranges[point])
         return self(
             "QuantizeLinear",
             x,
@@ -142,7 +146,7 @@ class _Graph:
         if self.ranges is None:
             weight_name = self.constant(weight.T, np.float32, f"{name}.weight")
             return self("Gemm", x, weight_name, self.constant(bias, np.float32, f"{name}.bias"))
-        scale_N = np.maximum(np.abs(weight).max(axis=1), 1e-12) / _WEIGHT_LIMIT
+        scale_N = np.maximum(np.abs(weight).max(axis=1), 1e-12) / WEIGHT_LIMIT
         return self(
             "MatMulIntegerToFloat",
             x,
@@ -154,12 +158,6 @@ class _Graph:
             self.constant(bias, np.float32, f"{name}.bias"),
             domain=_CONTRIB,
         )
-
-
-def _scale_and_zero(least: float, greatest: float) -> tuple[float, int]:
-    least, greatest = min(least, 0.0), max(greatest, 0.0)
-    scale = float(np.float32(max(greatest - least, 1e-12) / 255))
-    return scale, round(-least / scale)
 
 
 # --- Layout ------------------------------------------------------------------------------

@@ -255,7 +255,11 @@ Calibration = Iterable[np.ndarray]
 
 
 def all_operators_int8(
-    model: ToxicityEncoder, path: Path, _groups: Sequence[int], calibration: Calibration
+    model: ToxicityEncoder,
+    path: Path,
+    _groups: Sequence[int],
+    calibration: Calibration,
+    _ranges: None,
 ) -> None:
     traced = path.with_name("to_quantize.onnx")
     trace(model, traced)
@@ -264,13 +268,21 @@ def all_operators_int8(
 
 
 def float_in_disguise(
-    model: ToxicityEncoder, path: Path, groups: Sequence[int], _calibration: Calibration
+    model: ToxicityEncoder,
+    path: Path,
+    groups: Sequence[int],
+    _calibration: Calibration,
+    _ranges: None,
 ) -> None:
     build(model, path, groups)
 
 
 def damaged_int8(
-    model: ToxicityEncoder, path: Path, groups: Sequence[int], calibration: Calibration
+    model: ToxicityEncoder,
+    path: Path,
+    groups: Sequence[int],
+    calibration: Calibration,
+    _ranges: None,
 ) -> None:
     build_int8(model, path, groups, calibration)
 

@@ -142,6 +142,17 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, model.eval(), tokenizer, config)
 
 
+def check_split(folder: Path, fingerprint: str, source: str) -> None:
+    """Raise BadInput unless `source` split into the parts that `folder` was trained on."""
+    recorded = read_json(folder / SPLIT_FILE, "run `make train`")["fingerprint"]
+    if fingerprint != recorded:
+        raise BadInput(
+            f"the comments in {source} are not those that {folder} was trained on "
+            f"(split {fingerprint[:12]}, expected {recorded[:12]}); give the same file "
+            "with --data, or train again"
+        )
+
+
 def save_progress(
     folder: Path,
     model: ToxicityEncoder,
