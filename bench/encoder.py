@@ -88,9 +88,7 @@ def main() -> None:
     print(json.dumps(document))
 
 
-def _subject(
-    config: EncoderBenchConfig, texts: Sequence[str]
-) -> tuple[ToxicityEncoder, Tokenizer]:
+def _subject(config: EncoderBenchConfig, texts: Sequence[str]) -> tuple[ToxicityEncoder, Tokenizer]:
     if config.checkpoint is not None:
         checkpoint = load_checkpoint(config.checkpoint)
         return checkpoint.model, checkpoint.tokenizer
