@@ -249,24 +249,20 @@ def _layout(g: _Graph, config: ModelConfig, groups: Sequence[int], batch: _Batch
     head_offset = g("Mul", head_stride, g.constant(np.arange(config.n_heads)))
     pack = g("Add", g("Unsqueeze", begin, one), head_offset)
 
-    firsts = g.many("Split", len(groups), first, counts, axis=0)
-    lasts = g("Sub", g("Add", first, length), one)
-    lasts_of = g.many("Split", len(groups), lasts, counts, axis=0)
-    members = [_group(g, *group) for group in zip(widest_first, firsts, lasts_of, strict=True)]
+    last = g("Sub", g("Add", first, length), one)
+    rows = (first, last, g("Unsqueeze", length, g.constant([1, 2, 3])))
+    rows_of = (g.many("Split", len(groups), values, counts, axis=0) for values in rows)
+    members = [_group(g, *group) for group in zip(widest_first, *rows_of, strict=True)]
     return _Layout(order, ids, position, first, counts, members, pack)
 
 
-def _group(g: _Graph, width: int, first: str, last: str) -> _Group:
-    """Index and mask of the comments whose first and last tokens, int64 [n], are given."""
-    slots = g("Add", first, g.constant(np.arange(width)[:, None]))  # [W, n]
-    mask = g(
-        "Where",
-        g("LessOrEqual", slots, last),
-        g.constant(0, np.float32),
-        g.constant(_MASKED, np.float32),
-    )
-    mask = g("Unsqueeze", g("Transpose", mask, perm=[1, 0]), g.constant([1, 2]))
-    return _Group(g("Min", slots, last), mask)
+def _group(g: _Graph, width: int, first: str, last: str, length: str) -> _Group:
+    """Index and mask of the comments with these first and last tokens [n], lengths [n, 1, 1, 1]."""
+    slots = np.arange(width)
+    token = g("Min", g("Add", first, g.constant(slots[:, None])), last)  # [W, n]
+    real = g("Less", g.constant(slots), length)  # [n, 1, 1, W]
+    zero, masked = g.constant(0, np.float32), g.constant(_MASKED, np.float32)
+    return _Group(token, g("Where", real, zero, masked))
 
 
 # --- Encoder -----------------------------------------------------------------------------
