@@ -52,6 +52,9 @@ INPUT_IDS = "input_ids"
 """int64 [B, L], right-padded with PAD_ID; column 0 is CLS_ID."""
 ATTENTION_MASK = "attention_mask"
 """int64 [B, L], 1 where a token is, 0 where padding is; column 0 is always 1."""
+ACCUMULATED_COUNTS = "accumulated_counts"
+"""int32 [B], tokens of all comments up to and including each. The ragged form of the graph takes
+it in place of ATTENTION_MASK, and its INPUT_IDS are int64 [T]: the comments one after the other."""
 LOGIT = "logit"
 """float32 [B] from the graph, float32 [B, 1] from a served model."""
 OPSET = 20
@@ -60,6 +63,7 @@ OPSET = 20
 # --- Public model: one comment as a string in, its score out ------------------------------
 PUBLIC_MODEL = "toxicity"
 ENCODER_MODEL = "toxicity_encoder"
+RAGGED_MODEL = "toxicity_encoder_ragged"
 TEXT = "text"
 """BYTES [B, 1], UTF-8."""
 PROBABILITY = "probability"

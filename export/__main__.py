@@ -66,16 +66,18 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """
     began = time.monotonic()
     subject = _load_subject(config)
-    traced, fp32, int8 = (config.out / f"{n}.onnx" for n in ("traced", "fp32", "int8"))
-    model, published = subject.checkpoint.model, fp32
+    names = ("traced", "fp32", "int8", "fp32_ragged", "int8_ragged")
+    traced, fp32, int8, *ragged_of = (config.out / f"{name}.onnx" for name in names)
+    model, published, ragged = subject.checkpoint.model, fp32, ragged_of[0]
     print("tracing to ONNX ...", flush=True)
     trace(model, traced)
     training = np.random.default_rng(config.seed).permutation(subject.split.train)
     lengths = [len(subject.ids[row]) for row in training[:_LENGTHS]]
     groups = choose_groups(lengths, subject.max_len)
     print(f"building the serving graph, attention widths {groups} ...", flush=True)
-    build(model, fp32, groups)
+    build(model, fp32, groups, ragged)
     findings = _fp32_gates(subject, traced, fp32, config.seed)
+    findings.append(_ragged_parity("fp32", subject, fp32, ragged, config.seed))
     if config.torchscript:
         findings.append(_torchscript_gate(subject, config.out / TORCHSCRIPT_FILE, config.seed))
     if config.precision == "int8":
@@ -83,9 +85,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
         by = f"calibrated on {len(chosen)} training comments"
         print(f"quantizing, {'with the ranges of QAT' if subject.ranges else by} ...", flush=True)
         calibration = (subject.ids[row] for row in chosen)
-        build_int8(model, int8, groups, calibration, subject.ranges)
+        published, ragged = int8, ragged_of[1]
+        build_int8(model, int8, groups, calibration, ragged, ranges=subject.ranges)
         findings += _int8_gates(subject, int8, config.seed)
-        published = int8
+        findings.append(_ragged_parity("int8", subject, int8, ragged, config.seed))
     for finding in findings:
         print(finding, flush=True)
     metrics = read_json(config.checkpoint / METRICS_FILE, "run `make train`")
@@ -105,7 +108,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         "attention_widths": list(groups),
         "calibration_comments": config.calibration_comments,
         "seed": config.seed,
-        "onnx": {path.name: _described(path) for path in (traced, fp32, published)},
+        "onnx": {path.name: _described(path) for path in (traced, fp32, published, ragged)},
         "torchscript": _described(config.out / TORCHSCRIPT_FILE) if config.torchscript else None,
         "versions": {
             "python": platform.python_version(),
@@ -130,6 +133,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         version = publish(
             config.repository,
             onnx_path=published,
+            ragged_path=ragged,
             tokenizer_path=config.checkpoint / contract.TOKENIZER_FILE,
             artifact=artifact,
             instances=config.instances,
@@ -310,6 +314,22 @@ def _torchscript_gate(subject: _Subject, path: Path, seed: int) -> Finding:
         torchscript_runner(path),
         subject.sample,
         max_len=max_len,
+        seed=seed,
+    )
+
+
+def _ragged_parity(
+    precision: str, subject: _Subject, dense: Path, ragged: Path, seed: int
+) -> Finding:
+    """One graph behind two interfaces: as close as a comment is to itself in other company."""
+    bounds = {"fp32": contract.FP32_INVARIANCE_ATOL, "int8": contract.INT8_INVARIANCE_ATOL}
+    return parity.shape_parity(
+        f"{precision}_ragged_vs_dense",
+        bounds[precision],
+        parity.onnx_runner(dense),
+        parity.ragged_runner(ragged),
+        subject.sample,
+        max_len=subject.max_len,
         seed=seed,
     )
 

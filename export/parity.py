@@ -17,7 +17,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import contract
-from contract import ATTENTION_MASK, CLS_ID, INPUT_IDS, LOGIT, UNK_ID
+from contract import ACCUMULATED_COUNTS, ATTENTION_MASK, CLS_ID, INPUT_IDS, LOGIT, UNK_ID
 from train.batches import collate
 from train.evaluate import probability_of
 from train.model import ToxicityEncoder
@@ -72,15 +72,31 @@ def torch_runner(model: ToxicityEncoder) -> Runner:
 
 
 def onnx_runner(path: Path) -> Runner:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # as it is served
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = _session(path)
 
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         feed = {INPUT_IDS: input_ids, ATTENTION_MASK: attention_mask}
         return np.asarray(session.run([LOGIT], feed)[0])
 
     return run
+
+
+def ragged_runner(path: Path) -> Runner:
+    """The ragged form, fed as Triton's ragged batching feeds one request a comment."""
+    session = _session(path)
+
+    def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        counts = attention_mask.sum(axis=1).cumsum().astype(np.int32)
+        feed = {INPUT_IDS: input_ids[attention_mask != 0], ACCUMULATED_COUNTS: counts}
+        return np.asarray(session.run([LOGIT], feed)[0])
+
+    return run
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # as it is served
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def run_batch(run: Runner, comments: Sequence[Comment], pad_to: int = 0) -> np.ndarray:

@@ -5,6 +5,7 @@
         toxicity/<N>/                    one version, never changed once it is there
         toxicity_encoder/config.pbtxt    ids in, logit out; onnxruntime backend of a stock image
         toxicity_encoder/<N>/model.onnx  the same bytes
+        toxicity_encoder_ragged/...      likewise, the graph with the interface of ragged batching
 
 `python -m export` calls `publish`; `python -m serve.triton start` calls `verify` first.
 """
@@ -31,6 +32,7 @@ from contract import (
     MAX_BATCH_SIZE,
     ONNX_FILE,
     PUBLIC_MODEL,
+    RAGGED_MODEL,
     TOKENIZER_FILE,
     BadInput,
 )
@@ -38,6 +40,8 @@ from export.scorer import Scorer
 from train.artifacts import read_json, sha256_of, write_atomically, write_json
 
 CONFIG_FILE = "config.pbtxt"
+_MODELS = (RAGGED_MODEL, ENCODER_MODEL, PUBLIC_MODEL)
+"""In the order in which a version is put in place: with the last one it counts."""
 _REMEDY = "run `make export` to publish a new version"
 _CODE = {
     "model.py": Path(__file__).with_name("triton_model.py"),
@@ -76,12 +80,37 @@ def encoder_config(instances: int) -> pb.ModelConfig:
     `dims: [1]` with an empty `reshape` is its documented form for that
     (docs/user_guide/model_configuration.md, "Reshape").
     """
-    ids = [contract.INPUT_IDS, contract.ATTENTION_MASK]
+    config = _onnxruntime_config(ENCODER_MODEL, instances)
+    for name in (contract.INPUT_IDS, contract.ATTENTION_MASK):
+        config.input.add(name=name, data_type=pb.TYPE_INT64, dims=[-1])
+    return config
+
+
+def ragged_config(instances: int) -> pb.ModelConfig:
+    """Ids -> logit, batched by Triton whatever the requests' lengths; one comment a request.
+
+    The onnxruntime backend joins a ragged input to one dimension, and Triton makes the counts,
+    one for each request, as INT32 or FP32 only (docs/user_guide/ragged_batching.md and
+    BatchInput in model_config.proto). One logit a request needs no `batch_output`.
+    """
+    config = _onnxruntime_config(RAGGED_MODEL, instances)
+    config.input.add(
+        name=contract.INPUT_IDS, data_type=pb.TYPE_INT64, dims=[-1], allow_ragged_batch=True
+    )
+    config.batch_input.add(
+        kind=pb.BatchInput.BATCH_ACCUMULATED_ELEMENT_COUNT,
+        target_name=[contract.ACCUMULATED_COUNTS],
+        data_type=pb.TYPE_INT32,
+        source_input=[contract.INPUT_IDS],
+    )
+    return config
+
+
+def _onnxruntime_config(name: str, instances: int) -> pb.ModelConfig:
     config = pb.ModelConfig(
-        name=ENCODER_MODEL,
+        name=name,
         backend="onnxruntime",
         max_batch_size=MAX_BATCH_SIZE,
-        input=[pb.ModelInput(name=name, data_type=pb.TYPE_INT64, dims=[-1]) for name in ids],
         output=[
             pb.ModelOutput(
                 name=contract.LOGIT,
@@ -110,6 +139,7 @@ def publish(
     repository: Path,
     *,
     onnx_path: Path,
+    ragged_path: Path,
     tokenizer_path: Path,
     artifact: dict[str, Any],
     instances: int,
@@ -120,9 +150,10 @@ def publish(
     Args:
         repository: folder, made when it is missing.
         onnx_path: graph with the tensors of the contract, one file.
+        ragged_path: the same graph with the ragged interface.
         tokenizer_path: JSON of `train.tokenizer.Tokenizer`.
         artifact: what the version is; needs `device` ("cpu" or "cuda"). The version number and
-            the size and sha256 of every file are added to it.
+            the size and sha256 of every file are added to it (`files`; `ragged` for the graph).
         instances: model processes of each server.
         keep_versions: newest versions that stay when the new one is in place.
 
@@ -132,28 +163,30 @@ def publish(
         version = max(published, default=0) + 1
         _clear_interrupted(repository, newest=version - 1)
         # Inside the model's own folder, where Triton skips names that are not numbers.
-        with (
-            _staging(repository / PUBLIC_MODEL) as public,
-            _staging(repository / ENCODER_MODEL) as encoder,
-        ):
+        with contextlib.ExitStack() as stack:
+            ragged, encoder, public = staged = [
+                stack.enter_context(_staging(repository / model)) for model in _MODELS
+            ]
             sources = {**_CODE, ONNX_FILE: onnx_path, TOKENIZER_FILE: tokenizer_path}
             for name, source in sources.items():
                 write_atomically(public / name, source.read_bytes())
             files = {name: _fingerprint(public / name) for name in sorted(sources)}
-            write_json(public / ARTIFACT_FILE, {**artifact, "version": version, "files": files})
+            write_atomically(ragged / ONNX_FILE, ragged_path.read_bytes())
+            described = {"files": files, "ragged": _fingerprint(ragged / ONNX_FILE)}
+            write_json(public / ARTIFACT_FILE, {**artifact, "version": version, **described})
             _link_or_copy(public / ONNX_FILE, encoder / ONNX_FILE)
-            for folder in (public, encoder):
+            for folder in staged:
                 _fsync_folder(folder)
-            _write_config(repository, encoder_config(instances))
-            _write_config(repository, public_config(instances))
-            _put(encoder, repository / ENCODER_MODEL / str(version))
+            for config_of in (ragged_config, encoder_config, public_config):
+                _write_config(repository, config_of(instances))
             try:
-                _put(public, repository / PUBLIC_MODEL / str(version))  # from here it counts
+                for model, folder in zip(_MODELS, staged, strict=True):
+                    _put(folder, repository / model / str(version))
             except BaseException:
                 _clear_interrupted(repository, newest=version - 1)
                 raise
         for old in [*published, version][:-keep_versions]:
-            for model in (PUBLIC_MODEL, ENCODER_MODEL):
+            for model in reversed(_MODELS):
                 shutil.rmtree(repository / model / str(old), ignore_errors=True)
     return version
 
@@ -184,13 +217,13 @@ def _staging(model_folder: Path) -> Iterator[Path]:
 
 
 def _clear_interrupted(repository: Path, *, newest: int) -> None:
-    """Drop what a killed `publish` left: staging, and an encoder without its public half."""
-    for model in (PUBLIC_MODEL, ENCODER_MODEL):
+    """Drop what a killed `publish` left: staging, and encoders without their public half."""
+    for model in _MODELS:
         for folder in (repository / model).glob(".staging-*"):
             shutil.rmtree(folder)
-    for version in _versions(repository / ENCODER_MODEL):
-        if version > newest:
-            shutil.rmtree(repository / ENCODER_MODEL / str(version))
+        for version in _versions(repository / model):
+            if version > newest:
+                shutil.rmtree(repository / model / str(version))
 
 
 def _write_config(repository: Path, config: pb.ModelConfig) -> None:
@@ -255,9 +288,10 @@ def verify(repository: Path, version: int | None = None) -> dict[str, Any]:
     missing = sorted({*_CODE, ONNX_FILE, TOKENIZER_FILE} - files.keys())
     if missing:
         raise BadInput(f"{folder / ARTIFACT_FILE} does not list {missing[0]}; {_REMEDY}")
-    encoder_path = repository / ENCODER_MODEL / folder.name / ONNX_FILE
-    paths = [(folder / name, expected) for name, expected in files.items()]
-    for path, expected in [*paths, (encoder_path, files[ONNX_FILE])]:
+    expected_of = {folder / name: expected for name, expected in files.items()}
+    expected_of[repository / ENCODER_MODEL / folder.name / ONNX_FILE] = files[ONNX_FILE]
+    expected_of[repository / RAGGED_MODEL / folder.name / ONNX_FILE] = artifact.get("ragged", {})
+    for path, expected in expected_of.items():
         if not path.is_file():
             raise BadInput(f"{path} is missing from the published version; {_REMEDY}")
         if (found := _fingerprint(path)) != expected:

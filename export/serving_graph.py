@@ -11,6 +11,10 @@ layer computes Q, the output projection and the MLP for the [CLS] rows only: not
 is read. An index computed once takes a layer's heads from the packed matrix to [n, H, W, C] in
 one Gather, and another one takes them back.
 
+Two interfaces share all of it: dense, INPUT_IDS and ATTENTION_MASK [B, L]; and ragged, the ids of
+all comments one after the other with ACCUMULATED_COUNTS, which Triton's ragged batching feeds
+(docs/user_guide/ragged_batching.md).
+
 INT8 form: activations U8 per tensor, weights S8 per output channel within [-64, 64] (why: see
 `export.quantize`), biases int32, ranges from training comments; the head stays in float.
 
@@ -32,7 +36,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from contract import ATTENTION_MASK, INPUT_IDS, LOGIT, OPSET
+from contract import ACCUMULATED_COUNTS, ATTENTION_MASK, INPUT_IDS, LOGIT, OPSET
 from train.artifacts import write_atomically
 from train.model import Block, ModelConfig, ToxicityEncoder
 from train.qat import WEIGHT_LIMIT, Ranges, scale_and_zero
@@ -73,12 +77,15 @@ def choose_groups(lengths: Iterable[int], max_len: int) -> tuple[int, ...]:
     return best[-1][1]
 
 
-def build(model: ToxicityEncoder, path: Path, groups: Sequence[int]) -> None:
+def build(
+    model: ToxicityEncoder, path: Path, groups: Sequence[int], ragged: Path | None = None
+) -> None:
     """Write the FP32 form: INPUT_IDS, ATTENTION_MASK int64 [B, L] to LOGIT float32 [B].
 
-    `model` is on the CPU in eval mode; `groups` is what `choose_groups` gave.
+    `model` is on the CPU in eval mode; `groups` is what `choose_groups` gave. `ragged` is where
+    the ragged interface goes too: INPUT_IDS int64 [T], ACCUMULATED_COUNTS int32 [B] to the same.
     """
-    _write(_graph(model, groups, None), path)
+    _write_interfaces(model, groups, None, path, ragged)
 
 
 def build_int8(
@@ -86,6 +93,8 @@ def build_int8(
     path: Path,
     groups: Sequence[int],
     calibration: Iterable[np.ndarray],
+    ragged: Path | None = None,
+    *,
     ranges: Ranges | None = None,
 ) -> None:
     """Write the INT8 form. `calibration` gives the ids (int [L], [CLS] first) of comments.
@@ -93,7 +102,7 @@ def build_int8(
     It is not read when the activation `ranges` are known already, as after `train.qat`.
     """
     ranges = ranges or _calibrate(_graph(model, groups, None), calibration)
-    _write(_graph(model, groups, ranges), path)
+    _write_interfaces(model, groups, ranges, path, ragged)
 
 
 def linear_layers(model: ToxicityEncoder) -> int:
@@ -107,9 +116,14 @@ class _Graph:
     """Nodes and constants so far, and the points whose activations an INT8 form quantizes."""
 
     ranges: Ranges | None
+    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
     points: dict[str, str] = field(default_factory=dict)
+
+    def input(self, name: str, dtype: int, *shape: str) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        return name
 
     def constant(self, value: Any, dtype: Any = np.int64, name: str = "") -> str:
         name = name or f"constant_{len(self.constants)}"
@@ -182,14 +196,41 @@ class _Layout:
     pack: str  # int64 [T, H], where the groups' contexts [*, C] hold a token's heads
 
 
-def _layout(g: _Graph, config: ModelConfig, groups: Sequence[int]) -> _Layout:
+@dataclass(frozen=True)
+class _Batch:
+    """A batch as it comes: comment b is `length[b]` ids from `start[b]` on, int64 [B]."""
+
+    ids: str  # int64, one dimension
+    start: str
+    length: str
+
+
+def _dense_batch(g: _Graph) -> _Batch:
+    for name in (INPUT_IDS, ATTENTION_MASK):
+        g.input(name, TensorProto.INT64, "batch", "length")
+    width = g("Gather", g("Shape", INPUT_IDS), g.constant(1))
+    start = g("Range", g.constant(0), g("Size", INPUT_IDS), width)
+    length = g("ReduceSum", ATTENTION_MASK, g.constant([1]), keepdims=0)
+    return _Batch(g("Reshape", INPUT_IDS, g.constant([-1])), start, length)
+
+
+def _ragged_batch(g: _Graph) -> _Batch:
+    ids = g.input(INPUT_IDS, TensorProto.INT64, "tokens")
+    counts = g.input(ACCUMULATED_COUNTS, TensorProto.INT32, "batch")
+    end = g("Cast", counts, to=TensorProto.INT64)
+    zero = g.constant([0])
+    start = g("Concat", zero, g("Slice", end, zero, g.constant([-1])), axis=0)
+    return _Batch(ids, start, g("Sub", end, start))
+
+
+def _layout(g: _Graph, config: ModelConfig, groups: Sequence[int], batch: _Batch) -> _Layout:
     zero, one, heads = g.constant(0), g.constant(1), g.constant(config.n_heads)
-    lengths = g("ReduceSum", ATTENTION_MASK, g.constant([1]), keepdims=0)
-    rows = g("Shape", ATTENTION_MASK, end=1)
-    length, order = g.many("TopK", 2, lengths, rows, axis=0)
-    at = g("NonZero", g("Gather", ATTENTION_MASK, order))  # [2, T]
-    ids = g("GatherND", g("Gather", INPUT_IDS, order), g("Transpose", at, perm=[1, 0]))
+    length, order = g.many("TopK", 2, batch.length, g("Shape", batch.length), axis=0)
+    column = g("Range", zero, g("ReduceMax", length, keepdims=0), one)
+    at = g("NonZero", g("Less", column, g("Unsqueeze", length, one)))  # [2, T]
     row, position = g("Gather", at, zero), g("Gather", at, one)
+    start = g("Gather", g("Gather", batch.start, order), row)
+    ids = g("Gather", batch.ids, g("Add", start, position))
     first = g("CumSum", length, zero, exclusive=1)
 
     widest_first = sorted(groups, reverse=True)
@@ -204,30 +245,28 @@ def _layout(g: _Graph, config: ModelConfig, groups: Sequence[int]) -> _Layout:
     head_offset = g("Mul", head_stride, g.constant(np.arange(config.n_heads)))
     pack = g("Add", g("Unsqueeze", begin, one), head_offset)
 
-    firsts = g.many("Split", len(groups), first, counts, axis=0)
-    lasts = g("Sub", g("Add", first, length), one)
-    lasts_of = g.many("Split", len(groups), lasts, counts, axis=0)
-    members = [_group(g, *group) for group in zip(widest_first, firsts, lasts_of, strict=True)]
+    last = g("Sub", g("Add", first, length), one)
+    rows = (first, last, g("Unsqueeze", length, g.constant([1, 2, 3])))
+    rows_of = (g.many("Split", len(groups), values, counts, axis=0) for values in rows)
+    members = [_group(g, *group) for group in zip(widest_first, *rows_of, strict=True)]
     return _Layout(order, ids, position, first, counts, members, pack)
 
 
-def _group(g: _Graph, width: int, first: str, last: str) -> _Group:
-    """Index and mask of the comments whose first and last tokens, int64 [n], are given."""
-    slots = g("Add", first, g.constant(np.arange(width)[:, None]))  # [W, n]
-    mask = g(
-        "Where",
-        g("LessOrEqual", slots, last),
-        g.constant(0, np.float32),
-        g.constant(_MASKED, np.float32),
-    )
-    mask = g("Unsqueeze", g("Transpose", mask, perm=[1, 0]), g.constant([1, 2]))
-    return _Group(g("Min", slots, last), mask)
+def _group(g: _Graph, width: int, first: str, last: str, length: str) -> _Group:
+    """Index and mask of the comments with these first and last tokens [n], lengths [n, 1, 1, 1]."""
+    slots = np.arange(width)
+    token = g("Min", g("Add", first, g.constant(slots[:, None])), last)  # [W, n]
+    real = g("Less", g.constant(slots), length)  # [n, 1, 1, W]
+    zero, masked = g.constant(0, np.float32), g.constant(_MASKED, np.float32)
+    return _Group(token, g("Where", real, zero, masked))
 
 
 # --- Encoder -----------------------------------------------------------------------------
-def _graph(model: ToxicityEncoder, groups: Sequence[int], ranges: Ranges | None) -> _Graph:
+def _graph(
+    model: ToxicityEncoder, groups: Sequence[int], ranges: Ranges | None, ragged: bool = False
+) -> _Graph:
     g, config = _Graph(ranges), model.config
-    layout = _layout(g, config, groups)
+    layout = _layout(g, config, groups, _ragged_batch(g) if ragged else _dense_batch(g))
     tokens = g.constant(_array(model.token_embedding.weight), np.float32, "token_embedding")
     positions = g.constant(
         _array(model.position_embedding.weight), np.float32, "position_embedding"
@@ -341,23 +380,27 @@ def _array(parameter: Any) -> np.ndarray:
 # --- File --------------------------------------------------------------------------------
 def _proto(g: _Graph, outputs: Mapping[str, Sequence[int | str]]) -> onnx.ModelProto:
     """Model of `g` with these float outputs by name and shape."""
-    inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
-        for name in (INPUT_IDS, ATTENTION_MASK)
-    ]
     declared = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
         for name, shape in outputs.items()
     ]
-    graph = helper.make_graph(g.nodes, "encoder", inputs, declared, list(g.constants.values()))
+    graph = helper.make_graph(g.nodes, "encoder", g.inputs, declared, list(g.constants.values()))
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_CONTRIB, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def _write(g: _Graph, path: Path) -> None:
-    proto = _proto(g, {LOGIT: ["batch"]})
-    onnx.checker.check_model(proto)
-    write_atomically(path, proto.SerializeToString())
+def _write_interfaces(
+    model: ToxicityEncoder,
+    groups: Sequence[int],
+    ranges: Ranges | None,
+    dense: Path,
+    ragged: Path | None,
+) -> None:
+    for path in (dense, ragged):
+        if path is not None:
+            proto = _proto(_graph(model, groups, ranges, path is ragged), {LOGIT: ["batch"]})
+            onnx.checker.check_model(proto)
+            write_atomically(path, proto.SerializeToString())
 
 
 def _calibrate(g: _Graph, comments: Iterable[np.ndarray]) -> Ranges:

@@ -14,6 +14,7 @@ import torch
 
 from contract import ONNX_FILE, TOKENIZER_FILE
 from export.repository import publish
+from export.serving_graph import build
 from export.trace import trace
 from serve import triton
 from train.__main__ import train
@@ -56,6 +57,7 @@ class TinyModel:
     model: ToxicityEncoder
     tokenizer: Tokenizer
     onnx_path: Path
+    ragged_path: Path
     tokenizer_path: Path
 
     def logit(self, text: str) -> float:
@@ -68,6 +70,7 @@ class TinyModel:
         return publish(
             repository,
             onnx_path=self.onnx_path,
+            ragged_path=self.ragged_path,
             tokenizer_path=self.tokenizer_path,
             artifact={"precision": "fp32", "device": "cpu", "max_len": self.tokenizer.max_len},
             instances=instances,
@@ -86,8 +89,10 @@ def make_tiny_model(folder: Path, *, seed: int) -> TinyModel:
         model.token_embedding.weight.mul_(50)
         model.head.weight.mul_(5)
     trace(model, folder / ONNX_FILE)
+    build(model, folder / "serving.onnx", (8, 16), ragged=folder / "ragged.onnx")
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), "utf-8")
-    return TinyModel(model, tokenizer, folder / ONNX_FILE, folder / TOKENIZER_FILE)
+    paths = (folder / name for name in (ONNX_FILE, "ragged.onnx", TOKENIZER_FILE))
+    return TinyModel(model, tokenizer, *paths)
 
 
 @pytest.fixture(scope="session")

@@ -68,6 +68,8 @@ def test_every_gate_holds_and_is_in_the_report(
         "serving_vs_traced",
         "fp32_served_text",
         "fp32_batch_invariance",
+        "fp32_ragged_vs_dense",
+        "int8_ragged_vs_dense",
         "int8_layers_in_float",
         "int8_batch_invariance",
         "int8_logit_max",
@@ -257,10 +259,12 @@ Calibration = Iterable[np.ndarray]
 def all_operators_int8(
     model: ToxicityEncoder,
     path: Path,
-    _groups: Sequence[int],
+    groups: Sequence[int],
     calibration: Calibration,
-    _ranges: None,
+    ragged: Path,
+    **_: object,
 ) -> None:
+    build(model, path, groups, ragged)
     traced = path.with_name("to_quantize.onnx")
     trace(model, traced)
     types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
@@ -272,9 +276,10 @@ def float_in_disguise(
     path: Path,
     groups: Sequence[int],
     _calibration: Calibration,
-    _ranges: None,
+    ragged: Path,
+    **_: object,
 ) -> None:
-    build(model, path, groups)
+    build(model, path, groups, ragged)
 
 
 def damaged_int8(
@@ -282,9 +287,10 @@ def damaged_int8(
     path: Path,
     groups: Sequence[int],
     calibration: Calibration,
-    _ranges: None,
+    ragged: Path,
+    **_: object,
 ) -> None:
-    build_int8(model, path, groups, calibration)
+    build_int8(model, path, groups, calibration, ragged)
 
     def silence_a_layer(graph_model: onnx.ModelProto) -> None:
         tensor = next(

@@ -85,7 +85,7 @@ def test_fake_quantized_model_is_the_int8_graph(
     model: ToxicityEncoder, comments: list[parity.Comment], tmp_path: Path
 ) -> None:
     ranges = qat.calibrate(model, (np.array(comment.ids) for comment in comments))
-    build_int8(model, tmp_path / "int8.onnx", GROUPS, [], ranges)
+    build_int8(model, tmp_path / "int8.onnx", GROUPS, [], ranges=ranges)
     fake = parity.torch_runner(qat.FakeQuantizedEncoder(model, ranges).eval())
     served = parity.onnx_runner(tmp_path / "int8.onnx")
     shapes = parity.shape_parity("gate", 1e-4, fake, served, comments, max_len=32, seed=0)
@@ -305,10 +305,10 @@ def test_export_keeps_the_ranges_and_passes_the_gates(healthy: Path, tmp_path: P
     assert np.abs(served - fake).mean() < 0.5 * np.abs(served - plain).mean()
 
 
-def wrong_ranges(*arguments: Any) -> None:
+def wrong_ranges(*arguments: Any, ranges: qat.Ranges) -> None:
     """A graph of a checkpoint's weights that ignores what its training assumed."""
-    *others, ranges = arguments
-    build_int8(*others, {point: (4 * least, 4 * high) for point, (least, high) in ranges.items()})
+    wider = {point: (4 * least, 4 * high) for point, (least, high) in ranges.items()}
+    build_int8(*arguments, ranges=wider)
 
 
 def test_gates_go_red_and_publish_nothing(
