@@ -96,6 +96,7 @@ def ragged_runner(path: Path) -> Runner:
 def _session(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # as it is served
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # likewise
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
