@@ -73,6 +73,10 @@ MODEL_VERSION = "model_version"
 MAX_BATCH_SIZE = 64
 MAX_QUEUED_COMMENTS = 256
 """Comments that may wait in one model process; a request that finds no room is refused at once."""
+CACHE_BYTES = "cache_bytes"
+"""Parameter in the public model's config.pbtxt: most memory that the scores of repeated comments
+take in each model process; 0 turns that cache off."""
+DEFAULT_CACHE_BYTES = 64 << 20
 
 # --- Files of one published version ------------------------------------------------------
 ONNX_FILE = "model.onnx"

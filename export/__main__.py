@@ -137,6 +137,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
             tokenizer_path=config.checkpoint / contract.TOKENIZER_FILE,
             artifact=artifact,
             instances=config.instances,
+            cache_bytes=config.cache_bytes,
         )
         folder = config.repository / contract.PUBLIC_MODEL / str(version)
         report["published"] = {

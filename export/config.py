@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from contract import DEFAULT_CACHE_BYTES
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -26,6 +28,11 @@ class ExportConfig:
     )
     instances: int = Field(
         os.cpu_count() or 1, ge=1, description="copies of the model that Triton runs side by side"
+    )
+    cache_bytes: int = Field(
+        DEFAULT_CACHE_BYTES,
+        ge=0,
+        description="memory of each copy for the scores of repeated comments; 0 turns it off",
     )
     torchscript: bool = Field(False, description="also write and check model.torchscript.pt")
     seed: int = Field(0, ge=0, description="seed of the calibration and parity samples")

@@ -53,7 +53,7 @@ _CODE = {
 
 
 # --- Configurations ----------------------------------------------------------------------
-def public_config(instances: int) -> pb.ModelConfig:
+def public_config(instances: int, cache_bytes: int) -> pb.ModelConfig:
     """Text -> score with `instances` processes, for Triton's Python backend."""
     config = pb.ModelConfig(
         name=PUBLIC_MODEL,
@@ -70,6 +70,7 @@ def public_config(instances: int) -> pb.ModelConfig:
         ],
     )
     config.dynamic_batching.SetInParent()  # no delay: a batch is what queued while one ran
+    config.parameters[contract.CACHE_BYTES].string_value = str(cache_bytes)
     return config
 
 
@@ -143,6 +144,7 @@ def publish(
     tokenizer_path: Path,
     artifact: dict[str, Any],
     instances: int,
+    cache_bytes: int = contract.DEFAULT_CACHE_BYTES,
     keep_versions: int = 3,
 ) -> int:
     """Add one version and return its number; older ones stay servable whatever happens.
@@ -155,6 +157,7 @@ def publish(
         artifact: what the version is; needs `device` ("cpu" or "cuda"). The version number and
             the size and sha256 of every file are added to it (`files`; `ragged` for the graph).
         instances: model processes of each server.
+        cache_bytes: memory of each process for the scores of repeated comments, 0 for none.
         keep_versions: newest versions that stay when the new one is in place.
 
     """
@@ -177,8 +180,9 @@ def publish(
             _link_or_copy(public / ONNX_FILE, encoder / ONNX_FILE)
             for folder in staged:
                 _fsync_folder(folder)
-            for config_of in (ragged_config, encoder_config, public_config):
+            for config_of in (ragged_config, encoder_config):
                 _write_config(repository, config_of(instances))
+            _write_config(repository, public_config(instances, cache_bytes))
             try:
                 for model, folder in zip(_MODELS, staged, strict=True):
                     _put(folder, repository / model / str(version))

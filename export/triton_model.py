@@ -7,6 +7,12 @@ Overload. Triton's own queue has no bound, and in release 24.10 setting one (`ma
 made requests wait about 500 ms in a closed loop (measured in deploy/README.md). So `execute`
 only hands requests over to a queue in this process, which is bounded: a request that finds no
 room is refused at once, and one thread scores the others in batches of what waited.
+
+Repeated comments. Each process keeps the logits that it computed last, by their token ids, in
+memory that the model's configuration bounds. A request whose comments are all there is answered
+at once, without the queue. The cache ends with the process, and a process serves one version: a
+reload starts an empty one. It does not use Triton's response cache, which crashed release 24.10
+over gRPC when clients vanished.
 """
 
 from __future__ import annotations
@@ -16,7 +22,8 @@ import sys
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +36,7 @@ sys.path.insert(0, str(_VERSION_FOLDER))
 
 from contract import (  # noqa: E402, I001  the served names, none of the project
     ARTIFACT_FILE,
+    CACHE_BYTES,
     LOGIT,
     MAX_BATCH_SIZE,
     MAX_COMMENT_BYTES,
@@ -40,17 +48,26 @@ from contract import (  # noqa: E402, I001  the served names, none of the projec
     TOKENIZER_FILE,
     BadInput,
 )
-from scorer import Scorer, probability  # type: ignore[import-not-found]  # noqa: E402
+from scorer import (  # type: ignore[import-not-found]  # noqa: E402
+    LogitCache,
+    Scorer,
+    probability,
+    tokens_in,
+)
 from tokenizer import Tokenizer  # type: ignore[import-not-found]  # noqa: E402
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _SWITCH_INTERVAL_S = 0.0005
 """How long one of the two threads may keep the other from Python; the default is 5 ms."""
+_LOOKED_UP_BYTES = 8192
+"""Longest request that is tokenized before it is queued, for the look-up. What is done there has no
+bound on how much may wait for it, and 256 KiB of text take milliseconds."""
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    texts: list[str]
+    comments: Sequence[str | tuple[bytes, bool]]
+    """Texts, or what `Scorer.encode` made of them."""
     sender: Any
     since: float
 
@@ -65,6 +82,10 @@ class TritonPythonModel:
         self._scorer = Scorer(_VERSION_FOLDER / ONNX_FILE, tokenizer, artifact["device"])
         self._scorer.warm_up()
         self._version = args["model_version"]
+        cache_bytes = int(
+            json.loads(args["model_config"])["parameters"][CACHE_BYTES]["string_value"]
+        )
+        self._cache = LogitCache(cache_bytes) if cache_bytes else None
         self._counters = _Counters(self._version)
         self._queue: deque[_Waiting] = deque()
         self._queued_comments = 0
@@ -75,7 +96,8 @@ class TritonPythonModel:
         self._thread.start()
 
     def execute(self, requests: list[Any]) -> None:
-        """Queue each request, or refuse it: a bad one and one too many fail on their own."""
+        """Answer, queue or refuse each: a bad one and one too many fail on their own."""
+        queued = []
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -83,19 +105,24 @@ class TritonPythonModel:
             except BadInput as error:
                 _refuse(sender, str(error), pb_utils.TritonError.INVALID_ARG)
                 continue
-            with self._changed:
-                full = self._queued_comments + len(texts) > MAX_QUEUED_COMMENTS
-                if not full:
-                    self._queue.append(_Waiting(texts, sender, time.monotonic()))
-                    self._queued_comments += len(texts)
-                    self._changed.notify()
-            if full:
+            if not self._reserve(len(texts)):
                 self._counters.add(refused=1)
                 _refuse(
                     sender,
                     f"overloaded: {MAX_QUEUED_COMMENTS} comments are waiting already; try again",
                     pb_utils.TritonError.UNAVAILABLE,
                 )
+                continue
+            waiting = _Waiting(texts, sender, time.monotonic())
+            if self._cache and sum(map(len, texts)) <= _LOOKED_UP_BYTES:
+                waiting = replace(waiting, comments=[self._scorer.encode(text) for text in texts])
+                if self._answer_from_cache(waiting):
+                    self._reserve(-len(texts))
+                    continue
+            queued.append(waiting)
+        with self._changed:
+            self._queue.extend(queued)
+            self._changed.notify()
 
     def finalize(self) -> None:
         """Answer what still waits, then end."""
@@ -103,6 +130,29 @@ class TritonPythonModel:
             self._closing = True
             self._changed.notify()
         self._thread.join()
+
+    def _reserve(self, comments: int) -> bool:
+        """Room in the queue for so many comments, given back when negative; False without room."""
+        with self._changed:
+            full = self._queued_comments + comments > MAX_QUEUED_COMMENTS
+            if not full:
+                self._queued_comments += comments
+        return not full
+
+    def _answer_from_cache(self, waiting: _Waiting) -> bool:
+        """Answer at once if every comment is there."""
+        logits = [self._cache.get(ids) for ids, _ in waiting.comments]
+        if None in logits:
+            return False
+        self._counters.add(
+            requests=1,
+            comments=len(logits),
+            hits=len(logits),
+            cut=sum(was_cut for _, was_cut in waiting.comments),
+        )
+        response = self._response(np.array(logits, np.float32)[:, None])
+        waiting.sender.send(response, flags=_FINAL)
+        return True
 
     def _score_until_closed(self) -> None:
         while batch := self._next_batch():
@@ -118,28 +168,43 @@ class TritonPythonModel:
             self._changed.wait_for(lambda: self._queue or self._closing)
             batch: list[_Waiting] = []
             room = MAX_BATCH_SIZE
-            while self._queue and len(self._queue[0].texts) <= room:
+            while self._queue and len(self._queue[0].comments) <= room:
                 batch.append(self._queue.popleft())
-                room -= len(batch[-1].texts)
+                room -= len(batch[-1].comments)
             self._queued_comments -= MAX_BATCH_SIZE - room
         return batch
 
     def _answer(self, batch: list[_Waiting]) -> None:
         began = time.monotonic()
-        scores = self._scorer.score([text for waiting in batch for text in waiting.texts])
+        encoded = [
+            self._scorer.encode(comment) if isinstance(comment, str) else comment
+            for waiting in batch
+            for comment in waiting.comments
+        ]
+        rows = computed = [ids for ids, _ in encoded]
+        if self._cache:
+            used_bytes = self._cache.used_bytes
+            logit_B, computed = self._cache.complete(rows, self._scorer.logits)
+            self._counters.add(
+                hits=len(rows) - len(computed),
+                misses=len(computed),
+                cached_bytes=self._cache.used_bytes - used_bytes,
+            )
+        else:
+            logit_B = self._scorer.logits(rows)
         self._counters.add(  # first, so that whoever has an answer finds it counted
             batches=1,
             requests=len(batch),
-            comments=len(scores.logit),
-            cut=scores.cut,
-            tokens=scores.tokens,
+            comments=len(rows),
+            cut=sum(was_cut for _, was_cut in encoded),
+            tokens=tokens_in(computed),
             queue_us=int(1e6 * sum(began - waiting.since for waiting in batch)),
             compute_us=int(1e6 * (time.monotonic() - began)),
         )
         row = 0
         for waiting in batch:
-            logit_B1 = scores.logit[row : row + len(waiting.texts), None]
-            row += len(waiting.texts)
+            logit_B1 = logit_B[row : row + len(waiting.comments), None]
+            row += len(waiting.comments)
             waiting.sender.send(self._response(logit_B1), flags=_FINAL)
 
     def _response(self, logit_B1: Any) -> Any:
@@ -189,14 +254,18 @@ class _Counters:
         ("batches", "toxicity_batches_total", "Batches of comments scored together"),
         ("queue_us", "toxicity_queue_us_total", "Microseconds that requests waited, summed"),
         ("compute_us", "toxicity_compute_us_total", "Microseconds of scoring, summed by batch"),
+        ("hits", "toxicity_cache_hits_total", "Repeated comments that the encoder did not run"),
+        ("misses", "toxicity_cache_misses_total", "Comments that the cache did not know"),
+        ("cached_bytes", "toxicity_cache_bytes", "Memory of the cached scores, all processes"),
     )
 
     def __init__(self, version: str) -> None:
         self._metrics = {}
         self._families = []  # a family must outlive its metrics
         for key, name, description in self._HELP:
+            kind = "COUNTER" if name.endswith("_total") else "GAUGE"
             family = pb_utils.MetricFamily(
-                name=name, description=description, kind=pb_utils.MetricFamily.COUNTER
+                name=name, description=description, kind=getattr(pb_utils.MetricFamily, kind)
             )
             self._families.append(family)
             self._metrics[key] = family.Metric(labels={"version": version})
