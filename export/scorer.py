@@ -26,6 +26,8 @@ from contract import ATTENTION_MASK, INPUT_IDS, LOGIT, MAX_BATCH_SIZE, PAD_ID
 if TYPE_CHECKING:  # served beside this file as `tokenizer`, hence handed in and not imported
     from train.tokenizer import Tokenizer
 
+Encoded = tuple[bytes, bool]
+"""Ids of a comment as the bytes of L int32, [CLS] first; whether it was cut at `max_len`."""
 _WARM_UP_WORD = "don't "
 """Three tokens."""
 _ENTRY_BYTES = 160
@@ -75,8 +77,8 @@ class Scorer:
             cut=sum(was_cut for _, was_cut in encoded),
         )
 
-    def encode(self, text: str) -> tuple[bytes, bool]:
-        """Ids of a comment as the bytes of L int32, and whether it was cut at `max_len`."""
+    def encode(self, text: str) -> Encoded:
+        """Ids of one comment, as `logits` takes them."""
         ids, was_cut = self._tokenizer.encode_and_cut(text)
         return array("i", ids).tobytes(), was_cut
 

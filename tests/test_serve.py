@@ -201,7 +201,7 @@ def test_overload_is_refused_in_words_and_passes(
     assert refused and all("overloaded" in reason for reason in refused)
     assert [status for status, _ in results].count(200) + len(refused) == rounds
     assert _post(config, _body(["calm again"]))[0] == 200
-    assert f'toxicity_requests_refused_total{{version="1"}} {len(refused)}' in _metrics(config)
+    _wait_for(config, f'toxicity_requests_refused_total{{version="1"}} {len(refused)}')
     triton.stop(config)
 
 
@@ -211,6 +211,14 @@ def _metrics(config: triton.ServeConfig) -> str:
         return str(answer.read(), "utf-8")
 
 
+def _wait_for(config: triton.ServeConfig, counted: str) -> str:
+    """The metrics once they hold a line: they are a moment behind the answers."""
+    deadline = time.monotonic() + 10
+    while counted not in (metrics := _metrics(config)):
+        assert time.monotonic() < deadline, metrics
+    return metrics
+
+
 def test_counters_on_the_metrics_port(
     tiny_model: TinyModel, tmp_path: Path, make_server_config: MakeConfig
 ) -> None:
@@ -218,9 +226,7 @@ def test_counters_on_the_metrics_port(
     config = make_server_config(tmp_path / "repository")
     triton.start(config)  # its example request is the first comment counted
     _post(config, _body(["", "one", "word " * 100]))
-    triton_answered = time.monotonic() + 10
-    while 'toxicity_comments_total{version="1"} 4' not in (metrics := _metrics(config)):
-        assert time.monotonic() < triton_answered, metrics
+    metrics = _wait_for(config, 'toxicity_comments_total{version="1"} 4')
     assert 'toxicity_comments_cut_total{version="1"} 1' in metrics
     assert 'toxicity_requests_total{version="1"} 2' in metrics
     assert f'nv_inference_count{{model="{PUBLIC_MODEL}",version="1"}} 4' in metrics
