@@ -122,7 +122,9 @@ def test_repeats_over_both_protocols_and_the_reloaded_version_scores_anew(
         assert after == pytest.approx(other_model.logit(text), abs=FP32_LOGIT_ATOL)
         assert abs(after - answers[0]) > 0.01
     assert _counted(config, version=2)["cache_misses"] == 2  # with the example of `start`
-    assert _counted(config).get("cache_bytes", 0) == 0
+    deadline = time.monotonic() + 20  # the old process ends a while after the new one serves
+    while _counted(config).get("cache_bytes", 0):
+        assert time.monotonic() < deadline
     triton.stop(config)
 
 
