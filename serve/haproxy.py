@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import psutil
 
-from contract import HOST, BadInput
+from contract import HOST, PUBLIC_MODEL, BadInput
 from serve.process import alive, refuse_taken_port, spawn, wait_or_kill
 from serve.triton import ServeConfig, Server, read_running
 from train.artifacts import write_atomically, write_json
@@ -42,7 +42,9 @@ defaults
     option redispatch 1
     retry-on conn-failure empty-response
     # Two failed checks, half a second, take a replica out; one good check brings it back.
-    option httpchk GET /v2/health/ready
+    # Not /v2/health/ready: in release 24.10 it says no while another version loads or unloads, and
+    # for good after one failed to load, though the model answers all the time.
+    option httpchk GET /v2/models/$model/ready
     default-server check inter 250ms fall 2 rise 1
 
 frontend http
@@ -65,6 +67,8 @@ $grpc_servers
 """)
 """Keywords as in the haproxy 2.6 configuration manual."""
 _TIMEOUT_S = 60
+_SBIN = ("/usr/sbin", "/usr/local/sbin")
+"""Where Debian puts haproxy, and the PATH of a plain user does not look."""
 _POLL_S = 0.1
 
 
@@ -80,6 +84,7 @@ def render(config: ServeConfig, servers: Sequence[Server]) -> str:
     return _TEMPLATE.substitute(
         http_backend=_HTTP_BACKEND,
         host=HOST,
+        model=PUBLIC_MODEL,
         http_port=config.http_port,
         grpc_port=config.grpc_port,
         metrics_port=config.metrics_port,
@@ -92,9 +97,7 @@ def render(config: ServeConfig, servers: Sequence[Server]) -> str:
 
 def executable() -> str:
     """Path of haproxy. Raises BadInput where there is none."""
-    # Debian puts it where the PATH of a plain user does not look.
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-    found = shutil.which("haproxy", path=path)
+    found = shutil.which("haproxy", path=os.pathsep.join([os.environ.get("PATH", ""), *_SBIN]))
     if found is None:
         raise BadInput(
             "haproxy is not installed, expected it before more than one replica; "

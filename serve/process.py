@@ -12,7 +12,7 @@ import psutil
 from contract import HOST, BadInput
 
 
-def spawn(command: Sequence[str], environment: dict[str, str], log: Path) -> psutil.Process:
+def spawn(command: list[str], environment: dict[str, str], log: Path) -> psutil.Process:
     """Start `command` in a session of its own; what it says replaces the file `log`."""
     pid = os.posix_spawn(
         command[0],
@@ -47,7 +47,7 @@ def wait_or_kill(family: Sequence[psutil.Process], timeout_s: float) -> None:
 
 
 def refuse_taken_port(port: int, flag: str) -> None:
-    """Raise BadInput that names the port, who has it, and the flag (a field's name) that sets it."""
+    """Raise BadInput that names the port, its owner and the flag that sets it."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -85,7 +85,6 @@ def _start_each(config: ReplicasConfig, wanted: int) -> list[Server]:
     for replica, server in zip(replicas, found, strict=True):
         if server is None:
             print(f"{replica.run_dir.name}: starting", flush=True)
-            replica.run_dir.mkdir(parents=True, exist_ok=True)
         servers.append(server or triton.launch(replica))
     for replica, server in zip(replicas, found, strict=True):
         if server:
@@ -119,7 +118,7 @@ def status(config: ReplicasConfig) -> None:
 
 def _known(config: ReplicasConfig) -> list[int]:
     """Numbers of the replicas that were started and not stopped, whether they live or not."""
-    files = config.run_dir.glob(f"{_FOLDER}*/server.json")
+    files = config.run_dir.glob(f"{_FOLDER}*/{triton.PROCESS_FILE}")
     return sorted(int(path.parent.name.removeprefix(_FOLDER)) for path in files)
 
 

@@ -38,6 +38,7 @@ from train.artifacts import write_json
 from train.cli import parse_config, run
 
 _EXAMPLE = "Thank you, that was a kind and thoughtful answer."
+PROCESS_FILE = "server.json"
 _POLL_S = 0.1
 _STUB = "triton_python_backend_stub"
 _STACK_BYTES = 1 << 30
@@ -64,7 +65,7 @@ class ServeConfig:
 
     @property
     def process_file(self) -> Path:
-        return self.run_dir / "server.json"
+        return self.run_dir / PROCESS_FILE
 
 
 @dataclass(frozen=True)
