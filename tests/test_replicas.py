@@ -135,12 +135,19 @@ def _load(config: replicas.ReplicasConfig, *, retries: int) -> Iterator[Load]:
 
 def _scored(server: triton.Server) -> int:
     """Requests that a replica answered, by its own metrics port."""
-    url = f"http://{HOST}:{server.metrics_port}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        lines = str(answer.read(), "utf-8").splitlines()
+    lines = _metrics(server).splitlines()
     return sum(
         int(line.split()[-1]) for line in lines if line.startswith("toxicity_requests_total")
     )
+
+
+def _metrics(server: triton.Server) -> str:
+    with urllib.request.urlopen(_metrics_url(server), timeout=10) as answer:
+        return str(answer.read(), "utf-8")
+
+
+def _metrics_url(server: triton.Server) -> str:
+    return f"http://{HOST}:{server.metrics_port}/metrics"
 
 
 def test_both_protocols_reach_both_replicas(
@@ -160,10 +167,6 @@ def test_both_protocols_reach_both_replicas(
     shown = capsys.readouterr().out
     for server in servers:
         assert f"UP, process {server.pid}, version 1, metrics {_metrics_url(server)}" in shown
-
-
-def _metrics_url(server: triton.Server) -> str:
-    return f"http://{HOST}:{server.metrics_port}/metrics"
 
 
 def test_killed_replica_loses_no_request_and_rejoins(
@@ -239,9 +242,8 @@ def test_stop_finishes_what_is_in_flight_and_leaves_nothing(
     slow = ["é " * (MAX_COMMENT_BYTES // 3)] * MAX_BATCH_SIZE
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(score_comments, slow, url=_url(running, "http"))
-        deadline = time.monotonic() + 10
-        while not any(_in_flight(server) for server in servers):
-            assert time.monotonic() < deadline
+        while 'current_sessions{proxy="http_replicas"} 1' not in _metrics(balancer):
+            assert not asked.done()
         replicas.stop(running)
         assert len(asked.result().logit) == MAX_BATCH_SIZE
     assert not any(process.is_running() for process in family)
@@ -250,22 +252,11 @@ def test_stop_finishes_what_is_in_flight_and_leaves_nothing(
         score_comments([TEXT], url=_url(running, "http"))
 
 
-def _in_flight(server: triton.Server) -> bool:
-    url = f"http://{HOST}:{server.metrics_port}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        lines = str(answer.read(), "utf-8").splitlines()
-    return any(
-        float(line.split()[-1]) > 0
-        for line in lines
-        if line.startswith("nv_inference_pending_request_count")
-    )
-
-
 # --- Refusals ----------------------------------------------------------------------------
 def test_missing_haproxy_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(haproxy, "_SBIN", ())
-    with pytest.raises(BadInput, match="haproxy is not installed.*apt-get install haproxy"):
+    with pytest.raises(BadInput, match=r"haproxy is not installed.*apt-get install haproxy"):
         haproxy.executable()
 
 
