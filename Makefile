@@ -13,6 +13,7 @@ REPOSITORY ?= model_repository
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
+REPLICAS ?=
 TEXT ?= you are a wonderful person
 USERS ?= 16
 SECONDS_EACH ?= 20
@@ -28,7 +29,7 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install train export serve stop score test check bench parity clean
+.PHONY: help install train export serve status stop score test check bench bench-cache parity clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-8s %s\n", $$1, $$2; if ($$3) printf "  %-8s   %s\n", "", $$3}'
@@ -51,11 +52,14 @@ train: $(READY) ## train on labelled comments, into runs/model|DATA=file TEST_DA
 export: $(READY) ## trace, quantize, check and publish into model_repository/|PRECISION=int8 (or fp32) REPOSITORY=folder EXPORT_ARGS="..."
 	$(RUN) -m export --precision $(PRECISION) --repository '$(REPOSITORY)' $(EXPORT_ARGS)
 
-serve: $(READY) ## start the real tritonserver, or load a newer version into it|HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY
-	$(RUN) -m serve.triton start --repository '$(REPOSITORY)' $(PORTS)
+serve: $(READY) ## start the real tritonserver, or load a newer version into it|REPLICAS=2 (several, behind haproxy) HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY
+	$(RUN) -m serve.replicas start --repository '$(REPOSITORY)' $(PORTS) $(if $(REPLICAS),--replicas $(REPLICAS))
 
-stop: $(READY) ## end that server, finishing what is in flight
-	$(RUN) -m serve.triton stop
+status: $(READY) ## what runs: processes, versions, ports|HTTP_PORT GRPC_PORT METRICS_PORT
+	@$(RUN) -m serve.replicas status $(PORTS)
+
+stop: $(READY) ## end all of it, finishing what is in flight
+	$(RUN) -m serve.replicas stop
 
 score: $(READY) ## score one comment against the running server|TEXT="..." HTTP_PORT
 	@$(VENV)/bin/score --url 127.0.0.1:$(HTTP_PORT) '$(subst ','\'',$(TEXT))'
@@ -71,10 +75,13 @@ check: $(READY) ## formatting, lint and types
 bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS SECONDS_EACH COMMENTS=file BENCH_ARGS="..."
 	$(RUN) -m bench.run --users $(USERS) --seconds $(SECONDS_EACH) $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
 
+bench-cache: $(READY) ## what the cache of repeated comments costs and saves|REPOSITORY COMMENTS=file BENCH_ARGS="..."
+	$(RUN) -m bench.cache --repository '$(REPOSITORY)' $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
+
 parity: $(READY) ## compare the running server with PyTorch on 1,000 comments|COMMENTS=file
 	$(RUN) -m bench.parity $(if $(COMMENTS),--comments '$(COMMENTS)')
 
 clean: ## remove the virtual environment, runs and caches; model_repository/ stays
-	-@test ! -x $(RUN) || $(RUN) -m serve.triton stop >/dev/null 2>&1
+	-@test ! -x $(RUN) || $(RUN) -m serve.replicas stop >/dev/null 2>&1
 	rm -rf $(VENV) runs bench/out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
