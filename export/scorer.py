@@ -22,6 +22,30 @@ if TYPE_CHECKING:  # served beside this file as `tokenizer`, hence handed in and
 
 _WARM_UP_WORD = "don't "
 """Three tokens."""
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# TensorFloat-32 keeps ten bits of a float32 matmul's operands: no graph here was gated with it.
+_PROVIDER_OPTIONS = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+
+
+def open_session(
+    onnx_path: Path, device: str = "cpu", options: ort.SessionOptions | None = None
+) -> Any:
+    """ONNX Runtime session of one thread on `device`, "cpu" or "cuda".
+
+    Raises RuntimeError when the device's provider is missing: ONNX Runtime would go on without.
+    """
+    options = options or ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    provider = _PROVIDERS[device]
+    missing = f"this ONNX Runtime has no {provider}; install onnxruntime-gpu"
+    if provider not in ort.get_available_providers():
+        raise RuntimeError(missing)
+    session = ort.InferenceSession(
+        onnx_path, options, providers=[(provider, _PROVIDER_OPTIONS[device])]
+    )
+    if provider not in session.get_providers():  # listed, but its libraries do not load
+        raise RuntimeError(missing)
+    return session
 
 
 @dataclass(frozen=True)
@@ -45,13 +69,7 @@ class Scorer:
 
     def __init__(self, onnx_path: Path, tokenizer: Tokenizer, device: str = "cpu") -> None:
         """Load the graph. `device` is "cpu" or "cuda"; raises RuntimeError without the latter."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-        self._session: Any = ort.InferenceSession(onnx_path, options, providers=[provider])
-        if provider not in self._session.get_providers():
-            raise RuntimeError(f"this ONNX Runtime has no {provider}; install onnxruntime-gpu")
+        self._session = open_session(onnx_path, device)
         self._tokenizer = tokenizer
 
     def score(self, texts: Sequence[str]) -> Scores:

@@ -1,0 +1,187 @@
+"""Where a graph really runs, from ONNX Runtime's own profile; `python -m export` calls it.
+
+A graph that loads and answers well may still run a Linear layer in float, or send half of its
+nodes to the CPU with copies in between: ONNX Runtime decides that when it loads the file, and
+says so only in the profile of a run and in the model that it optimised. The gates here read both.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto
+
+from export.parity import Finding
+from export.scorer import open_session
+
+Feeds = Mapping[str, np.ndarray]
+"""Name of an input -> its value."""
+
+_INTEGER_MATMULS = {"MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearMatMul"}
+_DYNAMIC = {"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"}
+_FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+_EIGHT_BITS = {TensorProto.INT8, TensorProto.UINT8}
+_SHOWN = 8
+"""Lines of the table on the screen; the report has all."""
+_DYNAMIC_REASON = (
+    "a dynamic scale is taken from the whole batch, so a score would change with its batch-mates"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Nodes of one operator on one provider, and their time in microseconds a run."""
+
+    op: str
+    provider: str
+    nodes: int
+    us: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What ran where, the slowest operator first."""
+
+    rows: list[Row]
+    integer_linears: list[str]
+    """Names of the nodes that multiply by an 8-bit weight in integers."""
+    float_linears: list[str]
+    """Names of the nodes that multiply by a weight in floating point, the head left out."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """The slowest operators of each provider, the others of a provider as one line."""
+        shown = self.rows[:_SHOWN]
+        for provider in dict.fromkeys(row.provider for row in self.rows):
+            rest = [row for row in self.rows[_SHOWN:] if row.provider == provider]
+            if rest:
+                name, nodes = f"{len(rest)} other operators", sum(row.nodes for row in rest)
+                shown.append(Row(name, provider, nodes, sum(row.us for row in rest)))
+        total = sum(row.us for row in self.rows)
+        return "\n".join(
+            [f"{'operator':<22} {'provider':<22} {'nodes':>5} {'us a run':>9} {'share':>6}"]
+            + [
+                f"{r.op:<22} {r.provider:<22} {r.nodes:>5} {r.us:>9.0f} {r.us / total:>6.1%}"
+                for r in shown
+            ]
+        )
+
+
+def placement_of(path: Path, batches: Sequence[Feeds], device: str = "cpu") -> Placement:
+    """Load `path` on `device` as it is served, run `batches` after a warm-up, read the profile.
+
+    The time is a profiled run's: the shares count, a rate is measured without the profiler.
+    Raises RuntimeError when the device's provider is missing.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        options = ort.SessionOptions()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(scratch) / "profile")
+        options.optimized_model_filepath = str(Path(scratch) / "optimized.onnx")
+        options.log_severity_level = 3  # it warns that the optimised file is for this CPU only
+        session = open_session(path, device, options)
+        for feeds in (batches[0], *batches):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+        graph = onnx.load(options.optimized_model_filepath).graph
+    ran: dict[tuple[str, str], dict[str, list[float]]] = {}  # time of every run of every node
+    for event in events:
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            key = event["args"]["op_name"], event["args"]["provider"]
+            name = event["name"].removesuffix("_kernel_time")
+            ran.setdefault(key, {}).setdefault(name, []).append(event["dur"])
+    rows = [
+        Row(*key, len(nodes), sum(sum(us[1:]) for us in nodes.values()) / len(batches))
+        for key, nodes in ran.items()
+    ]
+    names = {name for nodes in ran.values() for name in nodes}
+    linears = [node for node in _linears(graph) if node.name in names]
+    return Placement(
+        rows=sorted(rows, key=lambda row: -row.us),
+        integer_linears=[node.name for node in linears if _is_integer(node)],
+        float_linears=[node.name for node in linears if not _is_integer(node)],
+    )
+
+
+def _is_integer(node: onnx.NodeProto) -> bool:
+    return node.op_type in _INTEGER_MATMULS
+
+
+def _linears(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Matmuls by a constant weight, in 8 bits or in float; the head, of width 1, is none."""
+    weights = {
+        tensor.name: tensor.data_type
+        for tensor in graph.initializer
+        if len(tensor.dims) == 2 and 1 not in tensor.dims
+    }
+    # A weight that is kept in 8 bits and multiplied in float.
+    dequantized = {
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights
+    }
+    for node in graph.node:
+        types = {weights[name] for name in node.input if name in weights}
+        matmul = "MatMul" in node.op_type or "Gemm" in node.op_type
+        in_float = types & _FLOATS or dequantized & set(node.input)
+        if types & _EIGHT_BITS if _is_integer(node) else matmul and in_float:
+            yield node
+
+
+# --- Gates -------------------------------------------------------------------------------
+def layers_in_float(placement: Placement, layers: int) -> Finding:
+    """Linear layers of an INT8 artifact that did not run as an integer matmul; `layers` in all."""
+    running, left = len(placement.integer_linears), placement.float_linears
+    return Finding(
+        "int8_layers_in_float",
+        max(layers - running, len(left)),
+        0,
+        f"{running} integer matmuls ran, of {layers}" + (f"; in float: {left[0]}" if left else ""),
+    )
+
+
+def off_the_gpu(precision: str, placement: Placement) -> list[Finding]:
+    """Nodes of a GPU artifact on another provider, and copies between host and device.
+
+    No operator is excused: the packed form has none whose shape or input must live on the host.
+    """
+    away = [
+        row
+        for row in placement.rows
+        if row.provider != "CUDAExecutionProvider" and not row.op.startswith("Memcpy")
+    ]
+    copies = [row for row in placement.rows if row.op.startswith("Memcpy")]
+    return [
+        Finding(
+            f"{precision}_{gate}",
+            sum(row.nodes for row in rows),
+            0,
+            ", ".join(f"{row.nodes} {row.op} on {row.provider}" for row in rows[:3]) or "none",
+        )
+        for gate, rows in {"nodes_off_gpu": away, "host_copies": copies}.items()
+    ]
+
+
+def dynamic_scales(path: Path) -> Finding:
+    """Nodes of the file that quantize by a scale which they compute from the batch."""
+    graph = onnx.load(path, load_external_data=False).graph
+    constant = {tensor.name for tensor in graph.initializer}
+    constant |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    found = [
+        f"{node.op_type} {node.name}".strip()
+        for node in graph.node
+        if node.op_type in _DYNAMIC
+        or (node.op_type == "QuantizeLinear" and node.input[1] not in constant)
+    ]
+    where = f"{found[0]}: {_DYNAMIC_REASON}; export with --precision int8" if found else "none"
+    return Finding("int8_dynamic_scales", len(found), 0, where)
