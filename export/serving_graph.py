@@ -6,10 +6,13 @@ Padding is dropped on entry: the tokens of all comments lie in one matrix [T, D]
 Linear, LayerNorm and GELU runs on real tokens only. The rows of the batch are sorted by length,
 and attention runs in groups of fixed width: a comment is always padded to the width of its own
 length's group, whoever shares the batch, and its padding repeats its own last token. So no
-number of one comment ever meets a number of another, except as rows of one matmul. The last
-layer computes Q, the output projection and the MLP for the [CLS] rows only: nothing else of it
-is read. An index computed once takes a layer's heads from the packed matrix to [n, H, W, C] in
-one Gather, and another one takes them back.
+number of one comment ever meets a number of another, except as rows of one matmul. An index
+computed once takes a layer's heads from the packed matrix to [n, H, W, C] in one Gather, and
+another one takes them back.
+
+The last layer runs for the [CLS] rows only: nothing else of it is read. With one query a comment,
+its key and value weights are folded into those of the query and of the output projection, and no
+key or value is computed at all.
 
 Two interfaces share all of it: dense, INPUT_IDS and ATTENTION_MASK [B, L]; and ragged, the ids of
 all comments one after the other with ACCUMULATED_COUNTS, which Triton's ragged batching feeds
@@ -25,7 +28,7 @@ FP16 forms: weights and activations float16, the head and the logit float32. Sof
 and matmuls sum in float32 inside ONNX Runtime's kernels.
 
 INT8 form: activations U8 per tensor, weights S8 per output channel within [-64, 64] (why: see
-`export.quantize`), biases int32, ranges from training comments; the head stays in float.
+`export.quantize`), biases in float, ranges from training comments; the head stays in float.
 
 Dimension letters: B comments, T tokens of the batch, D width, H heads, C = D / H, n comments of
 one group, W its width.
@@ -49,13 +52,14 @@ from onnx import TensorProto, helper, numpy_helper
 from contract import ACCUMULATED_COUNTS, ATTENTION_MASK, INPUT_IDS, LOGIT, OPSET
 from train.artifacts import write_atomically
 from train.model import Block, ModelConfig, ToxicityEncoder
-from train.qat import WEIGHT_LIMIT, Ranges, scale_and_zero
+from train.qat import WEIGHT_LIMIT, Ranges, keys_folded_away, scale_and_zero
 
 WIDTH_STEP = 8
 """Widths are multiples of it: eight floats fill a vector register."""
-GROUP_COST = 64.0
-"""What one more group costs a comment, in scores (W * W counts one for each pair of tokens):
-the fixed time of its operators, spread over the comments of a batch."""
+GROUP_COST = 96.0
+"""What one more group costs a comment, in scores (W * W counts one for each pair of tokens): the
+fixed time of its operators, spread over the comments of a batch. Measured: at batch 32 anything
+from 64 to 192 is within 2 %; small batches gain by fewer groups, for an empty one costs too."""
 _CONTRIB = "com.microsoft"
 
 
@@ -133,8 +137,8 @@ def build_int8(
 
 
 def linear_layers(model: ToxicityEncoder) -> int:
-    """Matmuls by weights in a serving graph: four a block, and the last block's Q on its own."""
-    return 4 * model.config.n_layers + 1
+    """Matmuls by weights in a serving graph: QKV (in the last block, Q), projection, MLP."""
+    return 4 * model.config.n_layers
 
 
 # --- Nodes -------------------------------------------------------------------------------
@@ -306,7 +310,7 @@ def _graph(
     positions = g.weight(_array(model.position_embedding.weight), "position_embedding")
     x_TD = g("Add", g("Gather", tokens, layout.ids), g("Gather", positions, layout.position))
     *blocks, last = (_Block(f"blocks.{i}", b, config.n_heads) for i, b in enumerate(model.blocks))
-    index = [_part_index(g, 3, group) for group in layout.groups] if blocks else []
+    index = [_part_index(g, group) for group in layout.groups] if blocks else []
     for block in blocks:
         x_TD = _full_block(g, block, x_TD, layout, index)
     x_BD = _last_block(g, last, x_TD, layout)
@@ -329,7 +333,7 @@ def _head(g: _Graph, model: ToxicityEncoder, x: str) -> str:
 
 
 class _Block:
-    """Weights of one block as arrays, the attention's scale folded into Q."""
+    """Weights of one block's attention as arrays, the scale folded into Q."""
 
     def __init__(self, name: str, block: Any, n_heads: int) -> None:
         assert isinstance(block, Block)
@@ -340,15 +344,15 @@ class _Block:
         scale[: self.width] = 1 / math.sqrt(self.width // n_heads)
         self.qkv_weight = _array(attention.in_proj_weight) * scale
         self.qkv_bias = _array(attention.in_proj_bias) * scale[:, 0]
+        self.projection = (_array(attention.out_proj.weight), _array(attention.out_proj.bias))
 
 
 def _full_block(
     g: _Graph, block: _Block, x: str, layout: _Layout, index: list[tuple[str, ...]]
 ) -> str:
     """x_TD -> x_TD."""
-    point = f"{block.name}.qkv"
-    normed = g.quantized(_norm(g, x, block, "attention_norm"), point)
-    qkv = g.linear(normed, point, point, block.qkv_weight, block.qkv_bias)
+    normed = _norm(g, x, block, "attention_norm")
+    qkv = _linear(g, normed, f"{block.name}.qkv", block.qkv_weight, block.qkv_bias)
     parts = g("Reshape", qkv, g.constant([-1, block.n_heads, block.width // block.n_heads]))
     contexts = []
     for group, at in zip(layout.groups, index, strict=True):
@@ -356,32 +360,32 @@ def _full_block(
         context = _attend(g, q, k, v, group.mask, transBatchA=1)
         contexts.append(g("Reshape", context, g.constant([-1, block.width // block.n_heads])))
     packed = g("Gather", g("Concat", *contexts, axis=0), layout.pack)  # [T, H, C]
-    return _after_attention(g, block, x, packed)
+    context = g("Reshape", packed, g.constant([-1, block.width]))
+    return _after_attention(g, block, x, context, *block.projection)
 
 
 def _last_block(g: _Graph, block: _Block, x: str, layout: _Layout) -> str:
-    """x_TD -> x_BD, the [CLS] rows only; keys and values still come from every token."""
-    point, width = f"{block.name}.qkv", block.width
-    normed = g.quantized(_norm(g, x, block, "attention_norm"), point)
-    weight, bias = block.qkv_weight, block.qkv_bias
-    kv = g.linear(normed, point, f"{block.name}.kv", weight[width:], bias[width:])
-    cls = g("Gather", normed, layout.first)
-    q = g.linear(cls, point, f"{block.name}.q", weight[:width], bias[:width])
-    parts = g("Reshape", kv, g.constant([-1, block.n_heads, width // block.n_heads]))
-    q = g("Reshape", q, g.constant([-1, block.n_heads, 1, width // block.n_heads]))
+    """x_TD -> x_BD, the [CLS] rows only; its keys and values are the normed tokens themselves."""
+    folded = keys_folded_away(block.module.attention)
+    weight, bias, *projection = (_array(parameter) for parameter in folded)
+    normed = _norm(g, x, block, "attention_norm")
+    q = _linear(g, g("Gather", normed, layout.first), f"{block.name}.query", weight, bias)
+    q = g("Reshape", q, g.constant([-1, 1, block.n_heads, block.width]))
     q_of = g.many("Split", len(layout.groups), q, layout.counts, axis=0)
+    tokens = g("Unsqueeze", normed, g.constant([1]))  # [T, 1, D]
     contexts = []
     for group, q in zip(layout.groups, q_of, strict=True):
-        k, v = (g("Gather", parts, part) for part in _part_index(g, 2, group))  # [W, n, H, C]
-        contexts.append(_attend(g, q, k, v, group.mask))  # [n, H, 1, C]
+        members = g("Gather", tokens, group.token)  # [W, n, 1, D]
+        contexts.append(_attend(g, q, members, members, group.mask))  # [n, 1, H, D]
     context = g("Concat", *contexts, axis=0)
-    return _after_attention(g, block, g("Gather", x, layout.first), context)
+    context = g("Reshape", context, g.constant([-1, block.n_heads * block.width]))
+    return _after_attention(g, block, g("Gather", x, layout.first), context, *projection)
 
 
-def _part_index(g: _Graph, parts: int, group: _Group) -> tuple[str, ...]:
-    """Rows [W, n] of each part (Q, K, V or K, V) in a Linear's output seen as [*, H, C]."""
-    token = g("Mul", group.token, g.constant(parts))
-    return tuple(g("Add", token, g.constant(part)) for part in range(parts))
+def _part_index(g: _Graph, group: _Group) -> tuple[str, ...]:
+    """Rows [W, n] of Q, K and V in their Linear's output seen as [3 T, H, C]."""
+    token = g("Mul", group.token, g.constant(3))
+    return token, g("Add", token, g.constant(1)), g("Add", token, g.constant(2))
 
 
 def _attend(g: _Graph, q: str, k: str, v: str, mask: str, **layout: int) -> str:
@@ -391,20 +395,22 @@ def _attend(g: _Graph, q: str, k: str, v: str, mask: str, **layout: int) -> str:
     return g("FusedMatMul", weights, v, transBatchB=1, domain=_CONTRIB)
 
 
-def _after_attention(g: _Graph, block: _Block, x: str, context: str) -> str:
-    """Output projection, residual and MLP; `x` and the result are [*, D]."""
-    projection, (into, _, out, _) = block.module.attention.out_proj, block.module.mlp
-    context = g("Reshape", context, g.constant([-1, block.width]))
-    x = g("Add", x, _linear(g, context, f"{block.name}.projection", projection))
+def _after_attention(
+    g: _Graph, block: _Block, x: str, context: str, weight: np.ndarray, bias: np.ndarray
+) -> str:
+    """Output projection by `weight` and `bias`, residual, MLP; `x` and the result are [*, D]."""
+    into, _, out, _ = block.module.mlp
+    x = g("Add", x, _linear(g, context, f"{block.name}.projection", weight, bias))
     normed = _norm(g, x, block, "mlp_norm")
+    hidden = _linear(g, normed, f"{block.name}.mlp_in", _array(into.weight), _array(into.bias))
     # The tanh form is off by 5e-4 at most, far below a step of U8, and takes half the time.
-    form = "none" if g.ranges is None else "tanh"
-    hidden = g("Gelu", _linear(g, normed, f"{block.name}.mlp_in", into), approximate=form)
-    return g("Add", x, _linear(g, hidden, f"{block.name}.mlp_out", out))
+    hidden = g("Gelu", hidden, approximate="none" if g.ranges is None else "tanh")
+    hidden = _linear(g, hidden, f"{block.name}.mlp_out", _array(out.weight), _array(out.bias))
+    return g("Add", x, hidden)
 
 
-def _linear(g: _Graph, x: str, name: str, layer: Any) -> str:
-    return g.linear(g.quantized(x, name), name, name, _array(layer.weight), _array(layer.bias))
+def _linear(g: _Graph, x: str, name: str, weight: np.ndarray, bias: np.ndarray) -> str:
+    return g.linear(g.quantized(x, name), name, name, weight, bias)
 
 
 def _norm(g: _Graph, x: str, block: _Block, which: str) -> str:

@@ -308,7 +308,7 @@ def damaged_int8(
     ("quantizer", "gate"),
     [
         (all_operators_int8, r"gate int8_\w+ is"),
-        (float_in_disguise, r"gate int8_layers_in_float is 9, expected at most 0"),
+        (float_in_disguise, r"gate int8_layers_in_float is 8, expected at most 0"),
         (damaged_int8, r"gate int8_\w+ is .*comment \d+ \(\d+ tokens\)"),
     ],
 )

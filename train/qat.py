@@ -92,7 +92,9 @@ def load_start(config: TrainConfig) -> Checkpoint:
 
 def points(config: ModelConfig) -> list[str]:
     """Names of all points, as in the serving graph."""
-    return [f"blocks.{i}.{name}" for i in range(config.n_layers) for name in _POINTS]
+    names = [f"blocks.{i}.{name}" for i in range(config.n_layers) for name in _POINTS]
+    names[-len(_POINTS)] = f"blocks.{config.n_layers - 1}.query"
+    return names
 
 
 def ranges_of(checkpoint: Checkpoint) -> Ranges | None:
@@ -128,6 +130,30 @@ def int8_reference(checkpoint: Checkpoint) -> nn.Module:
     return FakeQuantizedEncoder(checkpoint.model, ranges).eval()
 
 
+# --- Attention with one query -----------------------------------------------------------------
+def keys_folded_away(attention: nn.MultiheadAttention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weight and bias of a query [H * D] and of the projection, for attention over tokens.
+
+    With one query q a comment no key or value needs computing. q (Wk x + bk)' is (q Wk) x' but
+    for q bk', which softmax does not see; and the weights w of softmax sum to one, so that
+    sum w (Wv x + bv) is Wv (sum w x) + bv. The attention's scale is part of the query. Returns
+    float32 [H * D, D], [H * D], [D, H * D], [D]; differentiable.
+    """
+    width, heads = attention.embed_dim, attention.num_heads
+    by_head = (3, heads, width // heads, width)  # [3, H, C, D]
+    q, k, v = attention.in_proj_weight.double().reshape(by_head)
+    q_bias, _, v_bias = attention.in_proj_bias.double().reshape(by_head[:3])
+    scale = 1 / math.sqrt(width // heads)
+    out = attention.out_proj.weight.double().reshape(width, heads, -1)  # [D, H, C]
+    bias = torch.einsum("ohc,hc->o", out, v_bias) + attention.out_proj.bias
+    return (
+        torch.einsum("hcd,hce->hde", k, q * scale).reshape(-1, width).float(),
+        torch.einsum("hcd,hc->hd", k, q_bias * scale).reshape(-1).float(),
+        torch.einsum("ohc,hcd->ohd", out, v).reshape(width, -1).float(),
+        bias.float(),
+    )
+
+
 # --- Fake quantization ------------------------------------------------------------------------
 def scale_and_zero(least: float, greatest: float) -> tuple[float, int]:
     """Scale (a float32) and zero point of the U8 range that holds [least, greatest] and 0."""
@@ -140,7 +166,7 @@ class FakeQuantizedEncoder(nn.Module):
     """The forward pass of the INT8 serving graph in floats; shares the parameters of `encoder`.
 
     Without ranges it quantizes nothing, equals `encoder`, and widens in `seen` the range of each
-    point. As in the graph, the last block computes [CLS] alone after its keys and values, the
+    point. As in the graph, the last block computes [CLS] alone with `keys_folded_away`, the
     attention's scale is part of Q's weights, and GELU has its tanh form once quantized.
     """
 
@@ -159,36 +185,61 @@ class FakeQuantizedEncoder(nn.Module):
         attend_B11L = (attention_mask != 0)[:, None, None]
         *full, last = encoder.blocks
         for i, block in enumerate(full):
-            x_BLD = self._block(block, f"blocks.{i}", x_BLD, attend_B11L, slice(None))
-        cls_B1D = self._block(last, f"blocks.{len(full)}", x_BLD, attend_B11L, slice(1))
+            x_BLD = self._full_block(block, f"blocks.{i}", x_BLD, attend_B11L)
+        cls_B1D = self._last_block(last, f"blocks.{len(full)}", x_BLD, attend_B11L)
         return encoder.head(cls_B1D[:, 0]).squeeze(-1)  # [B]
 
-    def _block(
-        self, block: nn.Module, name: str, x_BLD: Tensor, attend_B11L: Tensor, rows: slice
+    def _full_block(
+        self, block: nn.Module, name: str, x_BLD: Tensor, attend_B11L: Tensor
     ) -> Tensor:
-        """Output of the tokens `rows` alone."""
         assert isinstance(block, Block)
-        attention, (into, _, out, dropout) = block.attention, block.mlp
+        attention = block.attention
         width, heads = attention.embed_dim, attention.num_heads
         scale_N = torch.ones(3 * width, device=x_BLD.device)
         scale_N[:width] = 1 / math.sqrt(width // heads)
-        normed_BLD = self._activation(block.attention_norm(x_BLD), f"{name}.qkv")
-        weight = self._weight(attention.in_proj_weight * scale_N[:, None])
-        qkv = functional.linear(normed_BLD, weight, attention.in_proj_bias * scale_N)
+        weight, bias = attention.in_proj_weight * scale_N[:, None], attention.in_proj_bias * scale_N
+        qkv = self._linear(block.attention_norm(x_BLD), f"{name}.qkv", weight, bias)
         parts = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
         q, k, v = parts.permute(2, 0, 3, 1, 4)  # each [B, H, L, C]
-        context = functional.scaled_dot_product_attention(
-            q[:, :, rows], k, v, attn_mask=attend_B11L, scale=1.0
-        )
+        context = functional.scaled_dot_product_attention(q, k, v, attn_mask=attend_B11L, scale=1.0)
         context_BLD = context.transpose(1, 2).flatten(2)
-        projected = self._linear(context_BLD, f"{name}.projection", attention.out_proj)
-        x_BLD = x_BLD[:, rows] + block.attention_dropout(projected)
-        hidden = self._linear(block.mlp_norm(x_BLD), f"{name}.mlp_in", into)
-        hidden = functional.gelu(hidden, approximate="none" if self.ranges is None else "tanh")
-        return x_BLD + dropout(self._linear(hidden, f"{name}.mlp_out", out))
+        projection = attention.out_proj.weight, attention.out_proj.bias
+        return self._after_attention(block, name, x_BLD, context_BLD, *projection)
 
-    def _linear(self, x: Tensor, point: str, layer: Any) -> Tensor:
-        return functional.linear(self._activation(x, point), self._weight(layer.weight), layer.bias)
+    def _last_block(
+        self, block: nn.Module, name: str, x_BLD: Tensor, attend_B11L: Tensor
+    ) -> Tensor:
+        """Output of [CLS] alone, [B, 1, D]."""
+        assert isinstance(block, Block)
+        weight, bias, *projection = keys_folded_away(block.attention)
+        normed_BLD = block.attention_norm(x_BLD)
+        q = self._linear(normed_BLD[:, :1], f"{name}.query", weight, bias)
+        q = q.reshape(len(q), 1, block.attention.num_heads, -1).transpose(1, 2)  # [B, H, 1, D]
+        tokens = normed_BLD[:, None]
+        context = functional.scaled_dot_product_attention(
+            q, tokens, tokens, attn_mask=attend_B11L, scale=1.0
+        )
+        context_B1N = context.transpose(1, 2).flatten(2)
+        return self._after_attention(block, name, x_BLD[:, :1], context_B1N, *projection)
+
+    def _after_attention(
+        self,
+        block: Block,
+        name: str,
+        x: Tensor,
+        context: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> Tensor:
+        into, _, out, dropout = block.mlp
+        projected = self._linear(context, f"{name}.projection", weight, bias)
+        x = x + block.attention_dropout(projected)
+        hidden = self._linear(block.mlp_norm(x), f"{name}.mlp_in", into.weight, into.bias)
+        hidden = functional.gelu(hidden, approximate="none" if self.ranges is None else "tanh")
+        return x + dropout(self._linear(hidden, f"{name}.mlp_out", out.weight, out.bias))
+
+    def _linear(self, x: Tensor, point: str, weight: Any, bias: Any) -> Tensor:
+        return functional.linear(self._activation(x, point), self._weight(weight), bias)
 
     def _activation(self, x: Tensor, point: str) -> Tensor:
         if self.ranges is None:
