@@ -19,6 +19,7 @@ from export.parity import Comment, Finding, Runner
 from export.placement import Placement, placement_of
 from export.scorer import Scorer
 from export.serving_graph import linear_layers
+from export.torchscript import torchscript_runner
 from train.artifacts import Checkpoint, check_split, load_checkpoint
 from train.batches import TokenizedOnTheFly
 from train.data import load_comments
@@ -28,6 +29,7 @@ from train.split import Split, split_comments
 
 _SAMPLE = 64
 """Validation comments that the gates score in every company; each costs about 40 runs."""
+_TIMED = 320
 _INVARIANCE_ATOL = {
     "fp32": contract.FP32_INVARIANCE_ATOL,
     "fp16": contract.FP16_INVARIANCE_ATOL,
@@ -55,6 +57,7 @@ class Subject:
     ids: TokenizedOnTheFly
     split: Split
     sample: list[Comment]
+    timed: list[Comment]  # those that time the forms, in random order
     validation: list[Comment]
     validation_logits: np.ndarray  # float32 [n] of PyTorch
     int8_reference: np.ndarray  # the same, of what the INT8 form must equal
@@ -78,8 +81,9 @@ def load_subject(config: ExportConfig) -> Subject:
     check_split(config.checkpoint, split.fingerprint, source)
     ids = TokenizedOnTheFly(comments.texts, checkpoint.tokenizer)
     validation = [parity.named(int(i), comments.texts[i], ids[i]) for i in split.validation]
-    chosen = np.random.default_rng(config.seed).permutation(len(validation))[:_SAMPLE]
-    sample = [validation[i] for i in chosen]
+    order = np.random.default_rng(config.seed).permutation(len(validation))
+    timed = [validation[i] for i in order[:_TIMED]]
+    sample = timed[:_SAMPLE]
     over_long = "you are fine . " * checkpoint.tokenizer.max_len
     for name, text in {"empty": "", "one letter": "a", "over-long": over_long}.items():
         sample.append(parity.named(name, text, checkpoint.tokenizer.encode(text)))
@@ -94,6 +98,7 @@ def load_subject(config: ExportConfig) -> Subject:
         ids=ids,
         split=split,
         sample=sample,
+        timed=timed,
         validation=validation,
         validation_logits=logits,
         int8_reference=reference,
@@ -101,7 +106,7 @@ def load_subject(config: ExportConfig) -> Subject:
     )
 
 
-# --- Gates of one form -------------------------------------------------------------------
+# --- Gates of the reference ---------------------------------------------------------------
 def reference_gates(subject: Subject, traced: Path, seed: int) -> list[Finding]:
     """The traced graph against PyTorch: every form rests on it."""
     torch_run = parity.torch_runner(subject.checkpoint.model)
@@ -109,6 +114,19 @@ def reference_gates(subject: Subject, traced: Path, seed: int) -> list[Finding]:
     return _same_logits(names, bound, torch_run, parity.onnx_runner(traced), subject, seed)
 
 
+def torchscript_gate(subject: Subject, path: Path, seed: int) -> Finding:
+    return parity.shape_parity(
+        "torchscript_shapes",
+        contract.TORCHSCRIPT_LOGIT_ATOL,
+        parity.torch_runner(subject.checkpoint.model),
+        torchscript_runner(path),
+        subject.sample,
+        max_len=subject.max_len,
+        seed=seed,
+    )
+
+
+# --- Gates of one form -------------------------------------------------------------------
 def form_gates(
     subject: Subject, form: Form, traced: Path, seed: int
 ) -> tuple[list[Finding], Placement]:
@@ -122,7 +140,6 @@ def form_gates(
     else:
         findings = [
             placement.layers_in_float(placed, linear_layers(subject.checkpoint.model)),
-            placement.dynamic_scales(form.path),
             *_quality("int8", subject, subject.int8_reference, served),
             *(_qat_gates(subject, served) if subject.ranges else []),
         ]

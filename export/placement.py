@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,14 +27,8 @@ Feeds = Mapping[str, np.ndarray]
 """Name of an input -> its value."""
 
 _INTEGER_MATMULS = {"MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearMatMul"}
-_DYNAMIC = {"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"}
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 _EIGHT_BITS = {TensorProto.INT8, TensorProto.UINT8}
-_SHOWN = 8
-"""Lines of the table on the screen; the report has all."""
-_DYNAMIC_REASON = (
-    "a dynamic scale is taken from the whole batch, so a score would change with its batch-mates"
-)
 
 
 @dataclass(frozen=True)
@@ -60,28 +55,20 @@ class Placement:
         return asdict(self)
 
     def __str__(self) -> str:
-        """The slowest operators of each provider, the others of a provider as one line."""
-        shown = self.rows[:_SHOWN]
-        for provider in dict.fromkeys(row.provider for row in self.rows):
-            rest = [row for row in self.rows[_SHOWN:] if row.provider == provider]
-            if rest:
-                name, nodes = f"{len(rest)} other operators", sum(row.nodes for row in rest)
-                shown.append(Row(name, provider, nodes, sum(row.us for row in rest)))
-        total = sum(row.us for row in self.rows)
-        return "\n".join(
-            [f"{'operator':<22} {'provider':<22} {'nodes':>5} {'us a run':>9} {'share':>6}"]
-            + [
-                f"{r.op:<22} {r.provider:<22} {r.nodes:>5} {r.us:>9.0f} {r.us / total:>6.1%}"
-                for r in shown
-            ]
-        )
+        """One line; the report has all."""
+        nodes = Counter({row.provider: 0 for row in self.rows})
+        for row in self.rows:
+            nodes[row.provider] += row.nodes
+        placed = ", ".join(f"{count} nodes on {provider}" for provider, count in nodes.items())
+        linears = f"{len(self.integer_linears)} in integers, {len(self.float_linears)} in float"
+        return f"{placed}; Linear layers: {linears}"
 
 
 def placement_of(path: Path, batches: Sequence[Feeds], device: str = "cpu") -> Placement:
     """Load `path` on `device` as it is served, run `batches` after a warm-up, read the profile.
 
     The time is a profiled run's: the shares count, a rate is measured without the profiler.
-    Raises RuntimeError when the device's provider is missing.
+    Raises BadInput when the device's provider is missing.
     """
     with tempfile.TemporaryDirectory() as scratch:
         options = ort.SessionOptions()
@@ -89,7 +76,7 @@ def placement_of(path: Path, batches: Sequence[Feeds], device: str = "cpu") -> P
         options.profile_file_prefix = str(Path(scratch) / "profile")
         options.optimized_model_filepath = str(Path(scratch) / "optimized.onnx")
         options.log_severity_level = 3  # it warns that the optimised file is for this CPU only
-        session = open_session(path, device, options)
+        session = open_session(path, device, options=options)
         for feeds in (batches[0], *batches):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
@@ -170,18 +157,3 @@ def off_the_gpu(precision: str, placement: Placement) -> list[Finding]:
         )
         for gate, rows in {"nodes_off_gpu": away, "host_copies": copies}.items()
     ]
-
-
-def dynamic_scales(path: Path) -> Finding:
-    """Nodes of the file that quantize by a scale which they compute from the batch."""
-    graph = onnx.load(path, load_external_data=False).graph
-    constant = {tensor.name for tensor in graph.initializer}
-    constant |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
-    found = [
-        f"{node.op_type} {node.name}".strip()
-        for node in graph.node
-        if node.op_type in _DYNAMIC
-        or (node.op_type == "QuantizeLinear" and node.input[1] not in constant)
-    ]
-    where = f"{found[0]}: {_DYNAMIC_REASON}; export with --precision int8" if found else "none"
-    return Finding("int8_dynamic_scales", len(found), 0, where)

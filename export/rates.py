@@ -1,7 +1,7 @@
 """How fast each form of the graph is here: the table that `python -m export` prints.
 
 Ids in, logits out, one thread as it is served. The forms take turns round by round, so that
-whatever else the machine does hits all alike. Read the ratios; a rate is this machine's, now.
+whatever else the machine does hits all alike. Read the gains; a rate is this machine's, now.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ import torch
 
 from export.parity import Comment, Runner, feeds_of
 
-BATCH = 32
+BATCH, ROUNDS = 32, 5
+_PRECISIONS = ("int8", "fp16", "fp32")
 
 
 @dataclass(frozen=True)
 class Rate:
-    """One line: `comments_per_s` is None for a form that this device does not run."""
+    """One line: `comments_per_s` and `gain` are None for a form that was not built."""
 
     precision: str
     comments_per_s: float | None
     gain: float | None
+    """Over FP32 in the same run."""
     verdict: str
 
 
-def comments_per_s(
-    runners: Mapping[str, Runner], comments: Sequence[Comment], rounds: int
-) -> dict[str, float]:
-    """Median rate of each runner over `comments` in this order, in batches of BATCH."""
+def measure(runners: Mapping[str, Runner], comments: Sequence[Comment]) -> dict[str, float]:
+    """Comments/s of each runner over `comments` in this order: median of ROUNDS."""
     batches = [feeds_of(comments[at : at + BATCH]) for at in range(0, len(comments), BATCH)]
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     for run in runners.values():  # the warm-up
         for feeds in batches[:2]:
             run(*feeds.values())
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         for name, run in runners.items():
             began = time.perf_counter()
             for feeds in batches:
@@ -49,42 +49,41 @@ def comments_per_s(
     return {name: len(comments) / statistics.median(times) for name, times in seconds.items()}
 
 
-def rates(measured: Mapping[str, float], verdicts: Mapping[str, str]) -> list[Rate]:
-    """A line for each verdict; the gain is over FP32."""
+def lines(measured: Mapping[str, float], verdicts: Mapping[str, str]) -> list[Rate]:
+    """One line for each precision; `measured` has fp32, `verdicts` has all."""
     return [
-        Rate(precision, rate, rate and rate / measured["fp32"], verdict)
-        for precision, verdict in verdicts.items()
+        Rate(precision, rate, rate and rate / measured["fp32"], verdicts[precision])
+        for precision in _PRECISIONS
         for rate in [measured.get(precision)]
     ]
 
 
-def table(lines: Sequence[Rate]) -> str:
-    """One line a form."""
-    rows = [f"{'here':<10} {'comments/s':>10} {'gain':>7}  verdict"]
-    for line in lines:
-        rate = "-" if line.comments_per_s is None else f"{line.comments_per_s:.0f}"
-        gain = "-" if line.gain is None else f"x{line.gain:.2f}"
-        rows.append(f"{line.precision.upper():<10} {rate:>10} {gain:>7}  {line.verdict}")
+def table(rates: Sequence[Rate]) -> str:
+    """For the screen."""
+    rows = [f"{'here':<6} {'comments/s':>10} {'gain':>7}  verdict"]
+    for rate in rates:
+        speed = "-" if rate.comments_per_s is None else f"{rate.comments_per_s:.0f}"
+        gain = "-" if rate.gain is None else f"x{rate.gain:.2f}"
+        rows.append(f"{rate.precision.upper():<6} {speed:>10} {gain:>7}  {rate.verdict}")
     return "\n".join(rows)
 
 
-def to_json(lines: Sequence[Rate], device: str, comments: int, rounds: int) -> dict[str, Any]:
+def to_json(rates: Sequence[Rate], device: str, comments: int) -> dict[str, Any]:
     """The table with what it was measured on."""
     return {
         "device": device,
-        "device_name": device_name(device),
+        "device_name": _device_name(device),
         "threads": 1,
         "batch": BATCH,
         "comments": comments,
-        "rounds": rounds,
-        "forms": [asdict(line) for line in lines],
+        "rounds": ROUNDS,
+        "forms": [asdict(rate) for rate in rates],
     }
 
 
-def device_name(device: str) -> str:
-    """Name of the processor that runs the graph."""
+def _device_name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    info = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
     return names[0] if names else platform.machine()

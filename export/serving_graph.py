@@ -19,13 +19,11 @@ all comments one after the other with ACCUMULATED_COUNTS, which Triton's ragged 
 (docs/user_guide/ragged_batching.md).
 
 Packed form, for the CUDA provider: the same without sorting and groups. ONNX Runtime's own
-operators drop the padding and attend to each comment's tokens alone. No input of a node lives on
-the host and no shape is computed, so nothing runs on the CPU and nothing is copied there but one
-count inside RemovePadding. No GPU has run this form yet: its file is checked, and its numbers
-against PyTorch's by a NumPy evaluation of its operators (tests/test_placement.py).
-
-FP16 forms: weights and activations float16, the head and the logit float32. Softmax, LayerNorm
-and matmuls sum in float32 inside ONNX Runtime's kernels.
+operators drop the padding and attend to each comment's tokens alone. No shape is computed from the
+data, so nothing should run on the CPU and nothing be copied there but one count inside
+RemovePadding: the gates of `export.placement` decide that. No GPU has run this form yet; its file
+is checked against ONNX Runtime's schemas, and its numbers against PyTorch's by a NumPy evaluation
+of its operators (tests/test_packed.py).
 
 INT8 form: activations U8 per tensor, weights S8 per output channel within [-64, 64] (why: see
 `export.quantize`), biases in float, ranges from training comments; the head stays in float.
@@ -101,19 +99,13 @@ def build(
     _write_interfaces(partial(_graph, model, groups), path, ragged)
 
 
-def build_fp16(
-    model: ToxicityEncoder, path: Path, groups: Sequence[int], ragged: Path | None = None
-) -> None:
-    """Write `build`'s form with weights and activations in float16, the head in float32."""
-    _write_interfaces(partial(_graph, model, groups, dtype=np.float16), path, ragged)
-
-
 def build_packed(
     model: ToxicityEncoder, path: Path, precision: str, ragged: Path | None = None
 ) -> None:
-    """Write the form for the CUDA provider; `precision` is "fp16" or "fp32", the head is float32.
+    """Write the form for the CUDA provider in "fp16" or "fp32"; interfaces as in `build`.
 
-    Interfaces as in `build`. It uses contrib operators that exist for CUDA only.
+    It uses contrib operators that exist for CUDA only. FP16: weights and activations float16, the
+    head and the logit float32; softmax and LayerNorm sum in float32 inside their kernels.
     """
     dtype = {"fp16": np.float16, "fp32": np.float32}[precision]
     _write_interfaces(partial(_packed_graph, model, dtype), path, ragged)
@@ -212,7 +204,7 @@ class _Graph:
 # --- Layout ------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Group:
-    """One attention group: index of its tokens [W, n], additive mask [n, 1, 1, W]."""
+    """One attention group: index of its tokens [W, n], additive mask float32 [n, 1, 1, W]."""
 
     token: str
     mask: str
@@ -292,7 +284,7 @@ def _group(g: _Graph, width: int, first: str, last: str, length: str) -> _Group:
     slots = np.arange(width)
     token = g("Min", g("Add", first, g.constant(slots[:, None])), last)  # [W, n]
     real = g("Less", g.constant(slots), length)  # [n, 1, 1, W]
-    zero, masked = (g.constant(value, g.dtype) for value in (0, np.finfo(g.dtype).min))
+    zero, masked = (g.constant(value, np.float32) for value in (0, np.finfo(np.float32).min))
     return _Group(token, g("Where", real, zero, masked))
 
 
@@ -301,10 +293,9 @@ def _graph(
     model: ToxicityEncoder,
     groups: Sequence[int],
     ranges: Ranges | None = None,
-    dtype: Any = np.float32,
     ragged: bool = False,
 ) -> _Graph:
-    g, config = _Graph(ranges, dtype), model.config
+    g, config = _Graph(ranges), model.config
     layout = _layout(g, config, groups, _ragged_batch(g) if ragged else _dense_batch(g))
     tokens = g.weight(_array(model.token_embedding.weight), "token_embedding")
     positions = g.weight(_array(model.position_embedding.weight), "position_embedding")
@@ -437,7 +428,7 @@ def _packed_graph(model: ToxicityEncoder, dtype: Any, ragged: bool = False) -> _
         context = _packed_attention(g, block, x, offset, ends)
         if block is blocks[-1]:
             x, context = g("Gather", x, first), g("Gather", context, first)
-        x = _after_attention(g, block, x, context)
+        x = _after_attention(g, block, x, context, *block.projection)
     g.nodes.append(helper.make_node("Identity", [_head(g, model, x)], [LOGIT]))
     return g
 
@@ -470,9 +461,9 @@ def _ragged_embedding(g: _Graph, model: ToxicityEncoder) -> tuple[str, str]:
 def _packed_attention(g: _Graph, block: _Block, x: str, offset: str, ends: str) -> str:
     """Context [T, D]. QKV are one matmul whose output is [T, H, 3, C], as the operator wants it.
 
-    Keys stop at a comment's end, by `ends`; `offset` gives batch size and width. Head sizes up
-    to 1,024 in steps of 8 run in its memory-efficient kernel (ONNX Runtime, packed_multihead_
-    attention.cc), which accumulates in float32.
+    Keys stop at a comment's end, by `ends`; `offset` gives batch size and width. In float16 a head
+    size that 8 divides runs in its memory-efficient kernel, another one in padded matmuls (ONNX
+    Runtime, contrib_ops/cuda/bert/packed_multihead_attention.cc).
     """
     point, head_size = f"{block.name}.qkv", block.width // block.n_heads
 
@@ -500,9 +491,7 @@ def _proto(g: _Graph, outputs: Mapping[str, Sequence[int | str]]) -> onnx.ModelP
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def _write_interfaces(
-    graph_of: Callable[..., _Graph], dense: Path, ragged: Path | None
-) -> None:
+def _write_interfaces(graph_of: Callable[..., _Graph], dense: Path, ragged: Path | None) -> None:
     for path in (dense, ragged):
         if path is not None:
             proto = _proto(graph_of(ragged=path is ragged), {LOGIT: ["batch"]})

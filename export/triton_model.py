@@ -62,7 +62,8 @@ class TritonPythonModel:
         """Load and warm up; Triton reports any exception as the reason of a failed load."""
         artifact = json.loads((_VERSION_FOLDER / ARTIFACT_FILE).read_text("utf-8"))
         tokenizer = Tokenizer.from_json((_VERSION_FOLDER / TOKENIZER_FILE).read_text("utf-8"))
-        self._scorer = Scorer(_VERSION_FOLDER / ONNX_FILE, tokenizer, artifact["device"])
+        gpu = int(args["model_instance_device_id"])
+        self._scorer = Scorer(_VERSION_FOLDER / ONNX_FILE, tokenizer, artifact["device"], gpu)
         self._scorer.warm_up()
         self._version = args["model_version"]
         self._counters = _Counters(self._version)
