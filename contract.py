@@ -96,7 +96,7 @@ summing moves a float16 by its last bit."""
 INT8_INVARIANCE_ATOL = 0.0
 """INT8 logits are bit-identical whoever shares the batch."""
 FP16_LOGIT_ATOL = 0.05
-"""Largest |logit(FP16) - logit(PyTorch)| over the validation comments (measured on a CPU: 0.004)."""
+"""Largest |logit(FP16) - logit(PyTorch)| over the validation comments."""
 FP16_LOGIT_MEAN_ATOL = 0.005
 FP16_AUROC_ATOL = 0.0005
 FP16_FLIPPED_SHARE = 0.005

@@ -83,15 +83,15 @@ def export(config: ExportConfig) -> dict[str, Any]:
     for form in forms:
         gated = form_gates(subject, form, traced, config.seed)
         findings[form.precision], placements[form.precision] = gated
-    for finding in sum(findings.values(), []):
-        print(finding, flush=True)
+    gates = [finding for found in findings.values() for finding in found]
+    print(*gates, sep="\n", flush=True)
     for precision, placed in placements.items():
         print(f"{precision.upper()}: {placed}")
 
     runners = {form.precision: onnx_runner(form.path, device) for form in forms}
     measured = rates.measure(runners, subject.timed)
     needed = {form.precision: _needed(form, findings) for form in forms}
-    broken = {name: [gate for gate in gates if not gate.holds] for name, gates in needed.items()}
+    broken = {name: [gate for gate in own if not gate.holds] for name, own in needed.items()}
     chosen = _choose(config, forms, broken, measured)
     here = rates.lines(measured, _verdicts(device, chosen, broken))
     print(rates.table(here))
@@ -102,7 +102,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     report: dict[str, Any] = {
         "precision": chosen.precision,
         "device": device,
-        "gates": [finding.to_json() for finding in sum(findings.values(), [])],
+        "gates": [gate.to_json() for gate in gates],
         "placement": {precision: placed.to_json() for precision, placed in placements.items()},
         "rates": rates.to_json(here, device, len(subject.timed)),
         "published": None,
@@ -148,7 +148,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 
 def _device(config: ExportConfig) -> str:
-    """ "cpu" or "cuda". "auto" takes a GPU that ONNX Runtime and torch both see, never for INT8."""
+    """Where to serve; "auto" takes a GPU that ONNX Runtime and torch both see, never for INT8."""
     gpu = "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available()
     device = config.device
     if device == "auto":
