@@ -17,7 +17,6 @@ from contract import (
     ACCUMULATED_COUNTS,
     ATTENTION_MASK,
     CLS_ID,
-    FP16_LOGIT_ATOL,
     INPUT_IDS,
     LOGIT,
     SERVING_LOGIT_ATOL,
@@ -26,7 +25,7 @@ from export.parity import Comment, Runner, run_batch, torch_runner
 from export.serving_graph import build_packed, linear_layers
 from tests.conftest import TinyModel
 
-ATOL = {"fp32": SERVING_LOGIT_ATOL, "fp16": FP16_LOGIT_ATOL}
+ATOL = {"fp32": SERVING_LOGIT_ATOL, "fp16": 0.01}
 
 
 class RemovePadding(OpRun):
@@ -64,7 +63,7 @@ class PackedMultiHeadAttention(OpRun):
 
 
 def runner(path: Path) -> Runner:
-    session = ReferenceEvaluator(path, new_ops=[RemovePadding, PackedMultiHeadAttention])
+    session = ReferenceEvaluator(onnx.load(path), new_ops=[RemovePadding, PackedMultiHeadAttention])
 
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         feeds = {INPUT_IDS: input_ids, ATTENTION_MASK: attention_mask}
@@ -119,7 +118,7 @@ def test_onnx_runtime_accepts_every_node(path: Path, tmp_path: Path) -> None:
     removal = next(node for node in model.graph.node if node.op_type == "RemovePadding")
     removal.input[1] = removal.input[0]
     onnx.save(model, tmp_path / "bad.onnx")
-    with pytest.raises(Exception, match="INVALID_GRAPH|[Tt]ype"):
+    with pytest.raises(Exception, match=r"INVALID_GRAPH.*Type"):
         ort.InferenceSession(tmp_path / "bad.onnx", providers=["CPUExecutionProvider"])
 
 
