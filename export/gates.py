@@ -132,7 +132,7 @@ def form_gates(
 ) -> tuple[list[Finding], Placement]:
     """Every gate of one form, and where its nodes ran."""
     served = _served(subject, form)
-    placed = placement_of(form.path, [parity.feeds_of(subject.sample)], form.device)
+    placed = placement_of(form.path, parity.feeds_of(subject.sample), form.device)
     if form.precision == "fp32":
         findings = _fp32_gates(subject, form, traced, served, seed)
     elif form.precision == "fp16":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,6 @@ from onnx import TensorProto
 
 from export.parity import Finding
 from export.scorer import open_session
-
-Feeds = Mapping[str, np.ndarray]
-"""Name of an input -> its value."""
 
 _INTEGER_MATMULS = {"MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearMatMul"}
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
@@ -56,7 +53,7 @@ class Placement:
 
     def __str__(self) -> str:
         """One line; the report has all."""
-        nodes = Counter({row.provider: 0 for row in self.rows})
+        nodes: Counter[str] = Counter()
         for row in self.rows:
             nodes[row.provider] += row.nodes
         placed = ", ".join(f"{count} nodes on {provider}" for provider, count in nodes.items())
@@ -64,11 +61,12 @@ class Placement:
         return f"{placed}; Linear layers: {linears}"
 
 
-def placement_of(path: Path, batches: Sequence[Feeds], device: str = "cpu") -> Placement:
-    """Load `path` on `device` as it is served, run `batches` after a warm-up, read the profile.
+def placement_of(path: Path, feeds: Mapping[str, np.ndarray], device: str = "cpu") -> Placement:
+    """Load `path` on `device` as it is served, run the batch `feeds` twice, read the profile.
 
-    The time is a profiled run's: the shares count, a rate is measured without the profiler.
-    Raises BadInput when the device's provider is missing.
+    `feeds` is each input's value by name. The times are of the second run, and a profiled run's:
+    their shares count, a rate is measured without the profiler (`export.rates`). Raises BadInput
+    when the device's provider is missing.
     """
     with tempfile.TemporaryDirectory() as scratch:
         options = ort.SessionOptions()
@@ -77,20 +75,17 @@ def placement_of(path: Path, batches: Sequence[Feeds], device: str = "cpu") -> P
         options.optimized_model_filepath = str(Path(scratch) / "optimized.onnx")
         options.log_severity_level = 3  # it warns that the optimised file is for this CPU only
         session = open_session(path, device, options=options)
-        for feeds in (batches[0], *batches):
+        for _ in range(2):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
         graph = onnx.load(options.optimized_model_filepath).graph
-    ran: dict[tuple[str, str], dict[str, list[float]]] = {}  # time of every run of every node
+    ran: dict[tuple[str, str], dict[str, float]] = {}  # last time of every node
     for event in events:
         if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
             key = event["args"]["op_name"], event["args"]["provider"]
             name = event["name"].removesuffix("_kernel_time")
-            ran.setdefault(key, {}).setdefault(name, []).append(event["dur"])
-    rows = [
-        Row(*key, len(nodes), sum(sum(us[1:]) for us in nodes.values()) / len(batches))
-        for key, nodes in ran.items()
-    ]
+            ran.setdefault(key, {})[name] = event["dur"]
+    rows = [Row(*key, len(nodes), sum(nodes.values())) for key, nodes in ran.items()]
     names = {name for nodes in ran.values() for name in nodes}
     linears = [node for node in _linears(graph) if node.name in names]
     return Placement(
@@ -111,17 +106,10 @@ def _linears(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for tensor in graph.initializer
         if len(tensor.dims) == 2 and 1 not in tensor.dims
     }
-    # A weight that is kept in 8 bits and multiplied in float.
-    dequantized = {
-        node.output[0]
-        for node in graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in weights
-    }
     for node in graph.node:
         types = {weights[name] for name in node.input if name in weights}
         matmul = "MatMul" in node.op_type or "Gemm" in node.op_type
-        in_float = types & _FLOATS or dequantized & set(node.input)
-        if types & _EIGHT_BITS if _is_integer(node) else matmul and in_float:
+        if types & (_EIGHT_BITS if _is_integer(node) else _FLOATS) and matmul:
             yield node
 
 
@@ -140,7 +128,7 @@ def layers_in_float(placement: Placement, layers: int) -> Finding:
 def off_the_gpu(precision: str, placement: Placement) -> list[Finding]:
     """Nodes of a GPU artifact on another provider, and copies between host and device.
 
-    No operator is excused: the packed form has none whose shape or input must live on the host.
+    No operator is excused: the packed form has none whose shape or input comes from the host.
     """
     away = [
         row

@@ -39,7 +39,7 @@ def some_comments(model: TinyModel) -> list[Comment]:
 
 
 def placed(tiny_model: TinyModel, path: Path) -> Placement:
-    return placement_of(path, [feeds_of(some_comments(tiny_model))])
+    return placement_of(path, feeds_of(some_comments(tiny_model)))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_float_in_disguise_goes_red(tiny_model: TinyModel, tmp_path: Path) -> No
 
 
 def test_eight_bit_weights_in_a_float_matmul_go_red(tiny_model: TinyModel, tmp_path: Path) -> None:
-    """Weights alone in INT8: the file looks quantized, and every matmul runs in float."""
+    """Weights alone in INT8: the file looks quantized, and no matmul runs on integers."""
     build(tiny_model.model, tmp_path / "fp32.onnx", GROUPS)
     model = onnx.load(tmp_path / "fp32.onnx")
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -87,9 +87,9 @@ def test_eight_bit_weights_in_a_float_matmul_go_red(tiny_model: TinyModel, tmp_p
         model.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", inputs, output))
     onnx.save(model, tmp_path / "int8.onnx")
     layers = linear_layers(tiny_model.model)
-    found = placed(tiny_model, tmp_path / "int8.onnx")
-    assert len(found.float_linears) == layers
-    assert not layers_in_float(found, layers).holds
+    finding = layers_in_float(placed(tiny_model, tmp_path / "int8.onnx"), layers)
+    assert not finding.holds
+    assert finding.value == layers
 
 
 # --- A GPU artifact ----------------------------------------------------------------------

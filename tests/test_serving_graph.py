@@ -158,7 +158,7 @@ def test_int8_is_near_and_runs_every_layer_on_integers(
     model: ToxicityEncoder, graphs: Path
 ) -> None:
     comments = _mixed(64, seed=5)
-    placed = placement_of(graphs / "int8.onnx", [feeds_of(comments)])
+    placed = placement_of(graphs / "int8.onnx", feeds_of(comments))
     assert len(placed.integer_linears) == linear_layers(model)
     assert placed.float_linears == []
     logits = run_batch(onnx_runner(graphs / "int8.onnx"), comments)
