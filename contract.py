@@ -90,13 +90,14 @@ TORCHSCRIPT_LOGIT_ATOL = 1e-5
 FP32_INVARIANCE_ATOL = 1e-6
 """Largest change of an FP32 logit with the comments that share its batch."""
 FP16_INVARIANCE_ATOL = 0.02
-"""Largest change of an FP16 logit with the comments that share its batch. On a CPU it is 0; on a
-GPU the matmul library may pick another kernel for another number of rows, and another order of
-summing moves a float16 by its last bit."""
+"""Largest change of an FP16 logit with the comments that share its batch. Not 0: on a GPU the
+matmul library may pick another kernel for another number of rows, and another order of summing
+moves a float16 by its last bit."""
 INT8_INVARIANCE_ATOL = 0.0
 """INT8 logits are bit-identical whoever shares the batch."""
 FP16_LOGIT_ATOL = 0.05
-"""Largest |logit(FP16) - logit(PyTorch)| over the validation comments."""
+"""Largest |logit(FP16) - logit(PyTorch)| over the validation comments. No GPU has run this form;
+NumPy's float16 on a model of the default size, 96 synthetic comments: at most 0.006, mean 0.0015."""
 FP16_LOGIT_MEAN_ATOL = 0.005
 FP16_AUROC_ATOL = 0.0005
 FP16_FLIPPED_SHARE = 0.005

@@ -30,6 +30,7 @@ from train.split import Split, split_comments
 _SAMPLE = 64
 """Validation comments that the gates score in every company; each costs about 40 runs."""
 _TIMED = 320
+"""Validation comments that time the forms, ten batches."""
 _INVARIANCE_ATOL = {
     "fp32": contract.FP32_INVARIANCE_ATOL,
     "fp16": contract.FP16_INVARIANCE_ATOL,
@@ -57,7 +58,7 @@ class Subject:
     ids: TokenizedOnTheFly
     split: Split
     sample: list[Comment]
-    timed: list[Comment]  # those that time the forms, in random order
+    timed: list[Comment]  # in random order
     validation: list[Comment]
     validation_logits: np.ndarray  # float32 [n] of PyTorch
     int8_reference: np.ndarray  # the same, of what the INT8 form must equal
@@ -132,7 +133,8 @@ def form_gates(
 ) -> tuple[list[Finding], Placement]:
     """Every gate of one form, and where its nodes ran."""
     served = _served(subject, form)
-    placed = placement_of(form.path, parity.feeds_of(subject.sample), form.device)
+    feeds = parity.feeds_of(subject.sample)
+    placed = placement_of(form.path, feeds, form.device)
     if form.precision == "fp32":
         findings = _fp32_gates(subject, form, traced, served, seed)
     elif form.precision == "fp16":
@@ -145,7 +147,9 @@ def form_gates(
         ]
     findings += [_invariance(subject, form, seed), _ragged_parity(subject, form, seed)]
     if form.device == "cuda":
+        joined = placement_of(form.ragged, parity.ragged_feeds(*feeds.values()), form.device)
         findings += placement.off_the_gpu(form.precision, placed)
+        findings += placement.off_the_gpu(f"{form.precision}_ragged", joined)
     return findings, placed
 
 

@@ -101,11 +101,15 @@ def ragged_runner(path: Path, device: str = "cpu") -> Runner:
     session = open_session(path, device)
 
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        counts = attention_mask.sum(axis=1).cumsum().astype(np.int32)
-        feed = {INPUT_IDS: input_ids[attention_mask != 0], ACCUMULATED_COUNTS: counts}
-        return np.asarray(session.run([LOGIT], feed)[0])
+        return np.asarray(session.run([LOGIT], ragged_feeds(input_ids, attention_mask))[0])
 
     return run
+
+
+def ragged_feeds(input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
+    """The same batch joined: INPUT_IDS int64 [T], ACCUMULATED_COUNTS int32 [B]."""
+    counts = attention_mask.sum(axis=1).cumsum().astype(np.int32)
+    return {INPUT_IDS: input_ids[attention_mask != 0], ACCUMULATED_COUNTS: counts}
 
 
 def run_batch(run: Runner, comments: Sequence[Comment], pad_to: int = 0) -> np.ndarray:

@@ -125,7 +125,7 @@ def layers_in_float(placement: Placement, layers: int) -> Finding:
     )
 
 
-def off_the_gpu(precision: str, placement: Placement) -> list[Finding]:
+def off_the_gpu(form: str, placement: Placement) -> list[Finding]:
     """Nodes of a GPU artifact on another provider, and copies between host and device.
 
     No operator is excused: the packed form has none whose shape or input comes from the host.
@@ -138,7 +138,7 @@ def off_the_gpu(precision: str, placement: Placement) -> list[Finding]:
     copies = [row for row in placement.rows if row.op.startswith("Memcpy")]
     return [
         Finding(
-            f"{precision}_{gate}",
+            f"{form}_{gate}",
             sum(row.nodes for row in rows),
             0,
             ", ".join(f"{row.nodes} {row.op} on {row.provider}" for row in rows[:3]) or "none",

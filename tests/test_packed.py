@@ -21,7 +21,7 @@ from contract import (
     LOGIT,
     SERVING_LOGIT_ATOL,
 )
-from export.parity import Comment, Runner, run_batch, torch_runner
+from export.parity import Comment, Runner, ragged_feeds, run_batch, torch_runner
 from export.serving_graph import build_packed, linear_layers
 from tests.conftest import TinyModel
 
@@ -68,8 +68,7 @@ def runner(path: Path) -> Runner:
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         feeds = {INPUT_IDS: input_ids, ATTENTION_MASK: attention_mask}
         if ACCUMULATED_COUNTS in session.input_names:
-            ends = attention_mask.sum(axis=1).cumsum().astype(np.int32)
-            feeds = {INPUT_IDS: input_ids[attention_mask == 1], ACCUMULATED_COUNTS: ends}
+            feeds = ragged_feeds(input_ids, attention_mask)
         return session.run([LOGIT], feeds)[0]
 
     return run
