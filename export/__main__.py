@@ -32,6 +32,7 @@ from export.gates import (
     torchscript_gate,
 )
 from export.parity import Finding, onnx_runner
+from export.placement import Placement
 from export.repository import publish
 from export.serving_graph import build, build_int8, build_packed, choose_groups
 from export.torchscript import TORCHSCRIPT_FILE, write_torchscript
@@ -74,20 +75,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     groups = choose_groups([len(subject.ids[row]) for row in training[:_LENGTHS]], subject.max_len)
     forms = _build(config, device, subject, groups, training)
 
-    findings = {"reference": reference_gates(subject, traced, config.seed)}
-    if config.torchscript:
-        write_torchscript(subject.checkpoint.model, config.out / TORCHSCRIPT_FILE)
-        gate = torchscript_gate(subject, config.out / TORCHSCRIPT_FILE, config.seed)
-        findings["reference"].append(gate)
-    placements = {}
-    for form in forms:
-        gated = form_gates(subject, form, traced, config.seed)
-        findings[form.precision], placements[form.precision] = gated
-    gates = [finding for found in findings.values() for finding in found]
-    print(*gates, sep="\n", flush=True)
-    for precision, placed in placements.items():
-        print(f"{precision.upper()}: {placed}")
-
+    findings, placements = _prove(config, subject, traced, forms)
     runners = {form.precision: onnx_runner(form.path, device) for form in forms}
     measured = rates.measure(runners, subject.timed)
     needed = {form.precision: _needed(form, findings) for form in forms}
@@ -95,38 +83,19 @@ def export(config: ExportConfig) -> dict[str, Any]:
     chosen = _choose(config, forms, broken, measured)
     here = rates.lines(measured, _verdicts(device, chosen, broken))
     print(rates.table(here))
-    metrics = read_json(config.checkpoint / METRICS_FILE, "run `make train`")
-    if subject.ranges:
-        print(*table_lines(metrics["quantization"], len(subject.validation)), sep="\n")
-
     report: dict[str, Any] = {
         "precision": chosen.precision,
         "device": device,
-        "gates": [gate.to_json() for gate in gates],
+        "gates": [finding.to_json() for found in findings.values() for finding in found],
         "placement": {precision: placed.to_json() for precision, placed in placements.items()},
         "rates": rates.to_json(here, device, len(subject.timed)),
         "published": None,
-        "checkpoint": {
-            "sha256": sha256_of(config.checkpoint / WEIGHTS_FILE),
-            "config": subject.checkpoint.config,
-            "test": metrics["test"],
-            "quantization": metrics.get("quantization"),
-        },
         "attention_widths": list(groups),
-        "calibration_comments": config.calibration_comments,
-        "seed": config.seed,
-        "onnx": {
-            path.name: _described(path)
-            for path in (traced, *(path for form in forms for path in (form.path, form.ragged)))
-        },
-        "torchscript": _described(config.out / TORCHSCRIPT_FILE) if config.torchscript else None,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": ort.__version__,
-        },
+        **_sources(config, subject, [traced, *(path for form in forms for path in form.files)]),
     }
+    if subject.ranges:
+        quantization = report["checkpoint"]["quantization"]
+        print(*table_lines(quantization, len(subject.validation)), sep="\n")
     failed = broken[chosen.precision]
     if not failed:
         report["published"] = _publish(config, subject, chosen, needed[chosen.precision], report)
@@ -218,6 +187,24 @@ def _choose(
     return max(passing or wanted, key=lambda form: measured[form.precision])
 
 
+def _prove(
+    config: ExportConfig, subject: Subject, traced: Path, forms: Sequence[Form]
+) -> tuple[dict[str, list[Finding]], dict[str, Placement]]:
+    """Every gate by what it is about, "reference" or a precision, and where each form ran."""
+    findings = {"reference": reference_gates(subject, traced, config.seed)}
+    if config.torchscript:
+        write_torchscript(subject.checkpoint.model, config.out / TORCHSCRIPT_FILE)
+        gate = torchscript_gate(subject, config.out / TORCHSCRIPT_FILE, config.seed)
+        findings["reference"].append(gate)
+    print(*findings["reference"], sep="\n", flush=True)
+    placements = {}
+    for form in forms:
+        gated, placed = form_gates(subject, form, traced, config.seed)
+        findings[form.precision], placements[form.precision] = gated, placed
+        print(*gated, f"{form.precision.upper()}: {placed}", sep="\n", flush=True)
+    return findings, placements
+
+
 def _verdicts(device: str, chosen: Form, broken: Mapping[str, list[Finding]]) -> dict[str, str]:
     verdicts = {}
     for precision in ("int8", "fp16", "fp32"):
@@ -228,6 +215,29 @@ def _verdicts(device: str, chosen: Form, broken: Mapping[str, list[Finding]]) ->
         else:
             verdicts[precision] = "published" if precision == chosen.precision else "passes"
     return verdicts
+
+
+def _sources(config: ExportConfig, subject: Subject, graphs: Sequence[Path]) -> dict[str, Any]:
+    """What the report says of what went in and of the files that came out."""
+    metrics = read_json(config.checkpoint / METRICS_FILE, "run `make train`")
+    return {
+        "checkpoint": {
+            "sha256": sha256_of(config.checkpoint / WEIGHTS_FILE),
+            "config": subject.checkpoint.config,
+            "test": metrics["test"],
+            "quantization": metrics.get("quantization"),
+        },
+        "calibration_comments": config.calibration_comments,
+        "seed": config.seed,
+        "onnx": {path.name: _described(path) for path in graphs},
+        "torchscript": _described(config.out / TORCHSCRIPT_FILE) if config.torchscript else None,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": ort.__version__,
+        },
+    }
 
 
 def _publish(

@@ -47,6 +47,10 @@ class Form:
     path: Path
     ragged: Path
 
+    @property
+    def files(self) -> tuple[Path, Path]:
+        return self.path, self.ragged
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
