@@ -96,7 +96,7 @@ moves a float16 by its last bit."""
 INT8_INVARIANCE_ATOL = 0.0
 """INT8 logits are bit-identical whoever shares the batch."""
 FP16_LOGIT_ATOL = 0.05
-"""Largest |logit(FP16) - logit(PyTorch)| over the validation comments. No GPU has run this form yet;
+"""Largest |logit(FP16) - logit(PyTorch)| over the validation comments. No GPU has run it yet;
 in NumPy's float16, 96 comments on a model of the default size: at most 0.006, mean 0.0015."""
 FP16_LOGIT_MEAN_ATOL = 0.005
 FP16_AUROC_ATOL = 0.0005
