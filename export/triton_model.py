@@ -67,7 +67,7 @@ class TritonPythonModel:
                 waiting.append((i, _decode(raw_B1)))
             except BadInput as error:
                 responses[i] = _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
-        admitted = self._admission.admit([len(texts) for _, texts in waiting])
+        admitted = self._admission.admit([len(texts) for _, texts in waiting], time.monotonic())
         for i, _ in waiting[admitted:]:
             responses[i] = _refusal(_OVERLOADED, pb_utils.TritonError.UNAVAILABLE)
         self._counters.add(refused=len(waiting) - admitted)
