@@ -70,9 +70,12 @@ PROBABILITY = "probability"
 """float32 [B, 1], the logistic function of the logit."""
 MODEL_VERSION = "model_version"
 """BYTES [B, 1], the number of the version folder that answered."""
+MAX_REQUEST_COMMENTS = 256
+"""Most comments of one request, and of all requests that Triton hands over in one call."""
 MAX_BATCH_SIZE = 64
-MAX_QUEUED_COMMENTS = 256
-"""Comments that may wait in one model process; a request that finds no room is refused at once."""
+"""Most comments that the graph runs together."""
+CALM_WAIT_S, OVERLOADED_WAIT_S = 0.25, 0.01
+"""Longest wait for its turn of a request that was taken on, and of one while others are refused."""
 
 # --- Files of one published version ------------------------------------------------------
 ONNX_FILE = "model.onnx"

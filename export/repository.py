@@ -30,6 +30,7 @@ from contract import (
     ARTIFACT_FILE,
     ENCODER_MODEL,
     MAX_BATCH_SIZE,
+    MAX_REQUEST_COMMENTS,
     ONNX_FILE,
     PUBLIC_MODEL,
     RAGGED_MODEL,
@@ -45,6 +46,7 @@ _MODELS = (RAGGED_MODEL, ENCODER_MODEL, PUBLIC_MODEL)
 _REMEDY = "run `make export` to publish a new version"
 _CODE = {
     "model.py": Path(__file__).with_name("triton_model.py"),
+    "admission.py": Path(__file__).with_name("admission.py"),
     "scorer.py": Path(__file__).with_name("scorer.py"),
     "contract.py": Path(contract.__file__),
     "tokenizer.py": Path(train.tokenizer.__file__),
@@ -58,7 +60,7 @@ def public_config(instances: int, device: str = "cpu") -> pb.ModelConfig:
     config = pb.ModelConfig(
         name=PUBLIC_MODEL,
         backend="python",
-        max_batch_size=MAX_BATCH_SIZE,
+        max_batch_size=MAX_REQUEST_COMMENTS,
         input=[pb.ModelInput(name=contract.TEXT, data_type=pb.TYPE_STRING, dims=[1])],
         output=[
             pb.ModelOutput(name=contract.PROBABILITY, data_type=pb.TYPE_FP32, dims=[1]),
