@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -29,8 +28,6 @@ from onnxruntime.quantization import (
 
 from contract import ATTENTION_MASK, INPUT_IDS
 from train.artifacts import write_atomically
-
-_INTEGER_MATMULS = {"QLinearMatMul", "QGemm", "MatMulIntegerToFloat"}
 
 
 class _OneByOne(CalibrationDataReader):
@@ -92,14 +89,3 @@ def quantize(fp32: Path, int8: Path, calibration: Iterable[np.ndarray]) -> int:
 
 def _drop_preprocessing_advice(record: logging.LogRecord) -> bool:
     return "pre-processing before quantization" not in record.getMessage()
-
-
-def integer_matmuls(path: Path) -> int:
-    """How many integer matmuls ONNX Runtime really runs after its optimizer on this CPU."""
-    with tempfile.TemporaryDirectory() as scratch:
-        options = ort.SessionOptions()
-        options.optimized_model_filepath = str(Path(scratch) / "optimized.onnx")
-        options.log_severity_level = 3  # it warns that the optimised file is for this CPU only
-        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(options.optimized_model_filepath).graph
-    return sum(node.op_type in _INTEGER_MATMULS for node in graph.node)

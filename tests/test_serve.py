@@ -31,9 +31,8 @@ from contract import (
     FP32_LOGIT_ATOL,
     HOST,
     LOGIT,
-    MAX_BATCH_SIZE,
     MAX_COMMENT_BYTES,
-    MAX_QUEUED_COMMENTS,
+    MAX_REQUEST_COMMENTS,
     MODEL_VERSION,
     ONNX_FILE,
     PUBLIC_MODEL,
@@ -114,9 +113,9 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "two columns": (np.array([[b"a", b"b"]], object), "BYTES", r"Expected \[-1,1\], got \[1,2\]"),
     "empty batch": (np.empty((0, 1), object), "BYTES", "expected 1 string elements .* got 0"),
     "batch too large": (
-        np.full((MAX_BATCH_SIZE + 1, 1), b"a", object),
+        np.full((MAX_REQUEST_COMMENTS + 1, 1), b"a", object),
         "BYTES",
-        f"batch-size must be <= {MAX_BATCH_SIZE}",
+        f"batch-size must be <= {MAX_REQUEST_COMMENTS}",
     ),
     "bad UTF-8": (
         np.array([[b"fine"], [b"ab\xff"]], object),
@@ -155,7 +154,7 @@ def test_json_body_past_the_usual_stack_does_not_end_the_server(
     status, answer = _post(served, _body(["a " * (10 << 20)]))
     assert status == 400
     assert "expected at most" in answer["error"]
-    status, _ = _post(served, _body(["b " * (MAX_COMMENT_BYTES // 2)] * MAX_BATCH_SIZE))
+    status, _ = _post(served, _body(["b " * (MAX_COMMENT_BYTES // 2)] * MAX_REQUEST_COMMENTS))
     assert status == 200
 
 
@@ -193,15 +192,15 @@ def test_overload_is_refused_in_words_and_passes(
     config = make_server_config(tmp_path / "repository")
     triton.start(config)
     # Long and not ASCII: a batch takes the scorer longer than the next one needs to arrive.
-    body = _body(["é " * (MAX_COMMENT_BYTES // 3)] * MAX_BATCH_SIZE)
-    rounds = MAX_QUEUED_COMMENTS // MAX_BATCH_SIZE * 4
+    body = _body(["é " * (MAX_COMMENT_BYTES // 3)] * 64)
+    rounds = 16
     with ThreadPoolExecutor(rounds) as pool:
         results = list(pool.map(lambda _: _post(config, body), range(rounds)))
     refused = [answer["error"] for status, answer in results if status == 503]
     assert refused and all("overloaded" in reason for reason in refused)
     assert [status for status, _ in results].count(200) + len(refused) == rounds
     assert _post(config, _body(["calm again"]))[0] == 200
-    _wait_for(config, f'toxicity_requests_refused_total{{version="1"}} {len(refused)}')
+    assert f'toxicity_requests_refused_total{{version="1"}} {len(refused)}' in _metrics(config)
     triton.stop(config)
 
 
@@ -211,14 +210,6 @@ def _metrics(config: triton.ServeConfig) -> str:
         return str(answer.read(), "utf-8")
 
 
-def _wait_for(config: triton.ServeConfig, counted: str) -> str:
-    """The metrics once they hold a line: they are a moment behind the answers."""
-    deadline = time.monotonic() + 10
-    while counted not in (metrics := _metrics(config)):
-        assert time.monotonic() < deadline, metrics
-    return metrics
-
-
 def test_counters_on_the_metrics_port(
     tiny_model: TinyModel, tmp_path: Path, make_server_config: MakeConfig
 ) -> None:
@@ -226,7 +217,9 @@ def test_counters_on_the_metrics_port(
     config = make_server_config(tmp_path / "repository")
     triton.start(config)  # its example request is the first comment counted
     _post(config, _body(["", "one", "word " * 100]))
-    metrics = _wait_for(config, 'toxicity_comments_total{version="1"} 4')
+    triton_answered = time.monotonic() + 10
+    while 'toxicity_comments_total{version="1"} 4' not in (metrics := _metrics(config)):
+        assert time.monotonic() < triton_answered, metrics
     assert 'toxicity_comments_cut_total{version="1"} 1' in metrics
     assert 'toxicity_requests_total{version="1"} 2' in metrics
     assert f'nv_inference_count{{model="{PUBLIC_MODEL}",version="1"}} 4' in metrics
