@@ -32,7 +32,7 @@ PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METR
 .PHONY: help install train export serve status stop score test check bench bench-cache parity clean
 
 help: ## list the targets and their variables
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-8s %s\n", $$1, $$2; if ($$3) printf "  %-8s   %s\n", "", $$3}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-11s %s\n", $$1, $$2; if ($$3) printf "  %-11s   %s\n", "", $$3}'
 
 install: $(READY) ## make the virtual environment from the pinned constraints|PYTHON
 
@@ -55,8 +55,8 @@ export: $(READY) ## trace, quantize, check and publish into model_repository/|PR
 serve: $(READY) ## start the real tritonserver, or load a newer version into it|REPLICAS=2 (several, behind haproxy) HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY
 	$(RUN) -m serve.replicas start --repository '$(REPOSITORY)' $(PORTS) $(if $(REPLICAS),--replicas $(REPLICAS))
 
-status: $(READY) ## what runs: processes, versions, ports|HTTP_PORT GRPC_PORT METRICS_PORT
-	@$(RUN) -m serve.replicas status $(PORTS)
+status: $(READY) ## what runs: processes, versions, addresses
+	@$(RUN) -m serve.replicas status
 
 stop: $(READY) ## end all of it, finishing what is in flight
 	$(RUN) -m serve.replicas stop

@@ -266,7 +266,6 @@ def _publish(
         tokenizer_path=config.checkpoint / contract.TOKENIZER_FILE,
         artifact=artifact,
         cache_bytes=config.cache_bytes,
-        cache_bytes=config.cache_bytes,
         instances=config.instances or (1 if form.device == "cuda" else os.cpu_count() or 1),
     )
     folder = config.repository / contract.PUBLIC_MODEL / str(version)
