@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any, Literal
 
 import numpy as np
@@ -65,7 +66,7 @@ def score_comments(
                 answers.append(infer(client, protocol, encoded[at : at + MAX_BATCH_SIZE]))
     except InferenceServerException as error:
         raise _explained(error, url) from error
-    except OSError as error:
+    except (OSError, HTTPException) as error:  # the latter when it ends in the middle
         raise _unreachable(url, str(error)) from error
     return Scores(
         probability=_joined(answers, PROBABILITY, np.float32),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 
 import psutil
@@ -114,7 +115,7 @@ def _load(config: replicas.ReplicasConfig, *, retries: int) -> Iterator[Load]:
                 for left in reversed(range(retries + 1)):
                     try:
                         answer = infer(client, protocol, [TEXT.encode()])
-                    except (InferenceServerException, OSError) as error:
+                    except (InferenceServerException, OSError, HTTPException) as error:
                         (load.retried if left else load.lost).append(f"{protocol}: {error!r}")
                         continue
                     version = answer.as_numpy(MODEL_VERSION).item().decode()
