@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 import time
 import tracemalloc
 import urllib.request
@@ -12,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TinyModel
+from conftest import TinyModel, free_port
 
+from bench.cache import Measurement, bars
 from contract import (
     CACHE_BYTES,
     FP32_INVARIANCE_ATOL,
@@ -150,3 +154,36 @@ def test_size_0_turns_it_off(
     assert used["tokens"] > 3 * 4
     assert used["cache_hits"] == used["cache_misses"] == used["cache_bytes"] == 0
     triton.stop(config)
+
+
+# --- bench.cache -------------------------------------------------------------------------
+def _measured(cpu_us: float, hit_share: float) -> list[Measurement]:
+    return [Measurement(1000.0, cpu_us, 1.0, 2.0, hit_share)]
+
+
+@pytest.mark.parametrize(
+    ("cpu_us", "holds"), [((102.9, 70.0), [True, True]), ((103.1, 80.1), [False, False])]
+)
+def test_bars_of_the_bench(cpu_us: tuple[float, float], holds: list[bool]) -> None:
+    off = _measured(100.0, 0.0)
+    taken = {
+        (0, True): _measured(cpu_us[0], 0.0),
+        (0, False): off,
+        (50, True): _measured(cpu_us[1], 0.4),
+        (50, False): off,
+    }
+    assert [bar["holds"] for bar in bars(taken).values()] == holds
+
+
+def test_the_bench_runs_and_finds_repeats(tiny_model: TinyModel, tmp_path: Path) -> None:
+    tiny_model.publish(tmp_path / "repository")
+    flags = ["--seconds", "0.5", "--rounds", "1", "--clients", "2", "--comments", "synthetic"]
+    flags += ["--repository", str(tmp_path / "repository"), "--port", str(free_port())]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.cache", *flags], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode in (0, 1), done.stderr  # 1: a bar, which is not this test's to judge
+    results = json.loads(done.stdout.splitlines()[-1])["results"]
+    found = {(row["repeats_percent"], row["cache"]): row["hit_share"] for row in results}
+    assert found[0, False] == found[20, False] == found[50, False] == 0
+    assert found[50, True] > 0.3  # this model's few words make others the same ids too
