@@ -23,8 +23,7 @@ import contract
 from contract import GateFailed
 from export import parity
 from export.config import ExportConfig
-from export.parity import Comment, Finding
-from export.quantize import integer_matmuls
+from export.parity import Comment, Finding, integer_matmuls
 from export.repository import publish
 from export.scorer import Scorer
 from export.serving_graph import build, build_int8, choose_groups, linear_layers

@@ -6,12 +6,14 @@ report shows the whole picture.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import torch
 from sklearn.metrics import roc_auc_score
@@ -22,6 +24,7 @@ from train.batches import collate
 from train.evaluate import probability_of
 from train.model import ToxicityEncoder
 
+_INTEGER_MATMULS = {"QLinearMatMul", "QGemm", "MatMulIntegerToFloat"}
 Runner = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(input_ids int64 [B, L], attention_mask int64 [B, L]) -> logits float32 [B]."""
 
@@ -98,6 +101,17 @@ def _session(path: Path) -> ort.InferenceSession:
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # as it is served
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # likewise
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def integer_matmuls(path: Path) -> int:
+    """How many integer matmuls ONNX Runtime really runs after its optimizer on this CPU."""
+    with tempfile.TemporaryDirectory() as scratch:
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(Path(scratch) / "optimized.onnx")
+        options.log_severity_level = 3  # it warns that the optimised file is for this CPU only
+        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(options.optimized_model_filepath).graph
+    return sum(node.op_type in _INTEGER_MATMULS for node in graph.node)
 
 
 def run_batch(run: Runner, comments: Sequence[Comment], pad_to: int = 0) -> np.ndarray:

@@ -19,7 +19,7 @@ all comments one after the other with ACCUMULATED_COUNTS, which Triton's ragged 
 (docs/user_guide/ragged_batching.md).
 
 INT8 form: activations U8 per tensor, weights S8 per output channel within [-64, 64] (why: see
-`export.quantize`), biases in float, ranges from training comments; the head stays in float.
+`train.qat.WEIGHT_LIMIT`), biases in float, ranges from training comments; the head stays in float.
 
 Dimension letters: B comments, T tokens of the batch, D width, H heads, C = D / H, n comments of
 one group, W its width.

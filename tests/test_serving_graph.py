@@ -28,13 +28,13 @@ from export.parity import (
     Runner,
     adversarial_mates,
     batch_invariance,
+    integer_matmuls,
     onnx_runner,
     ragged_runner,
     run_batch,
     shape_parity,
     torch_runner,
 )
-from export.quantize import integer_matmuls
 from export.serving_graph import (
     GROUP_COST,
     WIDTH_STEP,
