@@ -73,7 +73,7 @@ bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS SEC
 	$(RUN) -m bench.run --users $(USERS) --seconds $(SECONDS_EACH) $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
 
 bench-encoder: $(READY) ## compare the serving graph with other runtimes, on one thread and on all cores|COMMENTS=file ENCODER_ARGS="--checkpoint runs/model ..."
-	$(RUN) -m pip install -q -c constraints.txt -e '.[bench-encoder]' || echo 'OpenVINO was not installed: it is skipped' >&2
+	@$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install -q -c constraints.txt openvino || echo 'OpenVINO cannot be installed: skipped' >&2
 	$(RUN) -m bench.encoder $(if $(COMMENTS),--comments '$(COMMENTS)') $(ENCODER_ARGS)
 
 parity: $(READY) ## compare the running server with PyTorch on 1,000 comments|COMMENTS=file

@@ -58,7 +58,7 @@ from export.parity import Comment
 from export.trace import trace
 from train.artifacts import load_checkpoint, save_weights, sha256_of, write_json
 from train.batches import TokenizedOnTheFly
-from train.cli import parse_config, run
+from train.cli import make_config, parse_config, run
 from train.model import ModelConfig, ToxicityEncoder
 from train.tokenizer import Tokenizer, build_tokenizer
 
@@ -90,8 +90,8 @@ class EncoderBenchConfig:
         None, description="weights of `make train`; random ones of the default size otherwise"
     )
     comments: str = Field(default_source(), description="a labelled file, or 'synthetic'")
-    sample: int = Field(128, ge=64, description="comments of each measurement")
-    rounds: int = Field(3, ge=1, description="turns of every contender")
+    sample: int = Field(64, ge=64, description="comments of each measurement")
+    rounds: int = Field(2, ge=1, description="turns of every contender")
     out: Path = Field(Path("bench/out"), description="folder of the results")
 
 
@@ -123,7 +123,7 @@ def bench(config: EncoderBenchConfig) -> dict[str, Any]:
         print(profile_table(profile), flush=True)
         cores = len(os.sched_getaffinity(0))
         all_cores = _all_cores(subject, cells, config.rounds, cores) if cores > 1 else None
-    document = {
+    document: dict[str, Any] = {
         "bench": "encoder",
         "hardware": {**hardware(), "pinned_to": cpu},
         "versions": _versions(),
@@ -152,8 +152,9 @@ class Subject:
         student = dataclasses.asdict(self.model.config) | STUDENT_SHAPE
         self.student = ToxicityEncoder(ModelConfig(**student)).eval()
         ids = TokenizedOnTheFly(texts, tokenizer)
-        self.sample = [Comment(f"comment {row}", ids[row]) for row in range(config.sample)]
         lengths = [len(ids[row]) for row in range(len(ids))]
+        rows = length_mix(lengths, config.sample)
+        self.sample = [Comment(f"comment {row}", ids[row]) for row in rows]
         self.groups = serving_graph.choose_groups(lengths, self.model.config.max_len)
         self._write_files([ids[-row] for row in range(1, CALIBRATION + 1)])
         self._logits: dict[tuple[bool, str], float] = {}
@@ -217,6 +218,16 @@ class Cell:
         return [len(comment.ids) for rows in self.batches for comment in rows]
 
 
+def length_mix(lengths: Sequence[int], count: int) -> list[int]:
+    """Rows of `count` comments, in random order, whose lengths are equally likely quantiles.
+
+    So a few comments have the length mix of all.
+    """
+    by_length = np.argsort(lengths, kind="stable")
+    at = (np.arange(count) + 0.5) / count * len(by_length)
+    return np.random.default_rng(0).permutation(by_length[at.astype(int)]).tolist()
+
+
 def cells_of(comments: Sequence[Comment], batch: int) -> list[Cell]:
     """`comments` cut into batches in the order they came, and sorted by length."""
 
@@ -248,7 +259,8 @@ def _load(config: EncoderBenchConfig, texts: Sequence[str]) -> tuple[ToxicityEnc
         return checkpoint.model, checkpoint.tokenizer
     tokenizer = build_tokenizer(texts, max_vocab=30_000, max_len=256)
     torch.manual_seed(0)
-    return ToxicityEncoder(ModelConfig(len(tokenizer.vocabulary))).eval(), tokenizer
+    shape = make_config(ModelConfig, {"vocab_size": len(tokenizer.vocabulary)})
+    return ToxicityEncoder(shape).eval(), tokenizer
 
 
 # --- Measuring ----------------------------------------------------------------------------
@@ -267,15 +279,16 @@ def pinned() -> Iterator[int]:
 
 
 def _one_thread(subject: Subject, cells: Sequence[Cell], rounds: int) -> dict[str, Any]:
-    peaks = _peaks(1)
+    before = _peaks(1)
     with running(ONE_THREAD, subject.folder) as (contenders, skipped):
         _tell(skipped)
         results = [measure(subject, cell, contenders, rounds) for cell in cells]
         memory = {contender.name: round(contender.peak_mib) for contender in contenders}
         print(rates_table("one thread, comments/s", results), flush=True)
         followed = [contender for contender in contenders if contender.name in GROWING]
-        growth = _growth(subject, cells, results, followed, rounds)
+        growth = _growth(subject, cells, results, followed)
     print(growth_table(growth), flush=True)
+    peaks = {kind: max(rate, before[kind]) for kind, rate in _peaks(1).items()}
     bar_cell = next(result for result in results if result["name"] == BAR_CELL)
     section = {
         "threads": 1,
@@ -347,7 +360,6 @@ def _growth(
     cells: Sequence[Cell],
     results: Sequence[dict[str, Any]],
     contenders: Sequence[Contender],
-    rounds: int,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Microseconds a comment by contender: against length at batch 32, and against batch."""
     known = {
@@ -358,7 +370,7 @@ def _growth(
     max_len = subject.model.config.max_len
     lengths = sorted({min(length, max_len) for length in GROWTH_LENGTHS})
     by_length = {
-        str(n): measure(subject, uniform(subject.sample, n), contenders, rounds) for n in lengths
+        str(n): measure(subject, uniform(subject.sample, n), contenders, 1) for n in lengths
     }
     by_batch = {
         str(n): known.get(n) or measure(subject, cells_of(subject.sample, n)[0], contenders, 1)

@@ -34,6 +34,8 @@ def peak_gops(kind: Literal["int8", "fp32"], threads: int) -> float:
     """
     m, k, n = PEAK_SHAPE
     rng = np.random.default_rng(0)
+    a: np.ndarray
+    b: np.ndarray
     if kind == "int8":
         a = rng.integers(0, 256, (m, k)).astype(np.uint8)
         b = rng.integers(-WEIGHT_LIMIT, WEIGHT_LIMIT + 1, (k, n)).astype(np.int8)
