@@ -3,9 +3,9 @@
     python -m bench.contenders serving_int8 FOLDER --threads 1
 
 Says on stdout, in JSON lines, that it is ready or why it cannot run. Then it reads names of files
-of batches in FOLDER, one a line, runs all batches of each and answers with the seconds, the
-logits and the greatest memory that its process held so far (VmHWM of /proc/self/status: the
-interpreter, the runtime, the weights and, for torch.compile, the compiler). The runtimes are
+of batches in FOLDER, one a line, warms up, runs all batches of each and answers with the seconds,
+the logits and the greatest memory that its process held so far (VmHWM of /proc/self/status: the
+interpreter, the runtime, the weights and, for torch.compile, its compiler). The runtimes are
 imported where they are used, so that no contender pays for another's.
 """
 
@@ -68,8 +68,12 @@ def main() -> None:
         print(json.dumps({"skipped": f"{type(error).__name__}: {lines[0]}"}), file=answers)
         return
     print(json.dumps({"ready": True}), file=answers)
+    warm = set()
     for line in sys.stdin:
         feeds = read_feeds(args.folder / line.strip())
+        if line not in warm:
+            _warm_up(args.name, runners, feeds)
+            warm.add(line)
         began = time.perf_counter()
         logits = run_all(runners, feeds)
         seconds = time.perf_counter() - began
@@ -94,6 +98,14 @@ def run_all(runners: Sequence[Runner], feeds: Sequence[Feed]) -> np.ndarray:
 
     with ThreadPoolExecutor(len(runners)) as pool:
         return np.concatenate(list(pool.map(run, feeds)))
+
+
+def _warm_up(name: str, runners: Sequence[Runner], feeds: Sequence[Feed]) -> None:
+    """Allocate for the largest batch; those that compile code for each shape see every one."""
+    largest = max(feeds, key=lambda feed: feed[0].size)
+    for runner in runners:
+        for feed in feeds if name in OPTIONAL else [largest]:
+            runner(*feed)
 
 
 def _runner(name: str, folder: Path, threads: int) -> Runner:
