@@ -16,7 +16,6 @@ import contextlib
 import itertools
 import json
 import os
-import queue
 import re
 import subprocess
 import sys
@@ -82,22 +81,15 @@ def main() -> None:
 
 
 def run_all(runners: Sequence[Runner], feeds: Sequence[Feed]) -> np.ndarray:
-    """float32 logits of all feeds in their order; several runners share the feeds in threads."""
+    """float32 logits of all feeds; several runners each run all of them, at once in threads."""
+
+    def run(runner: Runner) -> np.ndarray:
+        return np.concatenate([runner(*feed) for feed in feeds])
+
     if len(runners) == 1:
-        return np.concatenate([runners[0](*feed) for feed in feeds])
-    free: queue.SimpleQueue[Runner] = queue.SimpleQueue()
-    for runner in runners:
-        free.put(runner)
-
-    def run(feed: Feed) -> np.ndarray:
-        runner = free.get()
-        try:
-            return runner(*feed)
-        finally:
-            free.put(runner)
-
+        return run(runners[0])
     with ThreadPoolExecutor(len(runners)) as pool:
-        return np.concatenate(list(pool.map(run, feeds)))
+        return list(pool.map(run, runners))[-1]
 
 
 def _warm_up(name: str, runners: Sequence[Runner], feeds: Sequence[Feed]) -> None:
@@ -185,9 +177,13 @@ def _peak_mib() -> float:
 # --- In the parent ------------------------------------------------------------------------
 @dataclass
 class Contender:
-    """A running child. `peak_mib` is its greatest memory so far."""
+    """A running child with one session, or several that each run a pass at once.
+
+    `peak_mib` is its greatest memory so far.
+    """
 
     name: str
+    sessions: int
     process: subprocess.Popen[str]
     log: Path
     peak_mib: float = 0.0
@@ -253,7 +249,7 @@ def _child(name: str, folder: Path, threads: int, sessions: int) -> Iterator[Con
     ):
         try:
             title = f"{name} x{sessions}" if sessions > 1 else name
-            yield Contender(title, process, log)
+            yield Contender(title, sessions, process, log)
         finally:
             process.kill()
 

@@ -60,13 +60,13 @@ def plot_encoders(document: dict[str, Any], path: Path) -> None:
     bars = rates.barh(list(cell["comments_per_s"]), list(cell["comments_per_s"].values()))
     rates.bar_label(bars, fmt="{:.0f}", padding=3)
     rates.set(title="Batch 32, random order, one thread", xlabel="comments/s")
-    rates.margins(x=0.12)
 
     rows = [row for row in document["profile"] if (row["share"] or 0) >= 0.005]
     bars = operators.barh([row["op"] for row in rows], [100 * row["share"] for row in rows])
     operators.bar_label(bars, fmt="{:.0f}", padding=3)
     operators.set(title="INT8 serving graph, batch 32: time by operator", xlabel="%")
     for axes in (rates, operators):
+        axes.margins(x=0.12)
         axes.invert_yaxis()
         axes.grid(alpha=0.3, axis="x")
 

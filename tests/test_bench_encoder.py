@@ -224,10 +224,9 @@ def test_whole_run_on_a_tiny_model(
     monkeypatch.setattr(encoder, "BATCHES", (1, 32))
     monkeypatch.setattr(encoder, "GROWTH_BATCHES", (1, 2))
     monkeypatch.setattr(encoder, "GROWTH_LENGTHS", (8, 64))
-    monkeypatch.setattr(encoder, "FILES", ("serving_int8", "serving_fp32"))
     contenders = ("serving_int8", "serving_fp32", "dynamic_int8", "eager", STUDENT)
     monkeypatch.setattr(encoder, "ONE_THREAD", contenders)
-    monkeypatch.setattr(Subject, "_write_files", _all_files)
+    monkeypatch.setattr(encoder, "SESSIONS", ("serving_int8",))
     before = os.sched_getaffinity(0)
     document = encoder.bench(config)
     assert os.sched_getaffinity(0) == before
@@ -244,16 +243,3 @@ def test_whole_run_on_a_tiny_model(
     assert "ns/token" in capsys.readouterr().out
     plot_encoders(document, config.out / "encoder.png")
     assert (config.out / "encoder.png").read_bytes().startswith(b"\x89PNG")
-
-
-_write_files = Subject._write_files
-
-
-def _all_files(subject: Subject, calibration: list[np.ndarray]) -> None:
-    """Files of all contenders, whatever a test leaves of FILES."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoder, "FILES", encoder_files)
-        _write_files(subject, calibration)
-
-
-encoder_files = encoder.FILES
