@@ -18,12 +18,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import encoder
+from bench import encoder, workload
 from bench.comments import SYNTHETIC, load_pool
 from bench.contenders import read_feeds, running, write_feeds
-from bench.encoder import STUDENT, EncoderBenchConfig, Subject, bars, cells_of, measure
+from bench.encoder import EncoderBenchConfig, measure
 from bench.machine import peak_gops, profile_by_op
 from bench.plot import plot_encoders
+from bench.verdict import bars, multiply_adds
+from bench.workload import STUDENT, Subject, cells_of
 from contract import ATTENTION_MASK, INPUT_IDS, TOKENIZER_FILE, ToxicityError
 from export import serving_graph
 from train.artifacts import CONFIG_FILE, save_weights, write_json
@@ -48,7 +50,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EncoderBenchConfig:
 
 @pytest.fixture(scope="module")
 def subject(config: EncoderBenchConfig, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    return Subject(config, load_pool(SYNTHETIC).texts, tmp_path_factory.mktemp("subject"))
+    return Subject(
+        config.checkpoint, load_pool(SYNTHETIC).texts, 64, tmp_path_factory.mktemp("subject")
+    )
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ def copied(subject: Subject, tmp_path: Path) -> Subject:
 
 def test_contenders_agree_with_pytorch_in_any_form(subject: Subject) -> None:
     cells = cells_of(subject.sample, 8)
-    names = (*encoder.FILES, "eager", STUDENT)
+    names = (*workload.FILES, "eager", STUDENT)
     with (
         running(names, subject.folder) as (alone, skipped),
         running(("serving_fp32",), subject.folder, sessions=2) as (sessions, _),
@@ -130,7 +134,7 @@ def test_multiply_adds_of_the_model_are_those_that_pytorch_counts(subject: Subje
             ids = torch.full((1, length), 3)
             model(ids, torch.ones_like(ids))
     head = subject.model.config.d_model * len(lengths)
-    work = encoder.multiply_adds(subject.model.config, lengths)["model"]
+    work = multiply_adds(subject.model.config, lengths)["model"]
     assert counter.get_total_flops() == 2 * (work + head)
 
 
@@ -157,12 +161,12 @@ def test_multiply_adds_of_the_serving_graph_are_those_that_it_runs(
                 work += math.prod(a) * out[-1]
             elif stacked:  # a is [s, m, k] in some order, b [s, k, n], out [s, m, n]
                 work += math.isqrt(math.prod(a) * math.prod(b) * math.prod(out) // stacked)
-    assert work == encoder.multiply_adds(subject.model.config, [length])["serving"]
+    assert work == multiply_adds(subject.model.config, [length])["serving"]
 
 
 def test_length_mix_is_that_of_all() -> None:
     lengths = np.random.default_rng(0).lognormal(4, 1, 5000).astype(int).tolist()
-    rows = encoder.length_mix(lengths, 64)
+    rows = workload.length_mix(lengths, 64)
     assert len(set(rows)) == 64
     chosen = [lengths[row] for row in rows]
     assert np.mean(chosen) == pytest.approx(np.mean(lengths), rel=0.05)
