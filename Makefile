@@ -49,7 +49,7 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY) ## train on labelled comments, into runs/model|DATA=file TEST_DATA=file TRAIN_ARGS="--epochs 2 ..."
 	$(RUN) -m train $(if $(DATA),--data '$(DATA)') $(if $(TEST_DATA),--test-data '$(TEST_DATA)') $(TRAIN_ARGS)
 
-export: $(READY) ## trace, quantize, check and publish into model_repository/|PRECISION=int8 (or fp32) REPOSITORY=folder EXPORT_ARGS="..."
+export: $(READY) ## trace, quantize, check and publish into model_repository/|PRECISION=int8 (fp32, fp16, auto: the fastest here that passes) REPOSITORY=folder EXPORT_ARGS="..."
 	$(RUN) -m export --precision $(PRECISION) --repository '$(REPOSITORY)' $(EXPORT_ARGS)
 
 serve: $(READY) ## start the real tritonserver, or load a newer version into it|HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY

@@ -89,13 +89,23 @@ def compare(reference: np.ndarray, alone: np.ndarray, batched: np.ndarray) -> di
 
 def bars(measured: dict[str, float], count: int, precision: str) -> dict[str, dict[str, Any]]:
     """The artifact's bounds for `precision`, as bars."""
-    int8 = precision == "int8"
-    bound = {
-        "max_logit_difference": contract.INT8_LOGIT_ATOL if int8 else contract.FP32_LOGIT_ATOL,
-        "flipped_decisions": int(contract.INT8_FLIPPED_SHARE * count) if int8 else 0,
-        "max_difference_alone_to_batched": (
-            contract.INT8_INVARIANCE_ATOL if int8 else contract.FP32_INVARIANCE_ATOL
+    logit, flipped, invariance = {
+        "fp32": (contract.FP32_LOGIT_ATOL, 0.0, contract.FP32_INVARIANCE_ATOL),
+        "fp16": (
+            contract.FP16_LOGIT_ATOL,
+            contract.FP16_FLIPPED_SHARE,
+            contract.FP16_INVARIANCE_ATOL,
         ),
+        "int8": (
+            contract.INT8_LOGIT_ATOL,
+            contract.INT8_FLIPPED_SHARE,
+            contract.INT8_INVARIANCE_ATOL,
+        ),
+    }[precision]
+    bound = {
+        "max_logit_difference": logit,
+        "flipped_decisions": int(flipped * count),
+        "max_difference_alone_to_batched": invariance,
     }
     return {
         name: {"value": measured[name], "bar": bar, "holds": measured[name] <= bar}

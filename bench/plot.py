@@ -25,8 +25,7 @@ def plot_results(document: dict[str, Any], path: Path) -> None:
     left.legend()
 
     parts = {
-        "in Triton's queue": [result["triton_queue_ms"] for result in results],
-        "in the model's queue": [result["queue_ms"] for result in results],
+        "in the queue": [result["queue_ms"] for result in results],
         "scoring the batch": [result["compute_ms"] for result in results],
     }
     mean = [result["latency_ms"]["mean"] for result in results]

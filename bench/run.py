@@ -53,11 +53,11 @@ from train.cli import make_config, parse_config, run
 _USER_CLASS = {"http": "HttpCommentUser", "grpc": "GrpcCommentUser"}
 _WARM_UP_COMMENTS = 200
 _SETTLE_S, _SETTLE_TRIES = 0.1, 20
-_OWN = ("requests", "requests_refused", "comments", "tokens", "batches", "queue_us", "compute_us")
+_OWN = ("requests", "requests_refused", "comments", "tokens", "batches", "compute_us")
 _COUNTERS = {
     **{f"{PUBLIC_MODEL}_{name}_total": name for name in _OWN},
     "nv_inference_request_success_total": "triton_requests",
-    "nv_inference_queue_duration_us_total": "triton_queue_us",
+    "nv_inference_queue_duration_us_total": "queue_us",
 }
 """Counters on the metrics port, as the parser names them, by short name: the model's own, and
 Triton's of the model."""
@@ -102,10 +102,8 @@ class Result:
     """Scored by the server in that time, by its own count."""
     refused: int
     mean_batch: float
-    triton_queue_ms: float
-    """Mean wait in Triton until the model's process took the request."""
     queue_ms: float
-    """Mean wait in the model's own queue, where batches form."""
+    """Mean wait in Triton until the model's process took the request."""
     compute_ms: float
     """Mean time to score a batch; every request of it waits that long."""
     tokens: float
@@ -228,7 +226,7 @@ def _result(
 ) -> Result:
     answered = len(latencies_ms)
     sent = answered + errors.total()
-    batches, scored = max(1, used["batches"]), max(1, used["requests"])
+    batches = max(1, used["batches"])
     percentiles = {f"p{p:g}": float(np.percentile(latencies_ms, p)) for p in PERCENTILES}
     latency_ms = {"mean": float(latencies_ms.mean()), **percentiles, "max": latencies_ms.max()}
     return Result(
@@ -241,8 +239,7 @@ def _result(
         server_requests=int(used["requests"]),
         refused=int(used["requests_refused"]),
         mean_batch=round(used["comments"] / batches, 3),
-        triton_queue_ms=round(used["triton_queue_us"] / max(1, used["triton_requests"]) / 1e3, 3),
-        queue_ms=round(used["queue_us"] / scored / 1e3, 3),
+        queue_ms=round(used["queue_us"] / max(1, used["triton_requests"]) / 1e3, 3),
         compute_ms=round(used["compute_us"] / batches / 1e3, 3),
         tokens=round(used["tokens"] / max(1, used["comments"]), 1),
         cpu_us={
@@ -286,7 +283,7 @@ def _run_locust(
 
 
 def _settled_counters(server: triton.Server) -> dict[str, float]:
-    """Counters once they stand still: the model counts a batch just after it answered it."""
+    """Counters once they stand still: the model publishes them a little later."""
     counters = _server_counters(server)
     for _ in range(_SETTLE_TRIES):  # somebody else's requests may never let them stand still
         time.sleep(_SETTLE_S)
@@ -392,8 +389,7 @@ def table(results: list[Result]) -> str:
     for r in results:
         latency = [f"{r.latency_ms[name]:.1f}" for name in ("p50", "p95", "p99", "max")]
         cpu = [f"{r.cpu_us[name]:.0f}" for name in ("generator", "front_end", "model")]
-        waited_ms = r.triton_queue_ms + r.queue_ms
-        server = [f"{r.mean_batch:.2f}", f"{waited_ms:.2f}", f"{r.compute_ms:.2f}"]
+        server = [f"{r.mean_batch:.2f}", f"{r.queue_ms:.2f}", f"{r.compute_ms:.2f}"]
         counts = [r.protocol, str(r.requests), str(r.failures), f"{r.rate_rps:.0f}"]
         lines.append([*counts, *latency, *server, *cpu, f"{100 * r.generator_busy:.0f} %"])
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]

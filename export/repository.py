@@ -30,6 +30,7 @@ from contract import (
     ARTIFACT_FILE,
     ENCODER_MODEL,
     MAX_BATCH_SIZE,
+    MAX_REQUEST_COMMENTS,
     ONNX_FILE,
     PUBLIC_MODEL,
     RAGGED_MODEL,
@@ -45,6 +46,7 @@ _MODELS = (RAGGED_MODEL, ENCODER_MODEL, PUBLIC_MODEL)
 _REMEDY = "run `make export` to publish a new version"
 _CODE = {
     "model.py": Path(__file__).with_name("triton_model.py"),
+    "admission.py": Path(__file__).with_name("admission.py"),
     "scorer.py": Path(__file__).with_name("scorer.py"),
     "contract.py": Path(contract.__file__),
     "tokenizer.py": Path(train.tokenizer.__file__),
@@ -53,47 +55,45 @@ _CODE = {
 
 
 # --- Configurations ----------------------------------------------------------------------
-def public_config(instances: int) -> pb.ModelConfig:
+def public_config(instances: int, device: str = "cpu") -> pb.ModelConfig:
     """Text -> score with `instances` processes, for Triton's Python backend."""
     config = pb.ModelConfig(
         name=PUBLIC_MODEL,
         backend="python",
-        max_batch_size=MAX_BATCH_SIZE,
+        max_batch_size=MAX_REQUEST_COMMENTS,
         input=[pb.ModelInput(name=contract.TEXT, data_type=pb.TYPE_STRING, dims=[1])],
         output=[
             pb.ModelOutput(name=contract.PROBABILITY, data_type=pb.TYPE_FP32, dims=[1]),
             pb.ModelOutput(name=contract.LOGIT, data_type=pb.TYPE_FP32, dims=[1]),
             pb.ModelOutput(name=contract.MODEL_VERSION, data_type=pb.TYPE_STRING, dims=[1]),
         ],
-        instance_group=[
-            pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)
-        ],
+        instance_group=[_instances(instances, device)],
     )
     config.dynamic_batching.SetInParent()  # no delay: a batch is what queued while one ran
     return config
 
 
-def encoder_config(instances: int) -> pb.ModelConfig:
+def encoder_config(instances: int, device: str = "cpu") -> pb.ModelConfig:
     """Ids -> logit, for the onnxruntime backend of a stock Triton image.
 
     The graph gives its logit as [B], and Triton wants at least one dimension beside the batch:
     `dims: [1]` with an empty `reshape` is its documented form for that
     (docs/user_guide/model_configuration.md, "Reshape").
     """
-    config = _onnxruntime_config(ENCODER_MODEL, instances)
+    config = _onnxruntime_config(ENCODER_MODEL, instances, device)
     for name in (contract.INPUT_IDS, contract.ATTENTION_MASK):
         config.input.add(name=name, data_type=pb.TYPE_INT64, dims=[-1])
     return config
 
 
-def ragged_config(instances: int) -> pb.ModelConfig:
+def ragged_config(instances: int, device: str = "cpu") -> pb.ModelConfig:
     """Ids -> logit, batched by Triton whatever the requests' lengths; one comment a request.
 
     The onnxruntime backend joins a ragged input to one dimension, and Triton makes the counts,
     one for each request, as INT32 or FP32 only (docs/user_guide/ragged_batching.md and
     BatchInput in model_config.proto). One logit a request needs no `batch_output`.
     """
-    config = _onnxruntime_config(RAGGED_MODEL, instances)
+    config = _onnxruntime_config(RAGGED_MODEL, instances, device)
     config.input.add(
         name=contract.INPUT_IDS, data_type=pb.TYPE_INT64, dims=[-1], allow_ragged_batch=True
     )
@@ -106,7 +106,7 @@ def ragged_config(instances: int) -> pb.ModelConfig:
     return config
 
 
-def _onnxruntime_config(name: str, instances: int) -> pb.ModelConfig:
+def _onnxruntime_config(name: str, instances: int, device: str) -> pb.ModelConfig:
     config = pb.ModelConfig(
         name=name,
         backend="onnxruntime",
@@ -119,14 +119,18 @@ def _onnxruntime_config(name: str, instances: int) -> pb.ModelConfig:
                 reshape=pb.ModelTensorReshape(),
             )
         ],
-        instance_group=[
-            pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)
-        ],
+        instance_group=[_instances(instances, device)],
     )
     config.dynamic_batching.SetInParent()
     for key in ("intra_op_thread_count", "inter_op_thread_count"):
         config.parameters[key].string_value = "1"
     return config
+
+
+def _instances(count: int, device: str) -> pb.ModelInstanceGroup:
+    """`count` processes or sessions; on "cuda" so many on each GPU, which Triton hands out."""
+    group = pb.ModelInstanceGroup
+    return group(kind=group.KIND_GPU if device == "cuda" else group.KIND_CPU, count=count)
 
 
 # --- Publishing --------------------------------------------------------------------------
@@ -154,7 +158,7 @@ def publish(
         tokenizer_path: JSON of `train.tokenizer.Tokenizer`.
         artifact: what the version is; needs `device` ("cpu" or "cuda"). The version number and
             the size and sha256 of every file are added to it (`files`; `ragged` for the graph).
-        instances: model processes of each server.
+        instances: model processes of each server; of each GPU when `device` is "cuda".
         keep_versions: newest versions that stay when the new one is in place.
 
     """
@@ -178,7 +182,7 @@ def publish(
             for folder in staged:
                 _fsync_folder(folder)
             for config_of in (ragged_config, encoder_config, public_config):
-                _write_config(repository, config_of(instances))
+                _write_config(repository, config_of(instances, artifact["device"]))
             try:
                 for model, folder in zip(_MODELS, staged, strict=True):
                     _put(folder, repository / model / str(version))

@@ -15,13 +15,42 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from contract import ATTENTION_MASK, INPUT_IDS, LOGIT, MAX_BATCH_SIZE, PAD_ID
+from contract import ATTENTION_MASK, INPUT_IDS, LOGIT, MAX_BATCH_SIZE, PAD_ID, BadInput
 
 if TYPE_CHECKING:  # served beside this file as `tokenizer`, hence handed in and not imported
     from train.tokenizer import Tokenizer
 
 _WARM_UP_WORD = "don't "
 """Three tokens."""
+
+
+def open_session(
+    onnx_path: Path,
+    device: str = "cpu",
+    device_id: int = 0,
+    options: ort.SessionOptions | None = None,
+) -> Any:
+    """ONNX Runtime session of one thread on `device`, "cpu" or "cuda" (GPU number `device_id`).
+
+    Raises BadInput when the device's provider is missing: ONNX Runtime would go on without it.
+    """
+    options = options or ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    # The file's own order, group by group: 1.05 of the default's speed for a single comment.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    provider, settings = "CPUExecutionProvider", {}
+    if device == "cuda":
+        # TensorFloat-32 would round float32 matmuls to ten bits behind the gates' back.
+        provider, settings = "CUDAExecutionProvider", {"device_id": device_id, "use_tf32": 0}
+    session: Any = None
+    if provider in ort.get_available_providers():
+        session = ort.InferenceSession(onnx_path, options, providers=[(provider, settings)])
+    if session is None or provider not in session.get_providers():  # its libraries do not load
+        raise BadInput(
+            f"ONNX Runtime {ort.__version__} is without {provider}, expected it for a {device} "
+            "artifact; install onnxruntime-gpu with its CUDA libraries, or export with --device cpu"
+        )
+    return session
 
 
 @dataclass(frozen=True)
@@ -43,17 +72,11 @@ class Scorer:
     and no comment's score depends on the others.
     """
 
-    def __init__(self, onnx_path: Path, tokenizer: Tokenizer, device: str = "cpu") -> None:
-        """Load the graph. `device` is "cpu" or "cuda"; raises RuntimeError without the latter."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        # The file's own order, group by group: 1.05 of the default's speed for a single comment.
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-        self._session: Any = ort.InferenceSession(onnx_path, options, providers=[provider])
-        if provider not in self._session.get_providers():
-            raise RuntimeError(f"this ONNX Runtime has no {provider}; install onnxruntime-gpu")
+    def __init__(
+        self, onnx_path: Path, tokenizer: Tokenizer, device: str = "cpu", device_id: int = 0
+    ) -> None:
+        """Load the graph on `device`, see `open_session`. Raises BadInput without that device."""
+        self._session = open_session(onnx_path, device, device_id)
         self._tokenizer = tokenizer
 
     def score(self, texts: Sequence[str]) -> Scores:

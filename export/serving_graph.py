@@ -1,4 +1,4 @@
-"""The graph that is served: the traced one's weights and tensors, laid out for speed on a CPU.
+"""The graph that is served: the traced one's weights and tensors, laid out for speed.
 
 `python -m export` builds it beside the traced graph, which stays the reference.
 
@@ -18,6 +18,13 @@ Two interfaces share all of it: dense, INPUT_IDS and ATTENTION_MASK [B, L]; and 
 all comments one after the other with ACCUMULATED_COUNTS, which Triton's ragged batching feeds
 (docs/user_guide/ragged_batching.md).
 
+Packed form, for the CUDA provider: the same without sorting and groups. ONNX Runtime's own
+operators drop the padding and attend to each comment's tokens alone. No shape is computed from the
+data, so nothing should run on the CPU and nothing be copied there but one count inside
+RemovePadding: the gates of `export.placement` decide that. No GPU has run this form yet; its file
+is checked against ONNX Runtime's schemas, and its numbers against PyTorch's by a NumPy evaluation
+of its operators (tests/test_packed.py).
+
 INT8 form: activations U8 per tensor, weights S8 per output channel within [-64, 64] (why: see
 `train.qat.WEIGHT_LIMIT`), biases in float, ranges from training comments; the head stays in float.
 
@@ -29,8 +36,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +58,6 @@ GROUP_COST = 96.0
 """What one more group costs a comment, in scores (W * W counts one for each pair of tokens): the
 fixed time of its operators, spread over the comments of a batch. Measured: at batch 32 anything
 from 64 to 192 is within 2 %; small batches gain by fewer groups, for an empty one costs too."""
-_MASKED = np.finfo(np.float32).min
 _CONTRIB = "com.microsoft"
 
 
@@ -89,7 +96,19 @@ def build(
     `model` is on the CPU in eval mode; `groups` is what `choose_groups` gave. `ragged` is where
     the ragged interface goes too: INPUT_IDS int64 [T], ACCUMULATED_COUNTS int32 [B] to the same.
     """
-    _write_interfaces(model, groups, None, path, ragged)
+    _write_interfaces(partial(_graph, model, groups), path, ragged)
+
+
+def build_packed(
+    model: ToxicityEncoder, path: Path, precision: str, ragged: Path | None = None
+) -> None:
+    """Write the form for the CUDA provider in "fp16" or "fp32"; interfaces as in `build`.
+
+    It uses contrib operators that exist for CUDA only. FP16: weights and activations float16, the
+    head and the logit float32; softmax and LayerNorm sum in float32 inside their kernels.
+    """
+    dtype = {"fp16": np.float16, "fp32": np.float32}[precision]
+    _write_interfaces(partial(_packed_graph, model, dtype), path, ragged)
 
 
 def build_int8(
@@ -105,8 +124,8 @@ def build_int8(
 
     It is not read when the activation `ranges` are known already, as after `train.qat`.
     """
-    ranges = ranges or _calibrate(_graph(model, groups, None), calibration)
-    _write_interfaces(model, groups, ranges, path, ragged)
+    ranges = ranges or _calibrate(_graph(model, groups), calibration)
+    _write_interfaces(partial(_graph, model, groups, ranges), path, ragged)
 
 
 def linear_layers(model: ToxicityEncoder) -> int:
@@ -120,6 +139,7 @@ class _Graph:
     """Nodes and constants so far, and the points whose activations an INT8 form quantizes."""
 
     ranges: Ranges | None
+    dtype: Any = np.float32  # of weights and activations that are not quantized
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
@@ -128,6 +148,9 @@ class _Graph:
     def input(self, name: str, dtype: int, *shape: str) -> str:
         self.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         return name
+
+    def weight(self, value: Any, name: str) -> str:
+        return self.constant(value, self.dtype, name)
 
     def constant(self, value: Any, dtype: Any = np.int64, name: str = "") -> str:
         name = name or f"constant_{len(self.constants)}"
@@ -162,8 +185,8 @@ class _Graph:
     def linear(self, x: str, point: str, name: str, weight: np.ndarray, bias: np.ndarray) -> str:
         """Linear layer, weight [N, K]; `x` comes from `quantized` at `point`."""
         if self.ranges is None:
-            weight_name = self.constant(weight.T, np.float32, f"{name}.weight")
-            return self("Gemm", x, weight_name, self.constant(bias, np.float32, f"{name}.bias"))
+            weight_name = self.weight(weight.T, f"{name}.weight")
+            return self("Gemm", x, weight_name, self.weight(bias, f"{name}.bias"))
         scale_N = np.maximum(np.abs(weight).max(axis=1), 1e-12) / WEIGHT_LIMIT
         return self(
             "MatMulIntegerToFloat",
@@ -261,33 +284,43 @@ def _group(g: _Graph, width: int, first: str, last: str, length: str) -> _Group:
     slots = np.arange(width)
     token = g("Min", g("Add", first, g.constant(slots[:, None])), last)  # [W, n]
     real = g("Less", g.constant(slots), length)  # [n, 1, 1, W]
-    zero, masked = g.constant(0, np.float32), g.constant(_MASKED, np.float32)
+    zero, masked = (g.constant(value, np.float32) for value in (0, np.finfo(np.float32).min))
     return _Group(token, g("Where", real, zero, masked))
 
 
 # --- Encoder -----------------------------------------------------------------------------
 def _graph(
-    model: ToxicityEncoder, groups: Sequence[int], ranges: Ranges | None, ragged: bool = False
+    model: ToxicityEncoder,
+    groups: Sequence[int],
+    ranges: Ranges | None = None,
+    ragged: bool = False,
 ) -> _Graph:
     g, config = _Graph(ranges), model.config
     layout = _layout(g, config, groups, _ragged_batch(g) if ragged else _dense_batch(g))
-    tokens = g.constant(_array(model.token_embedding.weight), np.float32, "token_embedding")
-    positions = g.constant(
-        _array(model.position_embedding.weight), np.float32, "position_embedding"
-    )
+    tokens = g.weight(_array(model.token_embedding.weight), "token_embedding")
+    positions = g.weight(_array(model.position_embedding.weight), "position_embedding")
     x_TD = g("Add", g("Gather", tokens, layout.ids), g("Gather", positions, layout.position))
     *blocks, last = (_Block(f"blocks.{i}", b, config.n_heads) for i, b in enumerate(model.blocks))
     index = [_part_index(g, group) for group in layout.groups] if blocks else []
     for block in blocks:
         x_TD = _full_block(g, block, x_TD, layout, index)
     x_BD = _last_block(g, last, x_TD, layout)
-    # As products and a sum of each row: a matmul of width 1 picks its kernel by the batch size.
-    head = g.constant(_array(model.head.weight)[0], np.float32, "head.weight")
-    dot = g("ReduceSum", g("Mul", x_BD, head), g.constant([1]), keepdims=0)
-    sorted_B = g("Add", dot, g.constant(_array(model.head.bias), np.float32, "head.bias"))
+    sorted_B = _head(g, model, x_BD)
     unsorted = g("ScatterElements", sorted_B, layout.order, sorted_B, axis=0)
     g.nodes.append(helper.make_node("Identity", [unsorted], [LOGIT]))
     return g
+
+
+def _head(g: _Graph, model: ToxicityEncoder, x: str) -> str:
+    """x_BD -> logit float32 [B], in float32 whatever the encoder's precision.
+
+    As products and a sum of each row: a matmul of width 1 picks its kernel by the batch size.
+    """
+    if g.dtype is not np.float32:
+        x = g("Cast", x, to=TensorProto.FLOAT)
+    weight = g.constant(_array(model.head.weight)[0], np.float32, "head.weight")
+    dot = g("ReduceSum", g("Mul", x, weight), g.constant([1]), keepdims=0)
+    return g("Add", dot, g.constant(_array(model.head.bias), np.float32, "head.bias"))
 
 
 class _Block:
@@ -374,13 +407,76 @@ def _linear(g: _Graph, x: str, name: str, weight: np.ndarray, bias: np.ndarray) 
 def _norm(g: _Graph, x: str, block: _Block, which: str) -> str:
     norm = getattr(block.module, which)
     name = f"{block.name}.{which}"
-    weight = g.constant(_array(norm.weight), np.float32, f"{name}.weight")
-    bias = g.constant(_array(norm.bias), np.float32, f"{name}.bias")
+    weight = g.weight(_array(norm.weight), f"{name}.weight")
+    bias = g.weight(_array(norm.bias), f"{name}.bias")
     return g("LayerNormalization", x, weight, bias, axis=-1, epsilon=norm.eps)
 
 
 def _array(parameter: Any) -> np.ndarray:
     return np.asarray(parameter.detach().numpy(), np.float32)
+
+
+# --- Packed form, for CUDA ----------------------------------------------------------------
+def _packed_graph(model: ToxicityEncoder, dtype: Any, ragged: bool = False) -> _Graph:
+    g, heads = _Graph(None, dtype), model.config.n_heads
+    x_BLD, count = _ragged_embedding(g, model) if ragged else _dense_embedding(g, model)
+    # The fourth output is the only one on the host; nothing reads it.
+    x, offset, ends, _ = g.many("RemovePadding", 4, x_BLD, count, domain=_CONTRIB)
+    first = g("Slice", ends, g.constant([0]), g.constant([-1]))  # [B], each comment's [CLS]
+    blocks = [_Block(f"blocks.{i}", block, heads) for i, block in enumerate(model.blocks)]
+    for block in blocks:
+        context = _packed_attention(g, block, x, offset, ends)
+        if block is blocks[-1]:
+            x, context = g("Gather", x, first), g("Gather", context, first)
+        x = _after_attention(g, block, x, context, *block.projection)
+    g.nodes.append(helper.make_node("Identity", [_head(g, model, x)], [LOGIT]))
+    return g
+
+
+def _dense_embedding(g: _Graph, model: ToxicityEncoder) -> tuple[str, str]:
+    """x_BLD and the tokens of each comment int32 [B]; padding has the last token's position."""
+    for name in (INPUT_IDS, ATTENTION_MASK):
+        g.input(name, TensorProto.INT64, "batch", "length")
+    counted = g("CumSum", ATTENTION_MASK, g.constant(1))
+    tokens = g.weight(_array(model.token_embedding.weight), "token_embedding")
+    positions = g.weight(_array(model.position_embedding.weight), "position_embedding")
+    position = g("Gather", positions, g("Sub", counted, g.constant(1)))
+    length = g("ReduceSum", ATTENTION_MASK, g.constant([1]), keepdims=0)
+    x = g("Add", g("Gather", tokens, INPUT_IDS), position)
+    return x, g("Cast", length, to=TensorProto.INT32)
+
+
+def _ragged_embedding(g: _Graph, model: ToxicityEncoder) -> tuple[str, str]:
+    """The same with L = max_len: no width is known before the run without a look from the host."""
+    batch, one = _ragged_batch(g), g.constant([1])
+    tokens = g.weight(_array(model.token_embedding.weight), "token_embedding")
+    positions = g.weight(_array(model.position_embedding.weight), "position_embedding")
+    last = g("Sub", g("Add", batch.start, batch.length), one)
+    slots = g("Add", g("Unsqueeze", batch.start, one), g.constant(np.arange(model.config.max_len)))
+    ids = g("Gather", batch.ids, g("Min", slots, g("Unsqueeze", last, one)))
+    x = g("Add", g("Gather", tokens, ids), positions)
+    return x, g("Cast", batch.length, to=TensorProto.INT32)
+
+
+def _packed_attention(g: _Graph, block: _Block, x: str, offset: str, ends: str) -> str:
+    """Context [T, D]. QKV are one matmul whose output is [T, H, 3, C], as the operator wants it.
+
+    Keys stop at a comment's end, by `ends`; `offset` gives batch size and width. In float16 a head
+    size that 8 divides runs in its memory-efficient kernel, another one in padded matmuls (ONNX
+    Runtime, contrib_ops/cuda/bert/packed_multihead_attention.cc).
+    """
+    point, head_size = f"{block.name}.qkv", block.width // block.n_heads
+
+    def by_head(rows: np.ndarray) -> np.ndarray:
+        parts = rows.reshape(3, block.n_heads, head_size, -1)
+        return parts.swapaxes(0, 1).reshape(rows.shape)
+
+    normed = _norm(g, x, block, "attention_norm")
+    qkv = g.linear(normed, point, point, by_head(block.qkv_weight), by_head(block.qkv_bias))
+    qkv = g("Reshape", qkv, g.constant([-1, block.n_heads, 3, head_size]))
+    options = {"num_heads": block.n_heads, "scale": 1.0}  # the scale is in Q's weights
+    inputs = (qkv, "", "", "", offset, ends)
+    return g("PackedMultiHeadAttention", *inputs, domain=_CONTRIB, **options)
 
 
 # --- File --------------------------------------------------------------------------------
@@ -395,16 +491,10 @@ def _proto(g: _Graph, outputs: Mapping[str, Sequence[int | str]]) -> onnx.ModelP
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def _write_interfaces(
-    model: ToxicityEncoder,
-    groups: Sequence[int],
-    ranges: Ranges | None,
-    dense: Path,
-    ragged: Path | None,
-) -> None:
+def _write_interfaces(graph_of: Callable[..., _Graph], dense: Path, ragged: Path | None) -> None:
     for path in (dense, ragged):
         if path is not None:
-            proto = _proto(_graph(model, groups, ranges, path is ragged), {LOGIT: ["batch"]})
+            proto = _proto(graph_of(ragged=path is ragged), {LOGIT: ["batch"]})
             onnx.checker.check_model(proto)
             write_atomically(path, proto.SerializeToString())
 

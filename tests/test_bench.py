@@ -258,7 +258,6 @@ RESULT = Result(
     errors={},
     refused=0,
     mean_batch=1.0,
-    triton_queue_ms=0.1,
     queue_ms=0.1,
     compute_ms=0.5,
     tokens=50.0,

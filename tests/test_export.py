@@ -20,14 +20,7 @@ from bench.quantize import _OneByOne, linear_nodes
 from contract import BadInput, GateFailed
 from export import parity
 from export.config import ExportConfig
-from export.parity import (
-    Comment,
-    batch_invariance,
-    integer_matmuls,
-    onnx_runner,
-    shape_parity,
-    torch_runner,
-)
+from export.parity import Comment, batch_invariance, onnx_runner, shape_parity, torch_runner
 from export.repository import load_scorer, read_artifact, versions
 from export.serving_graph import build, build_int8, linear_layers
 from export.trace import trace
@@ -126,8 +119,9 @@ def test_int8_runs_every_linear_layer_on_integers(
     layers = linear_layers(checkpoint.model)
     out = exported[0].out
     assert len(linear_nodes(out / "fp32.onnx")) == layers
-    assert integer_matmuls(out / "int8.onnx") == layers
-    assert integer_matmuls(out / "fp32.onnx") == 0
+    placed = exported[1]["placement"]
+    assert len(placed["int8"]["integer_linears"]) == len(placed["fp32"]["float_linears"]) == layers
+    assert placed["int8"]["float_linears"] == placed["fp32"]["integer_linears"] == []
 
 
 def test_int8_weights_keep_to_seven_bits(
@@ -256,7 +250,7 @@ def test_nan_never_passes(comments: list[Comment]) -> None:
     assert not shape_parity("gate", 1.0, fine, broken, comments, max_len=64, seed=0).holds
     assert not batch_invariance("gate", 1.0, broken, comments, [], max_len=64, seed=0).holds
     labels, logits = np.array([0, 1]), np.zeros(2, np.float32)
-    findings = parity.quality_parity(labels, logits, logits * np.nan, ["a", "b"])
+    findings = parity.quality_parity("int8", labels, logits, logits * np.nan, ["a", "b"])
     assert not findings[0].holds
 
 

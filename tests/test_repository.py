@@ -18,6 +18,7 @@ from contract import (
     ARTIFACT_FILE,
     ENCODER_MODEL,
     MAX_BATCH_SIZE,
+    MAX_REQUEST_COMMENTS,
     ONNX_FILE,
     PUBLIC_MODEL,
     RAGGED_MODEL,
@@ -53,7 +54,8 @@ def test_configurations_say_what_the_contract_and_the_graph_say(
     for config in (encoder, ragged):
         _assert_names_types_and_dims_are_the_graphs(config, tmp_path / config.name / "1")
     for config in (public, encoder, ragged):
-        assert config.max_batch_size == MAX_BATCH_SIZE
+        most = MAX_REQUEST_COMMENTS if config is public else MAX_BATCH_SIZE
+        assert config.max_batch_size == most
         assert config.HasField("dynamic_batching")
         assert [group.count for group in config.instance_group] == [3]
 

@@ -28,13 +28,14 @@ from export.parity import (
     Runner,
     adversarial_mates,
     batch_invariance,
-    integer_matmuls,
+    feeds_of,
     onnx_runner,
     ragged_runner,
     run_batch,
     shape_parity,
     torch_runner,
 )
+from export.placement import placement_of
 from export.serving_graph import (
     GROUP_COST,
     WIDTH_STEP,
@@ -156,9 +157,10 @@ def test_any_depth_and_number_of_groups(
 def test_int8_is_near_and_runs_every_layer_on_integers(
     model: ToxicityEncoder, graphs: Path
 ) -> None:
-    for name in ("int8", "int8_ragged"):
-        assert integer_matmuls(graphs / f"{name}.onnx") == linear_layers(model)
     comments = _mixed(64, seed=5)
+    placed = placement_of(graphs / "int8.onnx", feeds_of(comments))
+    assert len(placed.integer_linears) == linear_layers(model)
+    assert placed.float_linears == []
     logits = run_batch(onnx_runner(graphs / "int8.onnx"), comments)
     expected = run_batch(torch_runner(model), comments)
     assert 0 < np.abs(logits - expected).mean() < 0.1 * expected.std()
