@@ -41,8 +41,8 @@ def plot_results(document: dict[str, Any], path: Path) -> None:
     hardware, artifact = document["hardware"], document["artifact"]
     figure.suptitle(
         f"{artifact['precision']} {artifact['onnx_sha256'][:12]} on {hardware['cores']} cores "
-        f"({hardware['cpu']}, {', '.join(hardware['isa'])}); {document['users']} users, closed "
-        f"loop; {document['comments']['name']}",
+        f"({hardware['cpu']}, {', '.join(hardware['isa'])}); {document['load']}; "
+        f"{document['comments']['name']}",
         fontsize=9,
     )
     for axes in (left, middle, right):
