@@ -26,7 +26,7 @@ is checked against ONNX Runtime's schemas, and its numbers against PyTorch's by 
 of its operators (tests/test_packed.py).
 
 INT8 form: activations U8 per tensor, weights S8 per output channel within [-64, 64] (why: see
-`export.quantize`), biases in float, ranges from training comments; the head stays in float.
+`train.qat.WEIGHT_LIMIT`), biases in float, ranges from training comments; the head stays in float.
 
 Dimension letters: B comments, T tokens of the batch, D width, H heads, C = D / H, n comments of
 one group, W its width.
