@@ -11,6 +11,8 @@ server itself has the public ports (`serve.triton`).
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -100,8 +102,8 @@ def stop(config: ReplicasConfig) -> None:
         triton.stop(config)
         return
     haproxy.stop(config)
-    for number in known:
-        triton.stop(_replica(config, number))
+    with ThreadPoolExecutor(len(known)) as pool:
+        list(pool.map(lambda number: triton.stop(_replica(config, number)), known))
 
 
 def status(config: ReplicasConfig) -> None:
