@@ -69,7 +69,7 @@ check: $(READY) ## formatting, lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS SECONDS_EACH COMMENTS=file BENCH_ARGS="..."
+bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS SECONDS_EACH COMMENTS=file BENCH_ARGS="--rate 300 ..."
 	$(RUN) -m bench.run --users $(USERS) --seconds $(SECONDS_EACH) $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
 
 bench-encoder: $(READY) ## compare the serving graph with other runtimes, on one thread and on all cores|COMMENTS=file ENCODER_ARGS="--checkpoint runs/model ..."
