@@ -40,8 +40,9 @@ def parse_config(
     """Config of one stage from the command line.
 
     `positional` names a field that is given without a flag. `defaults_from` names fields of
-    a path, each with a function of that path to other fields' defaults when it is given. Raises BadInput
-    that names the flag, its value and what was expected; `--help` prints and exits with 0.
+    a path, each with a function of that path to other fields' defaults when it is given.
+    Raises BadInput that names the flag, its value and what was expected; `--help` prints and
+    exits with 0.
     """
     parser = _Parser(
         prog=prog,
