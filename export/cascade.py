@@ -132,12 +132,12 @@ def load_cascade(
                 f"{checkpoint.folder} is a checkpoint of QAT, expected one in float; give the "
                 "run that it started from"
             )
-    both = [logits_of(c.model, ids, split.validation) for c in (student, teacher)]
+    own, asked = (logits_of(c.model, ids, split.validation) for c in (student, teacher))
     lengths = [len(ids[row]) for row in split.validation]
     configs = student.model.config, teacher.model.config
-    band = fit_band(*both, labels[split.validation], lengths, configs, auroc_loss)
+    band = fit_band(own, asked, labels[split.validation], lengths, configs, auroc_loss)
     model = CascadeEncoder(student.model, teacher.model, band).eval()
-    return Cascade(model, folder, logits_of(model.student, ids, split.validation), both[1])
+    return Cascade(model, folder, logits_of(model.student, ids, split.validation), asked)
 
 
 def fit_band(

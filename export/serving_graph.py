@@ -307,8 +307,11 @@ def _graph(
 ) -> _Graph:
     g = _Graph(ranges)
     batch = _ragged_batch(g) if ragged else _dense_batch(g)
-    logits = _cascade if isinstance(model, CascadeEncoder) else _encoder
-    g.nodes.append(helper.make_node("Identity", [logits(g, model, groups, batch)], [LOGIT]))
+    if isinstance(model, CascadeEncoder):
+        logit = _cascade(g, model, groups, batch)
+    else:
+        logit = _encoder(g, model, groups, batch)
+    g.nodes.append(helper.make_node("Identity", [logit], [LOGIT]))
     return g
 
 
