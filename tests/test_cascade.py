@@ -16,10 +16,11 @@ from sklearn.metrics import roc_auc_score
 
 import contract
 import export.__main__ as export_main
-from contract import CLS_ID, BadInput, GateFailed
+from contract import CLS_ID, BadInput
 from export import gates, parity
-from export.cascade import Band, Cascade, CascadeEncoder, fit_band, load_cascade, multiply_adds
+from export.cascade import Band, Cascade, CascadeEncoder, fit_band, multiply_adds
 from export.config import ExportConfig
+from export.placement import placement_of
 from export.repository import load_scorer, read_artifact
 from export.serving_graph import build, build_int8, linear_layers
 from train import distill
@@ -31,7 +32,7 @@ from train.model import ModelConfig, ToxicityEncoder
 
 GROUPS = (8, 32)
 QUALITY = {"asked_share": 0.0, "cost": 0.0, "auroc": 0.0, "teacher_auroc": 0.0}
-NOBODY, SOME, ALL = (-1e-9, -1e-10), (-0.5, 0.8), (-1e4, 1e4)
+NOBODY, SOME, ALL = (8.0, 9.0), (-4.9, -4.4), (-1e4, 1e4)
 
 
 def random_encoder(d_model: int, n_layers: int) -> ToxicityEncoder:
@@ -98,7 +99,7 @@ CONFIGS = (
 )
 
 
-def scores(noise: float, n: int = 1500) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+def scores(noise: float, n: int = 800) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
     """Student, teacher, labels, lengths; the student is the teacher with noise, on half a scale."""
     rng = np.random.default_rng(0)
     labels = (rng.random(n) < 0.2).astype(np.float32)
@@ -143,7 +144,7 @@ def test_only_a_comment_at_an_edge_may_take_the_other_branch() -> None:
     student = np.array([-0.1, 0.1, -3.0, 0.5], np.float32)
     teacher = np.array([4.0, 5.0, 6.0, 7.0], np.float32)
     cascade = Cascade(model, Path(), student, teacher)
-    assert cascade.by_branch(student).tolist() == student.tolist()[:3] + [0.5]
+    assert cascade.by_branch(student).tolist() == [*student.tolist()[:3], 0.5]
     assert cascade.by_branch(teacher).tolist() == [4.0, 5.0, -3.0, 7.0]
 
 
@@ -188,43 +189,45 @@ def test_published_cascade_passed_every_gate(
     assert np.isfinite(load_scorer(config.repository).score(["you are kind", ""]).logit).all()
 
 
+@pytest.fixture(scope="module")
+def subject(exported: tuple[ExportConfig, dict[str, Any]]) -> gates.Subject:
+    return gates.load_subject(exported[0])
+
+
 def test_damaged_teacher_branch_turns_the_gates_red(
-    exported: tuple[ExportConfig, dict[str, Any]], tmp_path: Path
+    exported: tuple[ExportConfig, dict[str, Any]], subject: gates.Subject, tmp_path: Path
 ) -> None:
-    config, _ = exported
-    subject = gates.load_subject(config)
-    proto = onnx.load(config.out / "int8.onnx")
-    branch = next(node for node in proto.graph.node if node.op_type == "If").attribute
-    then = next(attribute.g for attribute in branch if attribute.name == "then_branch")
-    bias = next(t for t in then.initializer if t.name == "teacher.head.bias")
+    proto = onnx.load(exported[0].out / "int8.onnx")
+    branches = next(node for node in proto.graph.node if node.op_type == "If").attribute
+    then = next(branch.g for branch in branches if branch.name == "then_branch")
+    bias = next(tensor for tensor in then.initializer if tensor.name == "teacher.head.bias")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 3, bias.name))
     onnx.save(proto, tmp_path / "int8.onnx")
-    form = gates.Form("int8", "cpu", tmp_path / "int8.onnx", config.out / "int8_ragged.onnx")
-    found, placed = gates.form_gates(subject, form, config.out / "traced.onnx", seed=0)
-    assert {"int8_logit_max", "int8_ragged_vs_dense"} <= {f.gate for f in found if not f.holds}
-    assert len(placed.integer_linears) == linear_layers(subject.checkpoint.model)
+    form = gates.Form("int8", "cpu", tmp_path / "int8.onnx", tmp_path / "unused.onnx")
+    served = gates._served(subject, form)
+    found = gates._quality("int8", subject, subject.int8_reference, served)
+    assert "int8_logit_max" in {finding.gate for finding in found if not finding.holds}
 
 
-def test_broken_promise_publishes_nothing(
-    exported: tuple[ExportConfig, dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_every_layer_of_both_models_runs_on_integers(
+    exported: tuple[ExportConfig, dict[str, Any]], subject: gates.Subject
 ) -> None:
-    """A band that was fitted on a better teacher than is served."""
-    config = dataclasses.replace(
-        exported[0], repository=tmp_path / "repository", out=tmp_path / "out"
+    """The teacher's lie in a branch, where the count must look too."""
+    feeds = parity.feeds_of(subject.sample)
+    placed = placement_of(exported[0].out / "int8.onnx", feeds)
+    assert len(placed.integer_linears) == linear_layers(subject.checkpoint.model) == 12
+    assert not placed.float_linears
+    in_float = placement_of(exported[0].out / "fp32.onnx", feeds)
+    assert len(in_float.float_linears) == 12
+
+
+def test_broken_promise_turns_the_gate_red(subject: gates.Subject) -> None:
+    assert subject.cascade
+    kept, broken = (
+        gates._cascade_gates(subject, subject.cascade, logits)[0]
+        for logits in (subject.cascade.teacher, -subject.cascade.teacher)
     )
-
-    def optimistic(*args: Any) -> Cascade:
-        cascade = load_cascade(*args)
-        band = dataclasses.replace(cascade.model.band, teacher_auroc=1.1)
-        cascade.model.band = band
-        return cascade
-
-    monkeypatch.setattr(gates, "load_cascade", optimistic)
-    with pytest.raises(GateFailed, match="cascade_auroc_loss"):
-        export_main.export(config)
-    assert not (config.repository / contract.PUBLIC_MODEL).exists()
+    assert kept.holds and not broken.holds
 
 
 def test_student_of_another_tokenizer_is_refused(
