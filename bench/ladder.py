@@ -152,15 +152,11 @@ def _export_config(
 ) -> ExportConfig:
     """Each rung has its own repository: the one that serves is left alone."""
     out = config.runs / "exports" / name.replace(" ", "-")
-    return ExportConfig(
-        checkpoint=checkpoint,
-        student=student,
-        auroc_loss=_LOSS,
-        repository=out / "model_repository",
-        out=out,
-        data=config.data,
-        device="cpu",
-    )
+    settings = {
+        **{"checkpoint": checkpoint, "student": student, "auroc_loss": _LOSS, "data": config.data},
+        **{"repository": out / "model_repository", "out": out, "device": "cpu"},
+    }
+    return make_config(ExportConfig, settings)
 
 
 def _gated(name: str, settings: ExportConfig) -> tuple[str, float | None]:
