@@ -159,15 +159,17 @@ def fit_band(
     work = multiply_adds(configs[0], lengths), multiply_adds(configs[1], lengths)
     goal = roc_auc_score(labels, teacher) - auroc_loss * (1 - _FOR_ROUNDING)
     slope, offset = (float(x) for x in np.polyfit(student, teacher, 1))
-    found = []
+    data, found = (student, teacher, labels), []
     for scale, shift in {(1.0, 0.0), (slope, offset) if slope > 0 else (1.0, 0.0)}:
-        edges = _edges(_mapped(student, scale, shift))
-        band_of = partial(_band, student, teacher, labels, work, scale, shift)
+        logits = _mapped(student, scale, shift)
+        edges = _edges(logits)
         for i, low in enumerate(edges):
             # AUROC grows with the band but for noise, and what is found was itself measured.
-            bands = [partial(band_of, low, high) for high in edges[i:]]
-            at = bisect_left(bands, True, key=lambda band: bool(band().auroc >= goal))
-            found += [band() for band in bands[at : at + 1]]
+            enough = partial(_reaches, goal, logits, teacher, labels, low)
+            at = bisect_left(edges[i:], True, key=enough)
+            found += [
+                _band(*data, work, scale, shift, low, high) for high in edges[i:][at : at + 1]
+            ]
     return min(found, key=lambda band: band.cost)
 
 
@@ -188,10 +190,29 @@ def _band(
         *(low, high, scale, shift),
         asked_share=float(unsure.mean()),
         cost=float((work[0].sum() + work[1][unsure].sum()) / work[1].sum()),
-        auroc=float(roc_auc_score(labels, np.where(unsure, teacher, logits))),
+        auroc=_auroc(logits, teacher, labels, low, high),
         teacher_auroc=float(roc_auc_score(labels, teacher)),
         student_auroc=float(roc_auc_score(labels, student)),
     )
+
+
+def _reaches(
+    goal: float,
+    logits: np.ndarray,
+    teacher: np.ndarray,
+    labels: np.ndarray,
+    low: float,
+    high: float,
+) -> bool:
+    return _auroc(logits, teacher, labels, low, high) >= goal
+
+
+def _auroc(
+    logits: np.ndarray, teacher: np.ndarray, labels: np.ndarray, low: float, high: float
+) -> float:
+    """Of the cascade; `logits` are the student's on the teacher's scale."""
+    unsure = (logits >= low) & (logits <= high)
+    return float(roc_auc_score(labels, np.where(unsure, teacher, logits)))
 
 
 def _mapped(student: np.ndarray, scale: float, shift: float) -> np.ndarray:
