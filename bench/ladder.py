@@ -29,11 +29,12 @@ from bench.comments import default_source, load_pool
 from contract import BadInput, GateFailed
 from export import gates, parity, rates
 from export.__main__ import export
+from export.cascade import worth_asking
 from export.config import ExportConfig
 from export.scorer import Scorer
 from train import distill
 from train.__main__ import train
-from train.artifacts import sha256_of, write_atomically, write_json
+from train.artifacts import METRICS_FILE, read_json, sha256_of, write_atomically, write_json
 from train.cli import make_config, parse_config, run
 from train.config import TrainConfig
 
@@ -91,6 +92,9 @@ def measure(config: LadderConfig) -> dict[str, Any]:
     for shape, folder in students.items():
         exports[shape] = _export_config(config, shape, folder)
     for shape, folder in students.items():
+        if not _needs_teacher(config, folder):
+            print(f"--- {shape} alone is within {_LOSS} of the teacher: no cascade", flush=True)
+            continue
         name = f"cascade {shape}"
         exports[name] = _export_config(config, name, config.teacher, student=folder)
     verdicts = {name: _gated(name, settings) for name, settings in exports.items()}
@@ -157,6 +161,12 @@ def _export_config(
         **{"repository": out / "model_repository", "out": out, "device": "cpu"},
     }
     return make_config(ExportConfig, settings)
+
+
+def _needs_teacher(config: LadderConfig, student: Path) -> bool:
+    folders, remedy = (student, config.teacher), "run `make train`"
+    metrics = [read_json(folder / METRICS_FILE, remedy)["validation"] for folder in folders]
+    return worth_asking(metrics[0]["auroc"], metrics[1]["auroc"], _LOSS)
 
 
 def _gated(name: str, settings: ExportConfig) -> tuple[str, float | None]:

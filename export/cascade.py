@@ -4,7 +4,8 @@
     python -m export --checkpoint runs/model --student runs/student --auroc-loss 0.002
 
 Unsure is a student's logit within a band [low, high]. The band is fitted on the validation
-split: of all that cost no more AUROC than allowed, the one that asks for the least work. Whether
+split: of all that cost no more AUROC than allowed, the one that asks for the least work. A student that
+is good enough alone is refused here: nothing is gained by a teacher that nobody asks. Whether
 the teacher is asked depends on the comment's own student logit alone, so a score still does not
 depend on its batch-mates.
 
@@ -92,12 +93,16 @@ class Cascade:
     student: np.ndarray
     teacher: np.ndarray
 
+    @property
+    def unsure(self) -> np.ndarray:
+        """Bool [n], the validation comments that the teacher is asked for."""
+        return (self.student >= self.model.band.low) & (self.student <= self.model.band.high)
+
     def by_branch(self, served: np.ndarray) -> np.ndarray:
         """What each of the `served` logits must equal, float32 [n], as the module says."""
         low, high = self.model.band.low, self.model.band.high
-        unsure = (self.student >= low) & (self.student <= high)
-        own = np.where(unsure, self.teacher, self.student)
-        other = np.where(unsure, self.student, self.teacher)
+        own = np.where(self.unsure, self.teacher, self.student)
+        other = np.where(self.unsure, self.student, self.teacher)
         to_edge = np.minimum(np.abs(self.student - low), np.abs(self.student - high))
         crossed = (to_edge <= INT8_LOGIT_ATOL) & (np.abs(served - other) < np.abs(served - own))
         return np.where(crossed, other, own)
@@ -135,11 +140,23 @@ def load_cascade(
                 "run that it started from"
             )
     own, asked = (logits_of(c.model, ids, split.validation) for c in (student, teacher))
+    aurocs = [float(roc_auc_score(labels[split.validation], x)) for x in (own, asked)]
+    if not worth_asking(aurocs[0], aurocs[1], auroc_loss):
+        raise BadInput(
+            f"the validation AUROC of {folder} is {aurocs[0]:.5f}, expected one that {auroc_loss:g} "
+            f"below the teacher's {aurocs[1]:.5f} does not already allow; the student needs no "
+            f"teacher: export it with --checkpoint {folder}, or set a smaller --auroc-loss"
+        )
     lengths = [len(ids[row]) for row in split.validation]
     configs = student.model.config, teacher.model.config
     band = fit_band(own, asked, labels[split.validation], lengths, configs, auroc_loss)
     model = CascadeEncoder(student.model, teacher.model, band).eval()
     return Cascade(model, folder, logits_of(model.student, ids, split.validation), asked)
+
+
+def worth_asking(student_auroc: float, teacher_auroc: float, auroc_loss: float) -> bool:
+    """False when the student alone already loses no more than a cascade may."""
+    return student_auroc < teacher_auroc - auroc_loss * (1 - _FOR_ROUNDING)
 
 
 def fit_band(

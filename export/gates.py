@@ -32,6 +32,8 @@ from train.split import Split, split_comments
 
 _SAMPLE = 64
 """Validation comments that the gates score in every company; each costs about 40 runs."""
+_UNSURE = 8
+"""Comments that a cascade's teacher is asked for, which the sample has at least."""
 _TIMED = 160
 """Validation comments that time the forms, five batches."""
 _INVARIANCE_ATOL = {
@@ -103,6 +105,8 @@ def load_subject(config: ExportConfig) -> Subject:
             config.student, checkpoint, ids, comments.labels, split, config.auroc_loss
         )
         print(f"cascade: {cascade.model.band}", flush=True)
+        # The teacher's branch must run in every gate, however seldom it is asked.
+        sample += [validation[i] for i in np.flatnonzero(cascade.unsure)[:_UNSURE]]
         # It has all that the gates use: forward, config, token_embedding.
         model = cast(ToxicityEncoder, cascade.model)
         checkpoint = dataclasses.replace(checkpoint, model=model)

@@ -131,6 +131,13 @@ def test_useless_student_asks_the_teacher_about_nearly_all() -> None:
     assert band.asked_share > 0.9
 
 
+def test_student_that_is_good_enough_needs_no_teacher(
+    exported: tuple[ExportConfig, dict[str, Any]],
+) -> None:
+    with pytest.raises(BadInput, match="export it with --checkpoint"):
+        gates.load_subject(dataclasses.replace(exported[0], auroc_loss=0.5))
+
+
 def test_multiply_adds_are_those_of_the_matmuls() -> None:
     config = ModelConfig(vocab_size=9, d_model=8, n_layers=2, n_heads=2, mlp_ratio=4.0)
     full = 3 * 8 * 24 + 3 * 8 * 8 + 2 * 3 * 8 * 32 + 2 * 3 * 3 * 8
