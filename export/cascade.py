@@ -4,8 +4,8 @@
     python -m export --checkpoint runs/model --student runs/student --auroc-loss 0.002
 
 Unsure is a student's logit within a band [low, high]. The band is fitted on the validation
-split: of all that cost no more AUROC than allowed, the one that asks for the least work. A student that
-is good enough alone is refused here: nothing is gained by a teacher that nobody asks. Whether
+split: of all that cost no more AUROC than allowed, the one that asks for the least work. A
+student that is good enough alone is refused: a teacher that nobody asks gains nothing. Whether
 the teacher is asked depends on the comment's own student logit alone, so a score still does not
 depend on its batch-mates.
 
@@ -143,9 +143,9 @@ def load_cascade(
     aurocs = [float(roc_auc_score(labels[split.validation], x)) for x in (own, asked)]
     if not worth_asking(aurocs[0], aurocs[1], auroc_loss):
         raise BadInput(
-            f"the validation AUROC of {folder} is {aurocs[0]:.5f}, expected one that {auroc_loss:g} "
-            f"below the teacher's {aurocs[1]:.5f} does not already allow; the student needs no "
-            f"teacher: export it with --checkpoint {folder}, or set a smaller --auroc-loss"
+            f"the validation AUROC of {folder} is {aurocs[0]:.5f} and the teacher's "
+            f"{aurocs[1]:.5f}, expected a loss that needs a teacher for --auroc-loss "
+            f"{auroc_loss:g}; export it alone with --checkpoint {folder}"
         )
     lengths = [len(ids[row]) for row in split.validation]
     configs = student.model.config, teacher.model.config

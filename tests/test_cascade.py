@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 import contract
@@ -23,14 +25,11 @@ from export.config import ExportConfig
 from export.placement import placement_of
 from export.repository import load_scorer, read_artifact
 from export.serving_graph import build, build_int8, linear_layers
-from train import distill
-from train.__main__ import train
-from train.artifacts import METRICS_FILE, load_checkpoint
-from train.cli import make_config
-from train.config import TrainConfig
+from train.artifacts import METRICS_FILE, WEIGHTS_FILE, load_checkpoint, save_tensors
 from train.model import ModelConfig, ToxicityEncoder
 
 GROUPS = (8, 32)
+NOISE = 0.15
 QUALITY = {"asked_share": 0.0, "cost": 0.0, "auroc": 0.0, "teacher_auroc": 0.0}
 NOBODY, SOME, ALL = (8.0, 9.0), (-4.9, -4.4), (-1e4, 1e4)
 
@@ -134,7 +133,7 @@ def test_useless_student_asks_the_teacher_about_nearly_all() -> None:
 def test_student_that_is_good_enough_needs_no_teacher(
     exported: tuple[ExportConfig, dict[str, Any]],
 ) -> None:
-    with pytest.raises(BadInput, match="export it with --checkpoint"):
+    with pytest.raises(BadInput, match="export it alone with --checkpoint"):
         gates.load_subject(dataclasses.replace(exported[0], auroc_loss=0.5))
 
 
@@ -157,10 +156,13 @@ def test_only_a_comment_at_an_edge_may_take_the_other_branch() -> None:
 
 @pytest.fixture(scope="module")
 def student(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shape = {"d_model": 16, "n_layers": 1, "epochs": 3, "batch_size": 32, "lr": 3e-3}
-    values = {**distill.defaults_of(trained_run), **shape, "distill": trained_run, "device": "cpu"}
-    out = tmp_path_factory.mktemp("distilled") / "student"
-    train(make_config(TrainConfig, {**values, "out": out}), torch.device("cpu"))
+    """The teacher with noise on its head: on the same scale, and worse."""
+    out = tmp_path_factory.mktemp("noisy") / "student"
+    shutil.copytree(trained_run, out)
+    weights = load_file(out / WEIGHTS_FILE)
+    noise = torch.randn(weights["head.weight"].shape, generator=torch.Generator().manual_seed(0))
+    weights["head.weight"] += NOISE * noise
+    save_tensors(out / WEIGHTS_FILE, weights)
     return out
 
 
@@ -222,10 +224,10 @@ def test_every_layer_of_both_models_runs_on_integers(
     """The teacher's lie in a branch, where the count must look too."""
     feeds = parity.feeds_of(subject.sample)
     placed = placement_of(exported[0].out / "int8.onnx", feeds)
-    assert len(placed.integer_linears) == linear_layers(subject.checkpoint.model) == 12
+    assert len(placed.integer_linears) == linear_layers(subject.checkpoint.model) == 16
     assert not placed.float_linears
     in_float = placement_of(exported[0].out / "fp32.onnx", feeds)
-    assert len(in_float.float_linears) == 12
+    assert len(in_float.float_linears) == 16
 
 
 def test_broken_promise_turns_the_gate_red(subject: gates.Subject) -> None:
@@ -251,4 +253,4 @@ def test_student_of_another_tokenizer_is_refused(
     (other / contract.TOKENIZER_FILE).write_text(json.dumps(tokenizer))
     with pytest.raises(BadInput, match="another tokenizer"):
         gates.load_subject(dataclasses.replace(config, student=other))
-    assert load_checkpoint(config.student).model.config.d_model == 16
+    assert load_checkpoint(config.student).model.config.d_model == 48
