@@ -29,7 +29,7 @@ from train.artifacts import METRICS_FILE, WEIGHTS_FILE, load_checkpoint, save_te
 from train.model import ModelConfig, ToxicityEncoder
 
 GROUPS = (8, 32)
-NOISE = 0.15
+NOISE = 0.12
 QUALITY = {"asked_share": 0.0, "cost": 0.0, "auroc": 0.0, "teacher_auroc": 0.0}
 NOBODY, SOME, ALL = (8.0, 9.0), (-4.9, -4.4), (-1e4, 1e4)
 
