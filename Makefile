@@ -18,6 +18,7 @@ USERS ?= 16
 SECONDS_EACH ?= 20
 COMMENTS ?=
 BENCH_ARGS ?=
+ENCODER_ARGS ?=
 LADDER_ARGS ?=
 TEST_ARGS ?=
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
@@ -29,10 +30,10 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install train export serve stop score test check bench parity ladder clean
+.PHONY: help install train export serve stop score test check bench bench-encoder parity ladder clean
 
 help: ## list the targets and their variables
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-8s %s\n", $$1, $$2; if ($$3) printf "  %-8s   %s\n", "", $$3}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
 
 install: $(READY) ## make the virtual environment from the pinned constraints|PYTHON
 
@@ -71,6 +72,10 @@ check: $(READY) ## formatting, lint and types
 
 bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS SECONDS_EACH COMMENTS=file BENCH_ARGS="..."
 	$(RUN) -m bench.run --users $(USERS) --seconds $(SECONDS_EACH) $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
+
+bench-encoder: $(READY) ## compare the serving graph with other runtimes, on one thread and on all cores|COMMENTS=file ENCODER_ARGS="--checkpoint runs/model ..."
+	@$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install -q -c constraints.txt openvino || echo 'OpenVINO cannot be installed: skipped' >&2
+	$(RUN) -m bench.encoder $(if $(COMMENTS),--comments '$(COMMENTS)') $(ENCODER_ARGS)
 
 parity: $(READY) ## compare the running server with PyTorch on 1,000 comments|COMMENTS=file
 	$(RUN) -m bench.parity $(if $(COMMENTS),--comments '$(COMMENTS)')

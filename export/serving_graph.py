@@ -30,7 +30,7 @@ a branch of an `If`, for the comments that the student is unsure of. No token is
 the branch reads the same ids at those comments' starts.
 
 INT8 form: activations U8 per tensor, weights S8 per output channel within [-64, 64] (why: see
-`export.quantize`), biases in float, ranges from training comments; the head stays in float.
+`train.qat.WEIGHT_LIMIT`), biases in float, ranges from training comments; the head stays in float.
 
 Dimension letters: B comments, T tokens of the batch, D width, H heads, C = D / H, n comments of
 one group, W its width.

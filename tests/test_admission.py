@@ -30,14 +30,17 @@ def test_calm_call_takes_on_what_begins_in_time(admission: Admission) -> None:
     assert admission.overloaded
 
 
-def test_overloaded_calls_are_short_until_all_fits_in_one(admission: Admission) -> None:
+def test_overloaded_calls_are_short_until_no_one_was_refused_for_a_while(
+    admission: Admission,
+) -> None:
     admission.admit([1] * (IN_CALM + 9), now=0)
-    for _ in range(3):
-        assert admission.admit([1] * (IN_OVERLOAD + 1), now=0) == IN_OVERLOAD
+    for now in (0.1, 0.2, 0.3):
+        assert admission.admit([1] * (IN_OVERLOAD + 1), now) == IN_OVERLOAD
         assert admission.overloaded
-    assert admission.admit([1] * IN_OVERLOAD, now=0) == IN_OVERLOAD
+    assert admission.admit([1] * IN_OVERLOAD, now=0.4) == IN_OVERLOAD
+    assert admission.overloaded  # another process may just have emptied the queue
+    assert admission.admit([1] * IN_CALM, now=0.56) == IN_CALM
     assert not admission.overloaded
-    assert admission.admit([1] * IN_CALM, now=0) == IN_CALM
 
 
 def test_full_call_means_that_more_waits() -> None:
@@ -52,7 +55,6 @@ def test_large_request_is_not_refused_for_its_own_size(admission: Admission) -> 
     assert admission.admit([200, 1], now=0) == 1
     assert admission.admit([200], now=0) == 1
     assert admission.admit([], now=0) == 0
-    assert not admission.overloaded
 
 
 def test_unknown_speed_has_no_limit_and_is_learnt() -> None:
@@ -68,8 +70,9 @@ def test_clients_who_never_wait_find_the_calm_state_again(admission: Admission) 
     """100 users who send again at once: they fit in a calm call, never in an overloaded one."""
     users = [1] * 100
     admission.admit([1] * (IN_CALM + 9), now=0)
-    assert admission.admit(users, now=0.2) == IN_OVERLOAD
-    assert admission.admit(users, now=0.3) == 100
+    for now in (0.2, 0.4):
+        assert admission.admit(users, now) == IN_OVERLOAD
+    assert admission.admit(users, now=0.5) == 100
     assert not admission.overloaded
 
 
@@ -80,11 +83,11 @@ def test_lasting_overload_is_probed_ever_more_rarely(admission: Admission) -> No
             probes.append(now)
         now += 0.01
     gaps = [round(b - a, 1) for a, b in itertools.pairwise(probes)]
-    assert gaps[:6] == pytest.approx([0.25, 0.5, 1, 2, 4, 8], abs=0.1)
+    assert gaps[:6] == pytest.approx([0.5, 1, 2, 4, 8, 8], abs=0.1)
     assert set(gaps[6:]) == {8.0}
-    assert admission.admit([1], now) == 1
-    assert admission.admit(crowd, now) == IN_CALM
-    assert admission.admit(crowd, now + 0.3) == IN_CALM  # the next stay is a short one again
+    assert admission.admit([1], now + 0.3) == 1  # quiet: the next stay is a short one again
+    again = [admission.admit(crowd, now + later) for later in (0.4, 0.6, 0.8, 0.95)]
+    assert again == [IN_CALM, IN_OVERLOAD, IN_OVERLOAD, IN_CALM]
 
 
 @pytest.mark.parametrize("overload", [1.5, 3, 10])

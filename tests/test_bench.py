@@ -219,7 +219,9 @@ from tritonclient.grpc import service_pb2
 from bench.load import grpc_fault, http_fault
 given = json.load(sys.stdin)
 http = [
-    SimpleNamespace(status_code=status, content=body and body.encode(), error=error)
+    SimpleNamespace(
+        status_code=status, content=body and body.encode(), error=error, headers={}
+    )
     for status, body, error in given["http"]
 ]
 grpc = [service_pb2.ModelInferResponse.FromString(bytes.fromhex(raw)) for raw in given["grpc"]]
@@ -263,6 +265,8 @@ RESULT = Result(
     tokens=50.0,
     cpu_us={"generator": 10.0, "front_end": 20.0, "model": 50.0},
     generator_busy=0.5,
+    comments_per_s=10.0,
+    lag_ms={},
 )
 
 
@@ -273,6 +277,7 @@ RESULT = Result(
         ({"failures": 1, "server_requests": 99}, {"failed_share"}),
         ({"server_requests": 99}, {"answers_counted_by_server"}),
         ({"generator_busy": 0.95}, {"generator_busy"}),
+        ({"lag_ms": {"p99": 11.0}}, {"generator_lag_p99_ms"}),
     ],
 )
 def test_bars(change: dict[str, Any], broken: set[str]) -> None:

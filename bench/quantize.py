@@ -1,20 +1,15 @@
-"""Static INT8 for the Linear layers of a traced graph.
+"""INT8 forms of the traced graph by ONNX Runtime's own tools: rivals in `bench.encoder`.
 
-Activations U8 per tensor, weights S8 per output channel, ranges from training comments. The
-scales are constants of the file, so a score cannot depend on the batch; dynamic quantization
-takes them from the whole batch and changes a score with its batch-mates.
-
-Weights keep to [-64, 64] (`reduce_range`). On x86 without VNNI the U8 x S8 kernels add two
-products in 16 bits and saturate: 2 * 255 * 127 > 32767, but 2 * 255 * 64 < 32767. With seven
-bits the integer results are exact, hence the same, on every CPU.
+Both quantize the Linear layers only: activations U8 per tensor, weights S8 per output channel.
+None of them is published: `export.serving_graph` writes the INT8 form that is.
 """
 
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,11 +18,11 @@ from onnxruntime.quantization import (
     CalibrationMethod,
     QuantFormat,
     QuantType,
+    quantize_dynamic,
     quantize_static,
 )
 
 from contract import ATTENTION_MASK, INPUT_IDS
-from train.artifacts import write_atomically
 
 
 class _OneByOne(CalibrationDataReader):
@@ -59,32 +54,31 @@ def linear_nodes(path: Path) -> list[str]:
     ]
 
 
-def quantize(fp32: Path, int8: Path, calibration: Iterable[np.ndarray]) -> int:
-    """Write the INT8 form of `fp32` to `int8` and return how many Linear layers it quantized.
+def quantize_traced(
+    fp32: Path, static: Path, dynamic: Path, calibration: Iterable[np.ndarray]
+) -> None:
+    """Write the static (QDQ) and the dynamic INT8 form of the traced graph `fp32`.
 
-    `calibration` gives the ids (int [L], [CLS] first) of training comments.
+    `calibration` gives the ids (int [L], [CLS] first) of comments that fix the static ranges.
+    Dynamic quantization takes them from the whole batch: a score changes with its batch-mates.
     """
-    nodes = linear_nodes(fp32)
+    only: dict[str, Any] = {"nodes_to_quantize": linear_nodes(fp32), "per_channel": True}
     logging.getLogger().addFilter(_drop_preprocessing_advice)
     try:
-        with tempfile.TemporaryDirectory(dir=int8.parent) as scratch:
-            made = Path(scratch) / int8.name
-            quantize_static(
-                fp32,
-                made,
-                _OneByOne(calibration),
-                quant_format=QuantFormat.QDQ,
-                nodes_to_quantize=nodes,
-                per_channel=True,
-                reduce_range=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.MinMax,
-            )
-            write_atomically(int8, made.read_bytes())
+        quantize_dynamic(fp32, dynamic, weight_type=QuantType.QInt8, **only)
+        quantize_static(
+            fp32,
+            static,
+            _OneByOne(calibration),
+            quant_format=QuantFormat.QDQ,
+            reduce_range=True,  # seven bits, as in `train.qat.WEIGHT_LIMIT`
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            **only,
+        )
     finally:
         logging.getLogger().removeFilter(_drop_preprocessing_advice)
-    return len(nodes)
 
 
 def _drop_preprocessing_advice(record: logging.LogRecord) -> bool:
