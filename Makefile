@@ -20,6 +20,7 @@ SECONDS_EACH ?= 20
 COMMENTS ?=
 BENCH_ARGS ?=
 ENCODER_ARGS ?=
+LADDER_ARGS ?=
 TEST_ARGS ?=
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
 
@@ -30,7 +31,7 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install train export serve status stop score test check bench bench-cache bench-encoder parity clean
+.PHONY: help install train export serve status stop score test check bench bench-cache bench-encoder parity ladder clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -85,6 +86,9 @@ bench-encoder: $(READY) ## compare the serving graph with other runtimes, on one
 
 parity: $(READY) ## compare the running server with PyTorch on 1,000 comments|COMMENTS=file
 	$(RUN) -m bench.parity $(if $(COMMENTS),--comments '$(COMMENTS)')
+
+ladder: $(READY) ## distil students, export them and their cascades, plot AUROC against speed|LADDER_ARGS="--students 96x2 64x1 ..."
+	$(RUN) -m bench.ladder $(LADDER_ARGS)
 
 clean: ## remove the virtual environment, runs and caches; model_repository/ stays
 	-@test ! -x $(RUN) || $(RUN) -m serve.replicas stop >/dev/null 2>&1

@@ -91,6 +91,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         "rates": rates.to_json(here, device, len(subject.timed)),
         "published": None,
         "attention_widths": list(groups),
+        "cascade": subject.cascade.to_json() if subject.cascade else None,
         **_sources(config, subject, [traced, *(path for form in forms for path in form.files)]),
     }
     if subject.ranges:
@@ -127,6 +128,8 @@ def _device(config: ExportConfig) -> str:
             f"--precision is '{config.precision}' for the device '{device}', expected fp32, auto "
             f"or {_OTHER[device]} ({reason}); set another --precision or --device"
         )
+    if config.student and device == "cuda":
+        raise BadInput("--device is cuda with --student, expected cpu; set --device cpu")
     if device == "cuda" and not gpu:
         raise BadInput(
             "--device is cuda, expected a GPU that ONNX Runtime and torch both see; run "
@@ -254,6 +257,7 @@ def _publish(
         "max_len": subject.max_len,
         "qat": subject.ranges is not None,
         "attention_widths": report["attention_widths"],
+        "cascade": report["cascade"],
         "tolerances": {finding.gate: finding.bound for finding in needed},
         "measured": {finding.gate: finding.value for finding in needed},
         "checkpoint_sha256": report["checkpoint"]["sha256"],

@@ -27,6 +27,17 @@ class ExportConfig:
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where it will serve; auto: a GPU that is here, for int8 the CPU"
     )
+    student: Path | None = Field(
+        None,
+        description="distilled student of --checkpoint: publish the cascade of both, in which "
+        "the checkpoint is asked only where the student is unsure (CPU)",
+    )
+    auroc_loss: float = Field(
+        0.002,
+        gt=0,
+        le=0.5,
+        description="validation AUROC that the cascade may lose to --checkpoint",
+    )
     data: str | None = Field(
         None, description="where the training comments are now, if they moved since"
     )

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
 import contract
 from export import parity, placement
+from export.cascade import Cascade, load_cascade
 from export.config import ExportConfig
 from export.parity import Comment, Finding, Runner
 from export.placement import Placement, placement_of
@@ -24,11 +26,14 @@ from train.artifacts import Checkpoint, check_split, load_checkpoint
 from train.batches import TokenizedOnTheFly
 from train.data import load_comments
 from train.evaluate import logits_of
+from train.model import ToxicityEncoder
 from train.qat import Ranges, difference, int8_reference, ranges_of
 from train.split import Split, split_comments
 
 _SAMPLE = 64
 """Validation comments that the gates score in every company; each costs about 40 runs."""
+_UNSURE = 8
+"""Comments that a cascade's teacher is asked for, which the sample has at least."""
 _TIMED = 160
 """Validation comments that time the forms, five batches."""
 _INVARIANCE_ATOL = {
@@ -67,6 +72,8 @@ class Subject:
     validation_logits: np.ndarray  # float32 [n] of PyTorch
     int8_reference: np.ndarray  # the same, of what the INT8 form must equal
     ranges: Ranges | None  # of a QAT checkpoint
+    cascade: Cascade | None  # whose model is then the checkpoint's
+    auroc_loss: float
 
     @property
     def max_len(self) -> int:
@@ -92,6 +99,17 @@ def load_subject(config: ExportConfig) -> Subject:
     over_long = "you are fine . " * checkpoint.tokenizer.max_len
     for name, text in {"empty": "", "one letter": "a", "over-long": over_long}.items():
         sample.append(parity.named(name, text, checkpoint.tokenizer.encode(text)))
+    cascade = None
+    if config.student:
+        cascade = load_cascade(
+            config.student, checkpoint, ids, comments.labels, split, config.auroc_loss
+        )
+        print(f"cascade: {cascade.model.band}", flush=True)
+        # The teacher's branch must run in every gate, however seldom it is asked.
+        sample += [validation[i] for i in np.flatnonzero(cascade.unsure)[:_UNSURE]]
+        # It has all that the gates use: forward, config, token_embedding.
+        model = cast(ToxicityEncoder, cascade.model)
+        checkpoint = dataclasses.replace(checkpoint, model=model)
     ranges = ranges_of(checkpoint)
     reference = logits = logits_of(checkpoint.model, ids, split.validation)
     if ranges:
@@ -108,6 +126,8 @@ def load_subject(config: ExportConfig) -> Subject:
         validation_logits=logits,
         int8_reference=reference,
         ranges=ranges,
+        cascade=cascade,
+        auroc_loss=config.auroc_loss,
     )
 
 
@@ -148,6 +168,7 @@ def form_gates(
             placement.layers_in_float(placed, linear_layers(subject.checkpoint.model)),
             *_quality("int8", subject, subject.int8_reference, served),
             *(_qat_gates(subject, served) if subject.ranges else []),
+            *(_cascade_gates(subject, subject.cascade, served) if subject.cascade else []),
         ]
     findings += [_invariance(subject, form, seed), _ragged_parity(subject, form, seed)]
     if form.device == "cuda":
@@ -197,13 +218,21 @@ def _same_logits(
 def _quality(
     precision: str, subject: Subject, reference: np.ndarray, served: np.ndarray
 ) -> list[Finding]:
-    return parity.quality_parity(
-        precision,
-        subject.labels[subject.split.validation],
-        reference,
-        served,
-        [comment.name for comment in subject.validation],
-    )
+    labels = subject.labels[subject.split.validation]
+    names = [comment.name for comment in subject.validation]
+    findings = parity.quality_parity(precision, labels, reference, served, names)
+    if subject.cascade:  # logits by branch, AUROC and decisions of the whole: see export.cascade
+        by_branch = subject.cascade.by_branch(served)
+        findings[:2] = parity.quality_parity(precision, labels, by_branch, served, names)[:2]
+    return findings
+
+
+def _cascade_gates(subject: Subject, cascade: Cascade, served: np.ndarray) -> list[Finding]:
+    """The AUROC that was promised, of the very artifact that is published."""
+    before = cascade.model.band.teacher_auroc
+    after = float(roc_auc_score(subject.labels[subject.split.validation], np.nan_to_num(served)))
+    details = f"teacher {before:.5f}, INT8 cascade {after:.5f}"
+    return [Finding("cascade_auroc_loss", before - after, subject.auroc_loss, details)]
 
 
 def _qat_gates(subject: Subject, served: np.ndarray) -> list[Finding]:

@@ -109,6 +109,9 @@ def _linears(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         types = {weights[name] for name in node.input if name in weights}
         matmul = "MatMul" in node.op_type or "Gemm" in node.op_type
+        for attribute in node.attribute:  # the branches of an If
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _linears(attribute.g)
         if types & (_EIGHT_BITS if _is_integer(node) else _FLOATS) and matmul:
             yield node
 

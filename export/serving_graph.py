@@ -25,6 +25,10 @@ RemovePadding: the gates of `export.placement` decide that. No GPU has run this 
 is checked against ONNX Runtime's schemas, and its numbers against PyTorch's by a NumPy evaluation
 of its operators (tests/test_packed.py).
 
+Cascade (`export.cascade`): the student's encoder runs for the whole batch, and the teacher's, in
+a branch of an `If`, for the comments that the student is unsure of. No token is copied for it:
+the branch reads the same ids at those comments' starts.
+
 INT8 form: activations U8 per tensor, weights S8 per output channel within [-64, 64] (why: see
 `train.qat.WEIGHT_LIMIT`), biases in float, ranges from training comments; the head stays in float.
 
@@ -48,10 +52,13 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from contract import ACCUMULATED_COUNTS, ATTENTION_MASK, INPUT_IDS, LOGIT, OPSET
+from export.cascade import CascadeEncoder
 from train.artifacts import write_atomically
 from train.model import Block, ModelConfig, ToxicityEncoder
 from train.qat import WEIGHT_LIMIT, Ranges, keys_folded_away, scale_and_zero
 
+_STUDENT, _TEACHER = "student.", "teacher."
+"""What the names of a cascade's nodes, weights and points begin with."""
 WIDTH_STEP = 8
 """Widths are multiples of it: eight floats fill a vector register."""
 GROUP_COST = 96.0
@@ -59,6 +66,8 @@ GROUP_COST = 96.0
 fixed time of its operators, spread over the comments of a batch. Measured: at batch 32 anything
 from 64 to 192 is within 2 %; small batches gain by fewer groups, for an empty one costs too."""
 _CONTRIB = "com.microsoft"
+Model = ToxicityEncoder | CascadeEncoder
+"""What can be built; the CUDA form is for the encoder only."""
 
 
 def choose_groups(lengths: Iterable[int], max_len: int) -> tuple[int, ...]:
@@ -88,9 +97,7 @@ def choose_groups(lengths: Iterable[int], max_len: int) -> tuple[int, ...]:
     return best[-1][1]
 
 
-def build(
-    model: ToxicityEncoder, path: Path, groups: Sequence[int], ragged: Path | None = None
-) -> None:
+def build(model: Model, path: Path, groups: Sequence[int], ragged: Path | None = None) -> None:
     """Write the FP32 form: INPUT_IDS, ATTENTION_MASK int64 [B, L] to LOGIT float32 [B].
 
     `model` is on the CPU in eval mode; `groups` is what `choose_groups` gave. `ragged` is where
@@ -112,7 +119,7 @@ def build_packed(
 
 
 def build_int8(
-    model: ToxicityEncoder,
+    model: Model,
     path: Path,
     groups: Sequence[int],
     calibration: Iterable[np.ndarray],
@@ -124,12 +131,14 @@ def build_int8(
 
     It is not read when the activation `ranges` are known already, as after `train.qat`.
     """
-    ranges = ranges or _calibrate(_graph(model, groups), calibration)
+    ranges = ranges or _calibrate_model(model, groups, calibration)
     _write_interfaces(partial(_graph, model, groups, ranges), path, ragged)
 
 
-def linear_layers(model: ToxicityEncoder) -> int:
+def linear_layers(model: Model) -> int:
     """Matmuls by weights in a serving graph: QKV (in the last block, Q), projection, MLP."""
+    if isinstance(model, CascadeEncoder):
+        return linear_layers(model.student) + linear_layers(model.teacher)
     return 4 * model.config.n_layers
 
 
@@ -140,6 +149,7 @@ class _Graph:
 
     ranges: Ranges | None
     dtype: Any = np.float32  # of weights and activations that are not quantized
+    prefix: str = ""  # of every name made from here on
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
@@ -153,13 +163,13 @@ class _Graph:
         return self.constant(value, self.dtype, name)
 
     def constant(self, value: Any, dtype: Any = np.int64, name: str = "") -> str:
-        name = name or f"constant_{len(self.constants)}"
+        name = self.prefix + (name or f"constant_{len(self.constants)}")
         array = np.array(value, dtype, order="C")
         self.constants[name] = numpy_helper.from_array(array, name)
         return name
 
     def many(self, op: str, count: int, *inputs: str, domain: str = "", **attributes: Any) -> list:
-        name = f"{op}_{len(self.nodes)}"
+        name = f"{self.prefix}{op}_{len(self.nodes)}"
         outputs = [f"{name}_{i}" for i in range(count)]
         self.nodes.append(
             helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes)
@@ -171,10 +181,10 @@ class _Graph:
 
     def quantized(self, x: str, point: str) -> str:
         """`x` as the Linear layers read it: U8 in the INT8 form, itself otherwise."""
-        self.points[point] = x
+        self.points[self.prefix + point] = x
         if self.ranges is None:
             return x
-        scale, zero = scale_and_zero(*self.ranges[point])
+        scale, zero = scale_and_zero(*self.ranges[self.prefix + point])
         return self(
             "QuantizeLinear",
             x,
@@ -192,9 +202,9 @@ class _Graph:
             "MatMulIntegerToFloat",
             x,
             self.constant(np.rint(weight / scale_N[:, None]).T, np.int8, f"{name}.weight"),
-            f"{point}.scale",
+            f"{self.prefix}{point}.scale",
             self.constant(scale_N, np.float32, f"{name}.weight_scale"),
-            f"{point}.zero",
+            f"{self.prefix}{point}.zero",
             "",  # the weights' zero point is 0
             self.constant(bias, np.float32, f"{name}.bias"),
             domain=_CONTRIB,
@@ -290,13 +300,50 @@ def _group(g: _Graph, width: int, first: str, last: str, length: str) -> _Group:
 
 # --- Encoder -----------------------------------------------------------------------------
 def _graph(
-    model: ToxicityEncoder,
+    model: Model,
     groups: Sequence[int],
     ranges: Ranges | None = None,
     ragged: bool = False,
 ) -> _Graph:
-    g, config = _Graph(ranges), model.config
-    layout = _layout(g, config, groups, _ragged_batch(g) if ragged else _dense_batch(g))
+    g = _Graph(ranges)
+    batch = _ragged_batch(g) if ragged else _dense_batch(g)
+    if isinstance(model, CascadeEncoder):
+        logit = _cascade(g, model, groups, batch)
+    else:
+        logit = _encoder(g, model, groups, batch)
+    g.nodes.append(helper.make_node("Identity", [logit], [LOGIT]))
+    return g
+
+
+def _cascade(g: _Graph, model: CascadeEncoder, groups: Sequence[int], batch: _Batch) -> str:
+    """Logits float32 [B]: the student's, and the teacher's for those within the band."""
+    g.prefix = _STUDENT
+    student = _encoder(g, model.student, groups, batch)
+    low, high = (g.constant(e, np.float32) for e in (model.band.low, model.band.high))
+    unsure = g("And", g("GreaterOrEqual", student, low), g("LessOrEqual", student, high))
+    rows = g("Reshape", g("NonZero", unsure), g.constant([-1]))
+    # Its own constants: what only this branch reads is loaded with it.
+    asked = _Graph(g.ranges, g.dtype, prefix=_TEACHER)
+    start, length = (asked("Gather", values, rows) for values in (batch.start, batch.length))
+    teacher = _encoder(asked, model.teacher, groups, _Batch(batch.ids, start, length))
+    asked("ScatterElements", student, rows, teacher, axis=0)
+    nobody = _Graph(g.ranges, g.dtype, prefix="nobody.")
+    nobody("Identity", student)
+    # An encoder of no comments at all would fail on its empty tensors.
+    some = g("Greater", g("Size", rows), g.constant(0))
+    return g("If", some, then_branch=_branch(asked), else_branch=_branch(nobody))
+
+
+def _branch(g: _Graph) -> onnx.GraphProto:
+    """Graph of an `If`, whose output is that of the last node, float32 [B]."""
+    out = helper.make_tensor_value_info(g.nodes[-1].output[0], TensorProto.FLOAT, ["batch"])
+    return helper.make_graph(g.nodes, f"{g.prefix}branch", [], [out], list(g.constants.values()))
+
+
+def _encoder(g: _Graph, model: ToxicityEncoder, groups: Sequence[int], batch: _Batch) -> str:
+    """Logits float32 [B], in the order of the batch."""
+    config = model.config
+    layout = _layout(g, config, groups, batch)
     tokens = g.weight(_array(model.token_embedding.weight), "token_embedding")
     positions = g.weight(_array(model.position_embedding.weight), "position_embedding")
     x_TD = g("Add", g("Gather", tokens, layout.ids), g("Gather", positions, layout.position))
@@ -306,9 +353,7 @@ def _graph(
         x_TD = _full_block(g, block, x_TD, layout, index)
     x_BD = _last_block(g, last, x_TD, layout)
     sorted_B = _head(g, model, x_BD)
-    unsorted = g("ScatterElements", sorted_B, layout.order, sorted_B, axis=0)
-    g.nodes.append(helper.make_node("Identity", [unsorted], [LOGIT]))
-    return g
+    return g("ScatterElements", sorted_B, layout.order, sorted_B, axis=0)
 
 
 def _head(g: _Graph, model: ToxicityEncoder, x: str) -> str:
@@ -497,6 +542,18 @@ def _write_interfaces(graph_of: Callable[..., _Graph], dense: Path, ragged: Path
             proto = _proto(graph_of(ragged=path is ragged), {LOGIT: ["batch"]})
             onnx.checker.check_model(proto)
             write_atomically(path, proto.SerializeToString())
+
+
+def _calibrate_model(model: Model, groups: Sequence[int], comments: Iterable[np.ndarray]) -> Ranges:
+    """Each model of a cascade over all comments, for one that is asked may be any of them."""
+    if isinstance(model, ToxicityEncoder):
+        return _calibrate(_graph(model, groups), comments)
+    comments, parts = list(comments), {_STUDENT: model.student, _TEACHER: model.teacher}
+    return {
+        prefix + point: ends
+        for prefix, part in parts.items()
+        for point, ends in _calibrate(_graph(part, groups), comments).items()
+    }
 
 
 def _calibrate(g: _Graph, comments: Iterable[np.ndarray]) -> Ranges:

@@ -216,7 +216,7 @@ def test_flags_default_to_the_checkpoints(start: Path, tmp_path: Path) -> None:
             ["--qat", str(start), *flags],
             prog="train",
             description="",
-            defaults_from=("qat", qat.defaults_of),
+            defaults_from={"qat": qat.defaults_of},
         )
 
     config = parsed()

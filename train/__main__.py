@@ -3,6 +3,7 @@
     python -m train --data ../shared/data/jigsaw_wiki_train.csv.gz
     torchrun --nproc-per-node 2 -m train --data ...
     python -m train --qat runs/model     # fine-tune that run for INT8, see train/qat.py
+    python -m train --distill runs/model --d-model 96 --n-layers 2   # see train/distill.py
 
 Ctrl-C saves the progress; the same command goes on at the same step.
 """
@@ -27,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from contract import TOKENIZER_FILE, BadInput
-from train import artifacts, qat
+from train import artifacts, distill, qat
 from train.batches import CommentIds, TokenizedOnTheFly, pretokenize, training_batches
 from train.cli import parse_config, run
 from train.config import TrainConfig
@@ -48,7 +49,7 @@ def main() -> None:
         None,
         prog="python -m train",
         description="Train the encoder.",
-        defaults_from=("qat", qat.defaults_of),
+        defaults_from={"qat": qat.defaults_of, "distill": distill.defaults_of},
     )
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = _device(config)
@@ -83,6 +84,7 @@ def train(
 
     # --- Data: the same on every process, from the same seed -----------------------------
     start = qat.load_start(config) if config.qat else None
+    teacher = distill.load_teacher(config) if config.distill else None
     comments = load_comments(
         config.data, text_column=config.text_column, label_column=config.label_column
     )
@@ -96,21 +98,24 @@ def train(
     split = split_comments(
         comments.texts, comments.labels, fractions=config.fractions, seed=config.seed
     )
-    if start:
-        artifacts.check_split(start.folder, split.fingerprint, config.data)
-        tokenizer = start.tokenizer
+    if earlier := start or teacher:
+        artifacts.check_split(earlier.folder, split.fingerprint, config.data)
+        tokenizer = earlier.tokenizer
     else:
         tokenizer = build_tokenizer(
             (comments.texts[row] for row in split.train),
             max_vocab=config.max_vocab,
             max_len=config.max_len,
         )
-    ids: CommentIds = TokenizedOnTheFly(comments.texts, tokenizer)
+    extra = distill.unlabelled_texts(config, comments.texts) if config.unlabelled else []
+    texts = comments.texts + extra
+    training_rows = np.concatenate([split.train, np.arange(len(comments.texts), len(texts))])
+    ids: CommentIds = TokenizedOnTheFly(texts, tokenizer)
     if config.pretokenize:
         if rank == 0:
-            pretokenize(comments.texts, tokenizer, config.out.parent / "pretokenized")
+            pretokenize(texts, tokenizer, config.out.parent / "pretokenized")
         _wait_for_all(world)
-        ids = pretokenize(comments.texts, tokenizer, config.out.parent / "pretokenized")
+        ids = pretokenize(texts, tokenizer, config.out.parent / "pretokenized")
 
     # --- Model, loss, optimizer, schedule --------------------------------------------------
     torch.manual_seed(config.seed)
@@ -124,18 +129,19 @@ def train(
         model = ToxicityEncoder(config.encoder_config(len(tokenizer.vocabulary))).to(device)
         trained = model
     positive = float(comments.labels[split.train].sum())
-    pos_weight = torch.tensor((len(split.train) - positive) / positive, device=device)
+    balance = 1.0 if teacher else (len(split.train) - positive) / positive
+    pos_weight = torch.tensor(balance, device=device)
     loss_of = nn.BCEWithLogitsLoss(pos_weight=pos_weight, reduction="none")
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, weight_decay=config.weight_decay
     )
     global_batch = config.batch_size * world
-    steps_per_epoch = math.ceil(len(split.train) / global_batch)
+    steps_per_epoch = math.ceil(len(training_rows) / global_batch)
     total_steps = steps_per_epoch * config.epochs
     autocast_dtype = _autocast_dtype(config, device)
     say(
         f"{sum(p.numel() for p in model.parameters()):,} parameters on {world} x {device.type} "
-        f"({autocast_dtype or 'fp32'}); {len(split.train):,} training comments, "
+        f"({autocast_dtype or 'fp32'}); {len(training_rows):,} training comments, "
         f"{total_steps:,} steps of {global_batch}; pos_weight {pos_weight.item():.3f}"
     )
 
@@ -144,7 +150,13 @@ def train(
     work = config.out.with_name(config.out.name + ".partial")
     if rank == 0:
         _prepare(work, identity, restart=config.restart)
+    targets = comments.labels
+    if teacher and rank == 0:  # the others read what it wrote
+        say("the teacher scores the training comments ...")
+        distill.soft_targets(teacher, ids, training_rows, work, identity, device)
     _wait_for_all(world)
+    if teacher:
+        targets = distill.soft_targets(teacher, ids, training_rows, work, identity, device)
     progress = artifacts.load_progress(work, model, optimizer) or {
         "identity": identity,
         "step": 0,
@@ -165,7 +177,7 @@ def train(
         done = progress["step"] - epoch * steps_per_epoch
         parallel.train()
         for batch in training_batches(
-            ids, split.train, batch_size=global_batch, seed=config.seed, epoch=epoch, start=done
+            ids, training_rows, batch_size=global_batch, seed=config.seed, epoch=epoch, start=done
         ):
             step_began = time.monotonic()
             step = progress["step"]
@@ -177,7 +189,7 @@ def train(
             # meet the others in the gradient exchange.
             weight = float(len(batch.rows) > rank)
             part = batch.part(rank, world) if weight else batch.part(0, len(batch.rows))
-            labels = torch.from_numpy(comments.labels[part.rows]).to(device)
+            labels = torch.from_numpy(targets[part.rows]).to(device)
             with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
                 logits = parallel(part.input_ids.to(device), part.attention_mask.to(device))
             # DDP averages over processes; the mean over the whole batch is wanted.
@@ -274,12 +286,14 @@ def train(
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "processes": world,
             "quantization": quantization,
+            "distillation": distill.record(config, len(extra)) if teacher else None,
         },
     )
     artifacts.write_json(work / artifacts.SPLIT_FILE, split.to_json())
     artifacts.write_json(work / artifacts.METRICS_FILE, results)
     plot_curves(history, work / artifacts.CURVES_FILE)
     artifacts.clear_progress(work)
+    distill.clear(work)
     artifacts.replace_folder(work, config.out)
     for name in ("validation", "test", "test_file"):
         if name in results:
@@ -329,6 +343,10 @@ def _identity(
     settings["fractions"] = list(config.fractions)
     if config.qat:  # the weights that it starts from, wherever they lie
         settings["qat"] = artifacts.sha256_of(config.qat / artifacts.WEIGHTS_FILE)
+    if config.distill:
+        settings["distill"] = artifacts.sha256_of(config.distill / artifacts.WEIGHTS_FILE)
+    if config.unlabelled:
+        settings["unlabelled"] = artifacts.sha256_of(config.unlabelled)
     del settings["batch_size"]
     return {
         **settings,

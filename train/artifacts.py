@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,13 @@ def replace_folder(staged: Path, target: Path) -> None:
 
 def save_weights(folder: Path, model: ToxicityEncoder) -> None:
     """Write `model.safetensors`, tensors by their PyTorch names."""
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(state))
+    save_tensors(folder / WEIGHTS_FILE, model.state_dict())
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file."""
+    state = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomically(path, safetensors.torch.save(state))
 
 
 def load_tensors(path: Path, remedy: str) -> dict[str, torch.Tensor]:
