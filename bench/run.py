@@ -1,9 +1,10 @@
 """Load the running server with Locust, one protocol after the other: `make bench`.
 
     python -m bench.run --users 16 --seconds 20
+    python -m bench.run --rate 300 --seconds 20      # open loop
 
 Prints a table and, as its last line, one JSON document; the same goes to `bench/out/` as CSV,
-JSON and PNG. Closed loop (see bench/load.py). Exit status 1 when a bar does not hold, as when
+JSON and PNG. Closed loop, or with `--rate` an open one (see bench/load.py). Exit status 1 when a bar does not hold, as when
 one request failed.
 """
 
@@ -34,7 +35,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 
-from bench.comments import default_source, load_pool
+from bench import arrivals
+from bench.comments import POOL, default_source, load_pool
 from bench.plot import plot_results
 from contract import (
     HOST,
@@ -62,6 +64,7 @@ _COUNTERS = {
 """Counters on the metrics port, as the parser names them, by short name: the model's own, and
 Triton's of the model."""
 _REMEDY = {
+    "invalid_runs": "the generator fell behind: give more --processes, or a lower --rate",
     "failed_share": "the reasons are above, and in the log of the server",
     "answers_counted_by_server": "let nothing else send comments to it meanwhile",
     "generator_busy": "the generator was the limit, not the server: give more --processes",
@@ -79,6 +82,12 @@ class BenchConfig:
     processes: int = Field(
         max(1, (os.cpu_count() or 1) // 4), ge=1, description="Locust processes, of one core each"
     )
+    rate: float = Field(0, ge=0, description="open loop of so many requests/s; 0: closed loop")
+    arrivals: arrivals.Arrivals = Field("poisson", description="of the open loop")
+    repeat_share: float = Field(0, ge=0, lt=1, description="share of repeated comments")
+    batch: int = Field(1, ge=1, description="comments a request")
+    payload: Literal["json", "binary"] = Field("json", description="form of HTTP tensors")
+    skip_s: float = Field(0, ge=0, description="first seconds of the load not in latencies")
     comments: str = Field(
         default_source(), description="comments to send: a labelled file, or 'synthetic'"
     )
@@ -110,6 +119,9 @@ class Result:
     """Mean tokens a comment as the encoder saw it: [CLS] counted, cut at max_len."""
     cpu_us: dict[str, float]
     """CPU time by who spent it: generator, front_end (tritonserver), model (its processes)."""
+    check: dict[str, Any]
+    """`bench.arrivals.self_check`; without a schedule (closed loop) only `busy` says something."""
+    comments_per_s: float
     generator_busy: float
     """CPU seconds a second of the busiest Locust process; near 1 it binds, not the server."""
 
@@ -130,13 +142,18 @@ def main() -> None:
     warm_up = sendable[:_WARM_UP_COMMENTS]
     results = []
     for protocol in config.protocols:
-        print(f"{protocol}: {config.users} users for {config.seconds} s, closed loop", flush=True)
+        print(f"{protocol}: {_loop(config)} for {config.seconds} s", flush=True)
         _warm_up(protocol, server, warm_up)
-        results.append(_load(config, protocol, server))
+        results.append(load(config, protocol, server))
         print(f"{protocol}: {results[-1].requests} requests sent", flush=True)
     document: dict[str, Any] = {
         "bench": "load",
-        "closed_loop": True,
+        "closed_loop": config.rate == 0,
+        "rate": config.rate,
+        "arrivals": config.arrivals,
+        "repeat_share": config.repeat_share,
+        "batch": config.batch,
+        "payload": config.payload,
         "users": config.users,
         "processes": config.processes,
         "seconds": config.seconds,
@@ -186,7 +203,18 @@ def _warm_up(protocol: Protocol, server: triton.Server, texts: list[str]) -> Non
     score_comments(texts, protocol=protocol, url=f"{HOST}:{port}")
 
 
-def _load(config: BenchConfig, protocol: Protocol, server: triton.Server) -> Result:
+def _loop(config: BenchConfig) -> str:
+    if config.rate == 0:
+        return f"{config.users} users, closed loop"
+    lasts = arrivals.pool_lasts_s(POOL, config.rate * config.batch, config.repeat_share)
+    return (
+        f"open loop, {config.rate:g} requests/s, {config.arrivals} arrivals; "
+        f"a pool of {POOL} comments lasts {lasts:.0f} s without repetition"
+    )
+
+
+def load(config: BenchConfig, protocol: Protocol, server: triton.Server) -> Result:
+    """Run Locust once on `server`. Raises ToxicityError when nothing was answered."""
     with tempfile.TemporaryDirectory() as record:
         before = _settled_counters(server)
         _run_locust(config, protocol, server, record)
@@ -198,6 +226,7 @@ def _load(config: BenchConfig, protocol: Protocol, server: triton.Server) -> Res
         errors.update(json.loads(str(part["errors"])))
     # With several processes there is one more, which sends nothing and ends a second late.
     senders = [part for part in parts if len(part["latencies_ms"])]
+    kept = {id(part): part["latencies_ms"][part["sent_at_s"] >= config.skip_s] for part in senders}
     if not senders:
         reason = f"the first reason is {next(iter(errors))}; " if errors else ""
         raise ToxicityError(
@@ -205,13 +234,23 @@ def _load(config: BenchConfig, protocol: Protocol, server: triton.Server) -> Res
             f"{reason}see {config.out / protocol}.log"
         )
     began, ended = min(part["began"] for part in senders), max(part["ended"] for part in senders)
+    busiest = max(float(part["cpu_s"] / (part["ended"] - part["began"])) for part in senders)
+    check = arrivals.self_check(
+        np.concatenate([part["lags_ms"] for part in parts]),
+        busiest,
+        sum(int(part["missed"]) for part in parts),
+        errors["generator full"],
+    )
     return _result(
         protocol,
-        latencies_ms=np.concatenate([part["latencies_ms"] for part in senders]),
+        latencies_ms=np.concatenate(list(kept.values())),
+        answered=sum(len(part["latencies_ms"]) for part in senders),
+        check=check,
+        batch=config.batch,
         errors=errors,
         used={**used, "generator_cpu_s": sum(float(part["cpu_s"]) for part in parts)},
         seconds=float(ended - began),
-        busiest=max(float(part["cpu_s"] / (part["ended"] - part["began"])) for part in senders),
+        busiest=busiest,
     )
 
 
@@ -219,12 +258,14 @@ def _result(
     protocol: Protocol,
     *,
     latencies_ms: np.ndarray,
+    answered: int,
+    check: dict[str, Any],
+    batch: int,
     errors: Counter[str],
     used: dict[str, float],
     seconds: float,
     busiest: float,
 ) -> Result:
-    answered = len(latencies_ms)
     sent = answered + errors.total()
     batches = max(1, used["batches"])
     percentiles = {f"p{p:g}": float(np.percentile(latencies_ms, p)) for p in PERCENTILES}
@@ -246,6 +287,8 @@ def _result(
             name: round(1e6 * used[f"{name}_cpu_s"] / sent, 1)
             for name in ("generator", "front_end", "model")
         },
+        check=check,
+        comments_per_s=round(answered * batch / seconds, 1),
         generator_busy=round(busiest, 3),
     )
 
@@ -256,7 +299,11 @@ def _run_locust(
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "locust", "-f", str(root / "bench/load.py")]
     command += [_USER_CLASS[protocol], "--headless", "--only-summary"]
-    command += ["--users", str(config.users), "--spawn-rate", str(config.users)]
+    users = config.processes if config.rate else config.users  # a source a process
+    command += ["--users", str(users), "--spawn-rate", str(users)]
+    command += ["--rate", str(config.rate), "--arrivals", config.arrivals]
+    command += ["--repeat-share", str(config.repeat_share), "--batch", str(config.batch)]
+    command += ["--payload", config.payload]
     command += ["--run-time", f"{config.seconds}s", "--stop-timeout", "30"]
     command += ["--host", server.http_url, "--grpc-address", f"{HOST}:{server.grpc_port}"]
     command += ["--comments", config.comments, "--record", record]
@@ -374,7 +421,9 @@ def bars(results: list[Result]) -> dict[str, dict[str, Any]]:
     failed = sum(result.failures for result in results)
     counted = sum(result.server_requests for result in results) / max(1, sent - failed)
     busy = max(result.generator_busy for result in results)
+    invalid = sum(bool(result.check["invalid"]) for result in results)
     return {
+        "invalid_runs": {"value": invalid, "bar": 0, "holds": invalid == 0},
         "failed_share": {"value": failed / sent, "bar": 0, "holds": failed == 0},
         "answers_counted_by_server": {"value": counted, "bar": 1, "holds": counted == 1},
         "generator_busy": {"value": busy, "bar": 0.9, "holds": busy <= 0.9},
@@ -383,15 +432,18 @@ def bars(results: list[Result]) -> dict[str, dict[str, Any]]:
 
 def table(results: list[Result]) -> str:
     """The results for people, one line a protocol."""
-    head = ["", "requests", "failed", "req/s", "p50 ms", "p95 ms", "p99 ms", "max ms", "batch"]
-    head += ["queue ms", "compute ms", "CPU us: load", "front end", "model", "load busy"]
+    head = ["", "requests", "failed", "req/s", "p50 ms", "p95 ms", "p99 ms", "p99.9 ms", "max ms"]
+    head += ["batch", "queue ms", "compute ms", "CPU us: load", "front end", "model"]
+    head += ["load busy", "lag p99 ms", "generator"]
     lines = []
     for r in results:
-        latency = [f"{r.latency_ms[name]:.1f}" for name in ("p50", "p95", "p99", "max")]
+        latency = [f"{r.latency_ms[name]:.1f}" for name in ("p50", "p95", "p99", "p99.9", "max")]
         cpu = [f"{r.cpu_us[name]:.0f}" for name in ("generator", "front_end", "model")]
         server = [f"{r.mean_batch:.2f}", f"{r.queue_ms:.2f}", f"{r.compute_ms:.2f}"]
         counts = [r.protocol, str(r.requests), str(r.failures), f"{r.rate_rps:.0f}"]
-        lines.append([*counts, *latency, *server, *cpu, f"{100 * r.generator_busy:.0f} %"])
+        own = [f"{100 * r.generator_busy:.0f} %", f"{r.check['lag_p99_ms']:.2f}"]
+        own.append("INVALID" if r.check["invalid"] else "kept up")
+        lines.append([*counts, *latency, *server, *cpu, *own])
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))

@@ -262,6 +262,8 @@ RESULT = Result(
     compute_ms=0.5,
     tokens=50.0,
     cpu_us={"generator": 10.0, "front_end": 20.0, "model": 50.0},
+    check={"lag_p99_ms": 1.0, "invalid": []},
+    comments_per_s=10.0,
     generator_busy=0.5,
 )
 
@@ -273,6 +275,7 @@ RESULT = Result(
         ({"failures": 1, "server_requests": 99}, {"failed_share"}),
         ({"server_requests": 99}, {"answers_counted_by_server"}),
         ({"generator_busy": 0.95}, {"generator_busy"}),
+        ({"check": {"lag_p99_ms": 9.0, "invalid": ["behind"]}}, {"invalid_runs"}),
     ],
 )
 def test_bars(change: dict[str, Any], broken: set[str]) -> None:
