@@ -35,10 +35,11 @@ import gevent
 import gevent.pool
 import grpc
 import numpy as np
-from grpc.experimental import gevent as grpc_gevent
 from geventhttpclient import HTTPClient
+from grpc.experimental import gevent as grpc_gevent
 from locust import User, constant, events, task
 from locust.exception import CatchResponseError
+from locust.runners import WorkerRunner
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from bench import arrivals
@@ -158,7 +159,7 @@ def _load_comments(environment: Any, **_: Any) -> None:
 def _start(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
     # The master and a lone process know it; workers get it with the master's other options.
-    if getattr(environment.runner, "worker_index", 0) == 0 and not _is_worker(environment):
+    if not isinstance(environment.runner, WorkerRunner):
         options.sources = max(1, environment.runner.target_user_count)
         options.workers = max(1, len(getattr(environment.runner, "clients", ())))
     loop = f"open loop, {options.rate:g} requests/s" if options.rate else "closed loop"
@@ -170,10 +171,6 @@ def _start(environment: Any, **_: Any) -> None:
     _Pool.sources = itertools.count()
     _Record.cpu_s = -time.process_time()
     _Record.began = time.time()
-
-
-def _is_worker(environment: Any) -> bool:
-    return type(environment.runner).__name__ == "WorkerRunner"
 
 
 @events.test_stop.add_listener

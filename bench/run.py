@@ -4,8 +4,8 @@
     python -m bench.run --rate 300 --seconds 20      # open loop
 
 Prints a table and, as its last line, one JSON document; the same goes to `bench/out/` as CSV,
-JSON and PNG. Closed loop, or with `--rate` an open one (see bench/load.py). Exit status 1 when a bar does not hold, as when
-one request failed.
+JSON and PNG. Closed loop, or with `--rate` an open one (see bench/load.py). Exit status 1 when a
+bar does not hold, as when one request failed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 
-from bench import arrivals
+from bench.arrivals import Arrivals, pool_lasts_s, self_check
 from bench.comments import POOL, default_source, load_pool
 from bench.plot import plot_results
 from contract import (
@@ -83,7 +83,7 @@ class BenchConfig:
         max(1, (os.cpu_count() or 1) // 4), ge=1, description="Locust processes, of one core each"
     )
     rate: float = Field(0, ge=0, description="open loop of so many requests/s; 0: closed loop")
-    arrivals: arrivals.Arrivals = Field("poisson", description="of the open loop")
+    arrivals: Arrivals = Field("poisson", description="of the open loop")
     repeat_share: float = Field(0, ge=0, lt=1, description="share of repeated comments")
     batch: int = Field(1, ge=1, description="comments a request")
     payload: Literal["json", "binary"] = Field("json", description="form of HTTP tensors")
@@ -120,7 +120,7 @@ class Result:
     cpu_us: dict[str, float]
     """CPU time by who spent it: generator, front_end (tritonserver), model (its processes)."""
     check: dict[str, Any]
-    """`bench.arrivals.self_check`; without a schedule (closed loop) only `busy` says something."""
+    """`bench.self_check`; without a schedule (closed loop) only `busy` says something."""
     comments_per_s: float
     generator_busy: float
     """CPU seconds a second of the busiest Locust process; near 1 it binds, not the server."""
@@ -206,7 +206,7 @@ def _warm_up(protocol: Protocol, server: triton.Server, texts: list[str]) -> Non
 def _loop(config: BenchConfig) -> str:
     if config.rate == 0:
         return f"{config.users} users, closed loop"
-    lasts = arrivals.pool_lasts_s(POOL, config.rate * config.batch, config.repeat_share)
+    lasts = pool_lasts_s(POOL, config.rate * config.batch, config.repeat_share)
     return (
         f"open loop, {config.rate:g} requests/s, {config.arrivals} arrivals; "
         f"a pool of {POOL} comments lasts {lasts:.0f} s without repetition"
@@ -235,7 +235,7 @@ def load(config: BenchConfig, protocol: Protocol, server: triton.Server) -> Resu
         )
     began, ended = min(part["began"] for part in senders), max(part["ended"] for part in senders)
     busiest = max(float(part["cpu_s"] / (part["ended"] - part["began"])) for part in senders)
-    check = arrivals.self_check(
+    check = self_check(
         np.concatenate([part["lags_ms"] for part in parts]),
         busiest,
         sum(int(part["missed"]) for part in parts),
