@@ -122,6 +122,10 @@ class Result:
     check: dict[str, Any]
     """`bench.self_check`; without a schedule (closed loop) only `busy` says something."""
     comments_per_s: float
+    failed_p50_ms: float | None
+    """Median time to the answer of a failed request, such as a refusal."""
+    last_send: float
+    """Unix time in seconds of the last send."""
     generator_busy: float
     """CPU seconds a second of the busiest Locust process; near 1 it binds, not the server."""
 
@@ -143,7 +147,7 @@ def main() -> None:
     results = []
     for protocol in config.protocols:
         print(f"{protocol}: {_loop(config)} for {config.seconds} s", flush=True)
-        _warm_up(protocol, server, warm_up)
+        warm_up(protocol, server, warm_up)
         results.append(load(config, protocol, server))
         print(f"{protocol}: {results[-1].requests} requests sent", flush=True)
     document: dict[str, Any] = {
@@ -198,7 +202,8 @@ def report_broken_bars(document: dict[str, Any], remedy: dict[str, str] | None =
 
 
 # --- One run -----------------------------------------------------------------------------
-def _warm_up(protocol: Protocol, server: triton.Server, texts: list[str]) -> None:
+def warm_up(protocol: Protocol, server: triton.Server, texts: list[str]) -> None:
+    """Send `texts` once, so that no first request is in what follows."""
     port = server.http_port if protocol == "http" else server.grpc_port
     score_comments(texts, protocol=protocol, url=f"{HOST}:{port}")
 
@@ -247,6 +252,11 @@ def load(config: BenchConfig, protocol: Protocol, server: triton.Server) -> Resu
         answered=sum(len(part["latencies_ms"]) for part in senders),
         check=check,
         batch=config.batch,
+        failed_ms=np.concatenate([part["failed_ms"] for part in parts]),
+        last_send=max(
+            float(part["began"] + np.max([*part["sent_at_s"], *part["failed_at_s"]]))
+            for part in senders
+        ),
         errors=errors,
         used={**used, "generator_cpu_s": sum(float(part["cpu_s"]) for part in parts)},
         seconds=float(ended - began),
@@ -261,6 +271,8 @@ def _result(
     answered: int,
     check: dict[str, Any],
     batch: int,
+    failed_ms: np.ndarray,
+    last_send: float,
     errors: Counter[str],
     used: dict[str, float],
     seconds: float,
@@ -288,6 +300,8 @@ def _result(
             for name in ("generator", "front_end", "model")
         },
         check=check,
+        failed_p50_ms=round(float(np.median(failed_ms)), 3) if len(failed_ms) else None,
+        last_send=last_send,
         comments_per_s=round(answered * batch / seconds, 1),
         generator_busy=round(busiest, 3),
     )

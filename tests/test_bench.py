@@ -264,6 +264,8 @@ RESULT = Result(
     cpu_us={"generator": 10.0, "front_end": 20.0, "model": 50.0},
     check={"lag_p99_ms": 1.0, "invalid": []},
     comments_per_s=10.0,
+    failed_p50_ms=None,
+    last_send=0.0,
     generator_busy=0.5,
 )
 

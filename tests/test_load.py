@@ -112,11 +112,12 @@ def test_closed_loop_reports_a_stall_once_a_user(stalling: StallingServer, tmp_p
 
 
 def test_rate_is_split_over_workers(stalling: StallingServer, tmp_path: Path) -> None:
-    flags = ["-u", "2", "--rate", "60", "--arrivals", "constant", "--processes", "2"]
+    flags = ["-u", "2", "--rate", "60", "--arrivals", "constant", "--processes", "2", "-r", "2"]
     parts = load(stalling, tmp_path, *flags)
     assert len(parts) == 2
     for part in parts:
-        assert 70 <= len(part["latencies_ms"]) <= 95  # 30 a second, for 3 s
+        intended = np.sort(part["sent_at_s"])
+        assert np.isclose(np.median(np.diff(intended)), 1 / 30, rtol=0.05)
     assert len(set(stalling.bodies)) == len(stalling.bodies)  # no comment sent by both
 
 
