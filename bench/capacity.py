@@ -26,12 +26,12 @@ from pydantic import dataclasses as pydantic_dataclasses
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bench.comments import default_source, load_pool
-from bench.run import BenchConfig, Result, find_server, hardware, load, warm_up
+from bench.run import BenchConfig, Result, find_server, hardware, load
 from contract import ONNX_FILE, PUBLIC_MODEL, RAGGED_MODEL, TOKENIZER_FILE
 from export.repository import CONFIG_FILE, publish, verify, version_folder
 from serve import triton
 from train.artifacts import write_atomically, write_json
-from train.cli import parse_config, run
+from train.cli import make_config, parse_config, run
 
 TARGET_RPS, TARGET_LOAD = 10_000, 0.65
 _CLOSED_USERS = 32
@@ -90,7 +90,6 @@ def main() -> None:
             print(f"{rung.name}: skipped, no {config.traced}; run `make export`", flush=True)
             continue
         with _served(config, rung) as run_dir:
-            warm_up("http", find_server(run_dir), pool.texts[:200])
             rows.append(search(config, rung, run_dir))
     document = {
         "bench": "capacity",
@@ -117,13 +116,16 @@ def _served(config: CapacityConfig, rung: Rung) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "model_repository"
         make_repository(config, rung, repository)
-        settings = triton.ServeConfig(
-            action="start",
-            repository=repository,
-            run_dir=Path(folder) / "serve",
-            http_port=config.http_port,
-            grpc_port=config.http_port + 1,
-            metrics_port=config.http_port + 2,
+        settings = make_config(
+            triton.ServeConfig,
+            {
+                "action": "start",
+                "repository": repository,
+                "run_dir": Path(folder) / "serve",
+                "http_port": config.http_port,
+                "grpc_port": config.http_port + 1,
+                "metrics_port": config.http_port + 2,
+            },
         )
         try:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -156,16 +158,22 @@ def make_repository(config: CapacityConfig, rung: Rung, repository: Path) -> Non
 
 
 def search(config: CapacityConfig, rung: Rung, run_dir: Path) -> dict[str, Any]:
-    """Bisect the rate of an open loop below what a closed loop reached; one row of the table."""
+    """Bisect the rate of an open loop below what a closed loop reached; one row of the table.
+
+    The closed loop is the warm-up too.
+    """
     server = find_server(run_dir)
-    settings = BenchConfig(
-        seconds=config.seconds,
-        skip_s=config.skip_s,
-        comments=config.comments,
-        run_dir=run_dir,
-        out=config.out,
-        processes=1,
-        users=_CLOSED_USERS,
+    settings = make_config(
+        BenchConfig,
+        {
+            "seconds": config.seconds,
+            "skip_s": config.skip_s,
+            "comments": config.comments,
+            "run_dir": run_dir,
+            "out": config.out,
+            "processes": 1,
+            "users": _CLOSED_USERS,
+        },
     )
     closed = load(settings, "http", server)
     print(f"{rung.name}: closed loop {closed.rate_rps:.0f} requests/s", flush=True)

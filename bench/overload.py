@@ -24,7 +24,7 @@ from contract import HOST, ToxicityError
 from serve.client import score_comments
 from serve.triton import Server
 from train.artifacts import write_json
-from train.cli import parse_config, run
+from train.cli import make_config, parse_config, run
 
 _FACTOR = 3
 _PROBE_S, _GOOD_S = 0.05, 0.05
@@ -50,13 +50,16 @@ def main() -> None:
     server = find_server(config.run_dir)
     watch = Watch(server)
     result = load(
-        BenchConfig(
-            rate=_FACTOR * config.capacity,
-            seconds=config.seconds,
-            processes=config.processes,
-            comments=config.comments,
-            run_dir=config.run_dir,
-            out=config.out,
+        make_config(
+            BenchConfig,
+            {
+                "rate": _FACTOR * config.capacity,
+                "seconds": config.seconds,
+                "processes": config.processes,
+                "comments": config.comments,
+                "run_dir": config.run_dir,
+                "out": config.out,
+            },
         ),
         "http",
         server,

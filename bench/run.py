@@ -143,11 +143,11 @@ def main() -> None:
     print(pool.summary(), flush=True)
     # One that the server refuses is for the load to count, not for the warm-up to stop at.
     sendable = [text for text in pool.texts if len(text.encode()) <= MAX_COMMENT_BYTES]
-    warm_up = sendable[:_WARM_UP_COMMENTS]
+    first = sendable[:_WARM_UP_COMMENTS]
     results = []
     for protocol in config.protocols:
         print(f"{protocol}: {_loop(config)} for {config.seconds} s", flush=True)
-        warm_up(protocol, server, warm_up)
+        warm_up(protocol, server, first)
         results.append(load(config, protocol, server))
         print(f"{protocol}: {results[-1].requests} requests sent", flush=True)
     document: dict[str, Any] = {
@@ -162,7 +162,7 @@ def main() -> None:
         "processes": config.processes,
         "seconds": config.seconds,
         "comments": pool.to_json(),
-        "warm_up_comments": len(warm_up),
+        "warm_up_comments": len(first),
         "artifact": artifact,
         "hardware": hardware(),
         "versions": _versions(server),
