@@ -19,6 +19,9 @@ USERS ?= 16
 SECONDS_EACH ?= 20
 COMMENTS ?=
 BENCH_ARGS ?=
+RATE ?= 0
+CAPACITY ?=
+CAPACITY_ARGS ?=
 ENCODER_ARGS ?=
 LADDER_ARGS ?=
 TEST_ARGS ?=
@@ -31,7 +34,8 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install train export serve status stop score test check bench bench-cache bench-encoder parity ladder clean
+.PHONY: help install train export serve status stop score test check \
+	bench bench-cache bench-encoder capacity overload parity ladder clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -74,8 +78,8 @@ check: $(READY) ## formatting, lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS SECONDS_EACH COMMENTS=file BENCH_ARGS="--rate 300 ..."
-	$(RUN) -m bench.run --users $(USERS) --seconds $(SECONDS_EACH) $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
+bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS, or RATE=requests/s for an open loop, SECONDS_EACH COMMENTS=file BENCH_ARGS="..."
+	$(RUN) -m bench.run --users $(USERS) --rate $(RATE) --seconds $(SECONDS_EACH) $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
 
 bench-cache: $(READY) ## what the cache of repeated comments costs and saves|REPOSITORY COMMENTS=file BENCH_ARGS="..."
 	$(RUN) -m bench.cache --repository '$(REPOSITORY)' $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
@@ -83,6 +87,12 @@ bench-cache: $(READY) ## what the cache of repeated comments costs and saves|REP
 bench-encoder: $(READY) ## compare the serving graph with other runtimes, on one thread and on all cores|COMMENTS=file ENCODER_ARGS="--checkpoint runs/model ..."
 	@$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install -q -c constraints.txt openvino || echo 'OpenVINO cannot be installed: skipped' >&2
 	$(RUN) -m bench.encoder $(if $(COMMENTS),--comments '$(COMMENTS)') $(ENCODER_ARGS)
+
+capacity: $(READY) ## search the highest rate that meets the objective, rung by rung|COMMENTS=file CAPACITY_ARGS="--p99-ms 50 ..."
+	$(RUN) -m bench.capacity --repository '$(REPOSITORY)' $(if $(COMMENTS),--comments '$(COMMENTS)') $(CAPACITY_ARGS)
+
+overload: $(READY) ## load the running server at three times its capacity for a minute|CAPACITY=requests/s COMMENTS=file
+	$(RUN) -m bench.overload --capacity '$(CAPACITY)' $(if $(COMMENTS),--comments '$(COMMENTS)')
 
 parity: $(READY) ## compare the running server with PyTorch on 1,000 comments|COMMENTS=file
 	$(RUN) -m bench.parity $(if $(COMMENTS),--comments '$(COMMENTS)')
