@@ -63,9 +63,9 @@ def hot_rows(pool: int, repeat_share: float) -> int:
 
 
 def comment(texts: Sequence[str], hot: int, number: int) -> str:
-    """Text of a number of `rows`; once the pool is used up, with another one's first words in front.
+    """Text of a number of `rows`; in a second pass with the first words of another in front.
 
-    Otherwise the server's cache would know every comment of a second pass. Long ones lose as many
+    Otherwise the server's cache would know every comment of that pass. Long ones lose as many
     words at their end.
     """
     passes, row = divmod(number - hot, len(texts) - hot)
