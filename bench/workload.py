@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from bench.contenders import MODEL_CONFIG, Feed
-from bench.quantize import quantize_traced
 from contract import CLS_ID
 from export import parity, serving_graph
 from export.parity import Comment
+from export.qdq import write_dynamic, write_qdq
 from export.trace import trace
 from train.artifacts import load_checkpoint, save_weights, sha256_of, write_json
 from train.batches import TokenizedOnTheFly
@@ -54,7 +54,9 @@ class Subject:
         serving_graph.build_int8(self.model, path["serving_int8"], self.groups, calibration)
         serving_graph.build_int8(self.student, path[STUDENT], self.groups, calibration)
         trace(self.model, path["traced_fp32"])
-        quantize_traced(path["traced_fp32"], path["static_int8"], path["dynamic_int8"], calibration)
+        traced = path["traced_fp32"]
+        write_dynamic(traced, path["dynamic_int8"])
+        write_qdq(traced, path["static_int8"], calibration, symmetric=False)
         save_weights(self.folder, self.model)
         write_json(self.folder / MODEL_CONFIG, dataclasses.asdict(self.model.config))
         self.sha256 = {name: sha256_of(path[name]) for name in path}

@@ -29,10 +29,12 @@ from export.gates import (
     form_gates,
     load_subject,
     reference_gates,
+    tensorrt_gates,
     torchscript_gate,
 )
 from export.parity import Finding, onnx_runner
 from export.placement import Placement
+from export.qdq import TENSORRT_FILE, write_qdq
 from export.repository import publish
 from export.serving_graph import build, build_int8, build_packed, choose_groups
 from export.torchscript import TORCHSCRIPT_FILE, write_torchscript
@@ -128,6 +130,8 @@ def _device(config: ExportConfig) -> str:
             f"--precision is '{config.precision}' for the device '{device}', expected fp32, auto "
             f"or {_OTHER[device]} ({reason}); set another --precision or --device"
         )
+    if config.student and config.tensorrt:
+        raise BadInput("--tensorrt with --student, expected one of them; leave one out")
     if config.student and device == "cuda":
         raise BadInput("--device is cuda with --student, expected cpu; set --device cpu")
     if device == "cuda" and not gpu:
@@ -199,6 +203,11 @@ def _prove(
         write_torchscript(subject.checkpoint.model, config.out / TORCHSCRIPT_FILE)
         gate = torchscript_gate(subject, config.out / TORCHSCRIPT_FILE, config.seed)
         findings["reference"].append(gate)
+    if config.tensorrt:
+        training = np.random.default_rng(config.seed).permutation(subject.split.train)
+        calibration = (subject.ids[row] for row in training[: config.calibration_comments])
+        write_qdq(traced, config.out / TENSORRT_FILE, calibration, symmetric=True)
+        findings["reference"] += tensorrt_gates(subject, config.out / TENSORRT_FILE)
     print(*findings["reference"], sep="\n", flush=True)
     placements = {}
     for form in forms:
@@ -233,6 +242,7 @@ def _sources(config: ExportConfig, subject: Subject, graphs: Sequence[Path]) -> 
         "calibration_comments": config.calibration_comments,
         "seed": config.seed,
         "onnx": {path.name: _described(path) for path in graphs},
+        "tensorrt": _described(config.out / TENSORRT_FILE) if config.tensorrt else None,
         "torchscript": _described(config.out / TORCHSCRIPT_FILE) if config.torchscript else None,
         "versions": {
             "python": platform.python_version(),

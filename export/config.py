@@ -55,6 +55,9 @@ class ExportConfig:
         description="memory of each model process for the logits of repeated comments; 0 for none",
     )
     torchscript: bool = Field(False, description="also write and check model.torchscript.pt")
+    tensorrt: bool = Field(
+        False, description="also write and check tensorrt.onnx, symmetric INT8 of the traced graph"
+    )
     seed: int = Field(0, ge=0, description="seed of the calibration and parity samples")
 
     @field_validator("precision")

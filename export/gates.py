@@ -19,6 +19,7 @@ from export.cascade import Cascade, load_cascade
 from export.config import ExportConfig
 from export.parity import Comment, Finding, Runner
 from export.placement import Placement, placement_of
+from export.qdq import qdq_logits
 from export.scorer import Scorer
 from export.serving_graph import linear_layers
 from export.torchscript import torchscript_runner
@@ -149,6 +150,16 @@ def torchscript_gate(subject: Subject, path: Path, seed: int) -> Finding:
         max_len=subject.max_len,
         seed=seed,
     )
+
+
+def tensorrt_gates(subject: Subject, path: Path) -> list[Finding]:
+    """INT8's bounds for the file as it is written; what a GPU makes of it is not seen here."""
+    candidate = qdq_logits(path, subject.validation)
+    found = _quality("int8", subject, subject.validation_logits, candidate)
+    return [
+        dataclasses.replace(finding, gate=finding.gate.replace("int8", "tensorrt"))
+        for finding in found
+    ]
 
 
 # --- Gates of one form -------------------------------------------------------------------

@@ -16,11 +16,11 @@ from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_stati
 
 import contract
 import export.__main__ as export_main
-from bench.quantize import _OneByOne, linear_nodes
 from contract import BadInput, GateFailed
 from export import parity
 from export.config import ExportConfig
 from export.parity import Comment, batch_invariance, onnx_runner, shape_parity, torch_runner
+from export.qdq import _OneByOne, linear_nodes
 from export.repository import load_scorer, read_artifact, versions
 from export.serving_graph import build, build_int8, linear_layers
 from export.trace import trace
