@@ -14,7 +14,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -101,8 +101,8 @@ def main() -> None:
         if rung.graph == "student" and config.student is None:
             print(f"{rung.name}: skipped; give --student", flush=True)
             continue
-        with _served(config, rung) as run_dir:
-            rows.append(search(config, rung, run_dir))
+        with served(config, rung) as server:
+            rows.append(search(config, rung, server))
     document = {
         "bench": "capacity",
         "objective": {"p99_ms": config.p99_ms, "errors": 0},
@@ -124,8 +124,8 @@ def main() -> None:
 
 # --- One rung ----------------------------------------------------------------------------
 @contextlib.contextmanager
-def _served(config: CapacityConfig, rung: Rung) -> Iterator[Path]:
-    """Run folder of a server that serves `rung`, stopped at the end."""
+def served(config: CapacityConfig, rung: Rung) -> Iterator[triton.Server]:
+    """A server of `rung`, stopped at the end."""
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "model_repository"
         make_repository(config, rung, repository)
@@ -143,7 +143,7 @@ def _served(config: CapacityConfig, rung: Rung) -> Iterator[Path]:
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 triton.start(settings)
-            yield settings.run_dir
+            yield find_server(settings.run_dir)
         finally:
             triton.stop(settings, quiet=True)
 
@@ -174,33 +174,36 @@ def make_repository(config: CapacityConfig, rung: Rung, repository: Path) -> Non
     write_atomically(path, text_format.MessageToString(served))
 
 
-def search(config: CapacityConfig, rung: Rung, run_dir: Path) -> dict[str, Any]:
+def search(
+    config: CapacityConfig,
+    rung: Rung,
+    server: triton.Server,
+    counters_of: Callable[[triton.Server], dict[str, float]] | None = None,
+) -> dict[str, Any]:
     """Bisect the rate of an open loop below what a closed loop reached; one row of the table.
 
     The closed loop is the warm-up too.
     """
-    server = find_server(run_dir)
     settings = make_config(
         BenchConfig,
         {
             "seconds": config.seconds,
             "skip_s": config.skip_s,
             "comments": config.comments,
-            "run_dir": run_dir,
             "out": config.out,
             "processes": 1,
             "users": _CLOSED_USERS,
             "repeat_share": rung.repeats,
         },
     )
-    closed = load(settings, "http", server)
+    closed = load(settings, "http", server, counters_of)
     print(f"{rung.name}: closed loop {closed.rate_rps:.0f} requests/s", flush=True)
     low, high, rate = 0.0, closed.rate_rps, 0.7 * closed.rate_rps
     best: Result | None = None
     failed: Result | None = None
     runs = []
     for _ in range(config.steps):
-        result = load(replace(settings, rate=rate), "http", server)
+        result = load(replace(settings, rate=rate), "http", server, counters_of)
         good = meets(result, config.p99_ms)
         runs.append({"rate": round(rate, 1), "meets": good, **asdict(result)})
         verdict = "meets" if good else "misses"

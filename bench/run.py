@@ -24,6 +24,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -56,7 +57,7 @@ _USER_CLASS = {"http": "HttpCommentUser", "grpc": "GrpcCommentUser"}
 _WARM_UP_COMMENTS = 200
 _SETTLE_S, _SETTLE_TRIES = 0.1, 20
 _OWN = ("requests", "requests_refused", "comments", "tokens", "batches", "compute_us")
-_COUNTERS = {
+COUNTERS = {
     **{f"{PUBLIC_MODEL}_{name}_total": name for name in _OWN},
     "nv_inference_request_success_total": "triton_requests",
     "nv_inference_queue_duration_us_total": "queue_us",
@@ -215,12 +216,21 @@ def _loop(config: BenchConfig) -> str:
     return f"open loop, {config.rate:g} requests/s, {config.arrivals} arrivals"
 
 
-def load(config: BenchConfig, protocol: Protocol, server: triton.Server) -> Result:
-    """Run Locust once on `server`. Raises ToxicityError when nothing was answered."""
+def load(
+    config: BenchConfig,
+    protocol: Protocol,
+    server: triton.Server,
+    counters_of: Callable[[triton.Server], dict[str, float]] | None = None,
+) -> Result:
+    """Run Locust once on `server`. Raises ToxicityError when nothing was answered.
+
+    `counters_of` gives the totals of `server_counters`, which is the default.
+    """
+    counters_of = counters_of or server_counters
     with tempfile.TemporaryDirectory() as record:
-        before = _settled_counters(server)
+        before = _settled(counters_of, server)
         _run_locust(config, protocol, server, record)
-        after = _settled_counters(server)
+        after = _settled(counters_of, server)
         parts = [np.load(path, allow_pickle=False) for path in Path(record).glob("*.npz")]
     used = {name: after[name] - before[name] for name in after}
     errors: Counter[str] = Counter()
@@ -340,19 +350,21 @@ def _run_locust(
         raise ToxicityError(f"locust ended with status {status}: {''.join(last)}; see {log}")
 
 
-def _settled_counters(server: triton.Server) -> dict[str, float]:
+def _settled(
+    counters_of: Callable[[triton.Server], dict[str, float]], server: triton.Server
+) -> dict[str, float]:
     """Counters once they stand still: the model publishes them a little later."""
-    counters = _server_counters(server)
+    counters = counters_of(server)
     for _ in range(_SETTLE_TRIES):  # somebody else's requests may never let them stand still
         time.sleep(_SETTLE_S)
-        before, counters = counters, _server_counters(server)
+        before, counters = counters, counters_of(server)
         if counters["requests"] == before["requests"]:
             break
     return counters
 
 
-def _server_counters(server: triton.Server) -> dict[str, float]:
-    """Totals of _COUNTERS by short name, and the CPU seconds of the server's processes.
+def server_counters(server: triton.Server) -> dict[str, float]:
+    """Totals of COUNTERS by short name, and the CPU seconds of the server's processes.
 
     Raises BadInput when the served model counts other things.
     """
@@ -362,18 +374,25 @@ def _server_counters(server: triton.Server) -> dict[str, float]:
     counters: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name in _COUNTERS and sample.labels.get("model") in (None, PUBLIC_MODEL):
-                name = _COUNTERS[sample.name]
+            if sample.name in COUNTERS and sample.labels.get("model") in (None, PUBLIC_MODEL):
+                name = COUNTERS[sample.name]
                 counters[name] = counters.get(name, 0.0) + sample.value  # one a version
-    if missing := _COUNTERS.values() - counters.keys():
+    if missing := COUNTERS.values() - counters.keys():
         raise BadInput(
             f"{url} does not count {', '.join(sorted(missing))}, expected the counters of this "
             "release's model; run `make export serve`"
         )
+    return {**counters, **cpu_of(server)}
+
+
+def cpu_of(server: triton.Server) -> dict[str, float]:
+    """CPU seconds of the server's own process and of those that it started."""
     process = psutil.Process(server.pid)
-    counters["front_end_cpu_s"] = _cpu_s(process)
-    counters["model_cpu_s"] = sum(_cpu_s(child) for child in process.children(recursive=True))
-    return counters
+    children = process.children(recursive=True)
+    return {
+        "front_end_cpu_s": _cpu_s(process),
+        "model_cpu_s": sum(_cpu_s(child) for child in children),
+    }
 
 
 def _cpu_s(process: psutil.Process) -> float:

@@ -14,12 +14,12 @@ from bench.capacity import (
     RUNGS,
     CapacityConfig,
     Rung,
-    _served,
     bars,
     binds,
     make_repository,
     meets,
     search,
+    served,
     table,
 )
 from bench.comments import SYNTHETIC
@@ -53,14 +53,14 @@ def test_every_rung_has_a_whole_repository(
     make_repository(config, rung, tmp_path / "rung")
     verify(tmp_path / "rung")
     path = tmp_path / "rung" / PUBLIC_MODEL / CONFIG_FILE
-    served = text_format.Parse(path.read_text("utf-8"), pb.ModelConfig())
-    assert served.HasField("dynamic_batching") is rung.batching
-    assert served.instance_group[0].count == rung.instances
+    parsed = text_format.Parse(path.read_text("utf-8"), pb.ModelConfig())
+    assert parsed.HasField("dynamic_batching") is rung.batching
+    assert parsed.instance_group[0].count == rung.instances
 
 
 def test_a_rung_is_served_and_searched(config: CapacityConfig) -> None:
-    with _served(config, RUNGS[-1]) as run_dir:
-        row = search(config, RUNGS[-1], run_dir)
+    with served(config, RUNGS[-1]) as server:
+        row = search(config, RUNGS[-1], server)
     (run,) = row["runs"]
     assert run["requests"] == run["server_requests"] > 0
     assert row["capacity_rps"] == (run["rate"] if run["meets"] else 0)
