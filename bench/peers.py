@@ -17,6 +17,7 @@ import os
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -29,11 +30,11 @@ from pydantic.dataclasses import dataclass
 
 from bench.capacity import CapacityConfig, Rung, search, served, table
 from bench.comments import load_pool
+from bench.peer_app import INFER_PATH
 from bench.run import COUNTERS, cpu_of, hardware, report_broken_bars
-from contract import HOST, ToxicityError
+from contract import HOST, LOGIT, TEXT, ToxicityError
 from export.qdq import write_dynamic
 from export.repository import verify
-from serve.client import score_comments
 from serve.process import refuse_taken_port, spawn, wait_or_kill
 from serve.triton import Server
 from train.artifacts import write_json
@@ -120,13 +121,26 @@ def _peer(config: PeersConfig, framework: str) -> Iterator[Server]:
 def _wait_until_it_answers(process: psutil.Process, port: int, log: Path) -> None:
     deadline = time.monotonic() + _READY_S
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        with contextlib.suppress(ToxicityError):
-            score_comments(["a kind answer"], url=f"{HOST}:{port}")
+        with contextlib.suppress(OSError):
+            ask(port, ["a kind answer"])
             return
         if time.monotonic() > deadline:
             break
         time.sleep(0.2)
     raise ToxicityError(f"{log.stem} did not answer within {_READY_S:.0f} s; see {log}")
+
+
+def ask(port: int, texts: list[str]) -> list[float]:
+    """Logits of one JSON request; OSError when nothing answers it."""
+    tensor = {"name": TEXT, "shape": [len(texts), 1], "datatype": "BYTES", "data": texts}
+    request = urllib.request.Request(
+        f"http://{HOST}:{port}{INFER_PATH}",
+        json.dumps({"inputs": [tensor]}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=_READY_S) as answer:
+        outputs = {output["name"]: output["data"] for output in json.load(answer)["outputs"]}
+    return [float(value) for value in outputs[LOGIT]]
 
 
 def _counters(server: Server) -> dict[str, float]:
