@@ -3,8 +3,9 @@
     python -m bench.capacity --p99-ms 50 --seconds 10 --steps 4
 
 Each rung is served from a repository of its own, made in a temporary folder, by a server of its
-own on `--http-port` and the next two; an open loop loads it. Prints a table, a projection and, as
-its last line, one JSON document; the same goes to `bench/out/capacity.json` and `.png`.
+own on `--http-port` and the next two; an open loop loads it. Where wrk is installed it loads one
+rung too, as a check of Locust. Prints a table, a projection and, as its last line, one JSON
+document; the same goes to `bench/out/capacity.json` and `.png`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 from tritonclient.grpc import model_config_pb2 as pb
 
+from bench import wrk
 from bench.comments import default_source, load_pool
 from bench.counters import CountersOf, parts_of, server_counters
 from bench.plot import plot_capacity
@@ -117,6 +119,12 @@ def main() -> None:
             continue
         with served(config, rung) as server:
             rows.append(search(config, rung, server))
+            if rung.name == _OURS and wrk.found():
+                again = wrk.closed_loop(
+                    server, pool.texts, users=_CLOSED_USERS, seconds=config.seconds
+                )
+                rows[-1]["wrk_closed_loop"] = again
+                print(f"  wrk, closed loop: {again['rate_rps']:.0f}/s", flush=True)
     document = {
         "bench": "capacity",
         "objective": {"p99_ms": config.p99_ms, "errors": 0},
@@ -284,14 +292,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     """One line a rung: at its capacity, or at the lowest rate tried when none met the objective."""
     parts = parts_of(rows)
     head = f"{'rung':36} {'req/s':>6} {'p50':>6} {'p95':>6} {'p99':>6} {'p99.9':>6} {'batch':>6}"
-    head += f" {'queue':>6} {'comp.':>6}  CPU us:" + "".join(f" {part:>9}" for part in parts)
+    head += f" {'queue':>6} {'comp.':>6} {'hits':>5}  CPU us:" + "".join(
+        f" {part:>9}" for part in parts
+    )
     lines = [head + f" {'cores for 10k':>13}  binds"]
     for row in rows:
         r = row["result"]
         values = [r["latency_ms"][name] for name in ("p50", "p95", "p99", "p99.9")]
         values += [r["mean_batch"], r["queue_ms"], r["compute_ms"]]
         line = f"{row['rung']['name']:36} {row['capacity_rps']:6.0f} "
-        line += " ".join(f"{value:6.1f}" for value in values) + " " * 9
+        line += " ".join(f"{value:6.1f}" for value in values)
+        line += f" {r['cache_hit_share']:5.0%}" + " " * 9
         line += "".join(f" {r['cpu_us'].get(part, 0):9.0f}" for part in parts)
         lines.append(f"{line} {row['cores_for_10k']:13.1f}  {row['binds']}")
     lines.append(

@@ -106,6 +106,8 @@ class Result:
     """Mean time to score a batch; every request of it waits that long."""
     tokens: float
     """Mean tokens a comment as the encoder saw it: [CLS] counted, cut at max_len."""
+    cache_hit_share: float
+    """Of comments: their logit was known to the server."""
     cpu_us: dict[str, float]
     """CPU time by who spent it, see `bench.counters.cpu_us`."""
     check: dict[str, Any]
@@ -289,6 +291,7 @@ def _result(
         queue_ms=round(used["queue_us"] / max(1, used["triton_requests"]) / 1e3, 3),
         compute_ms=round(used["compute_us"] / batches / 1e3, 3),
         tokens=round(used["tokens"] / max(1, used["comments"]), 1),
+        cache_hit_share=round(used["cache_hits"] / max(1, used["comments"]), 3),
         cpu_us=cpu_us(used, sent),
         check=check,
         failed_p50_ms=round(float(np.median(failed_ms)), 3) if len(failed_ms) else None,
