@@ -19,7 +19,7 @@ import onnxruntime as ort
 import torch
 
 import contract
-from contract import BadInput, GateFailed
+from contract import GateFailed
 from export import parity
 from export.config import ExportConfig
 from export.parity import Comment, Finding
@@ -30,7 +30,6 @@ from export.serving_graph import build, build_int8, choose_groups, linear_layers
 from export.trace import trace
 from train.artifacts import (
     METRICS_FILE,
-    SPLIT_FILE,
     WEIGHTS_FILE,
     Checkpoint,
     load_checkpoint,
@@ -40,9 +39,8 @@ from train.artifacts import (
 )
 from train.batches import TokenizedOnTheFly
 from train.cli import parse_config, run
-from train.data import load_comments
 from train.evaluate import logits_of
-from train.split import Split, split_comments
+from train.split import Split, comments_of_run
 
 _SAMPLE = 64
 """Validation comments that the gates score in every company; each costs about 40 runs."""
@@ -164,20 +162,7 @@ class _Subject:
 def _load_subject(config: ExportConfig) -> _Subject:
     """Raises BadInput when the comments are not those of the training run any more."""
     checkpoint = load_checkpoint(config.checkpoint)
-    settings = checkpoint.config["train"]
-    source = config.data or settings["data"]
-    comments = load_comments(
-        source, text_column=settings["text_column"], label_column=settings["label_column"]
-    )
-    fractions, seed = tuple(settings["fractions"]), settings["seed"]
-    split = split_comments(comments.texts, comments.labels, fractions=fractions, seed=seed)
-    recorded = read_json(config.checkpoint / SPLIT_FILE, "run `make train`")["fingerprint"]
-    if split.fingerprint != recorded:
-        raise BadInput(
-            f"the comments in {source} are not those that {config.checkpoint} was trained on "
-            f"(split {split.fingerprint[:12]}, expected {recorded[:12]}); give the same file "
-            "with --data, or train again"
-        )
+    comments, split = comments_of_run(config.checkpoint, config.data)
     ids = TokenizedOnTheFly(comments.texts, checkpoint.tokenizer)
     validation = [parity.named(int(i), comments.texts[i], ids[i]) for i in split.validation]
     chosen = np.random.default_rng(config.seed).permutation(len(validation))[:_SAMPLE]
