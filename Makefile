@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 
 # --- Variables, each settable on the command line or in the environment ------------------
-DATA ?= synthetic
+DATA ?=
 TEST_DATA ?=
 TRAIN_ARGS ?=
 PRECISION ?= int8
@@ -13,11 +13,17 @@ REPOSITORY ?= model_repository
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
+REPLICAS ?=
 TEXT ?= you are a wonderful person
 USERS ?= 16
 SECONDS_EACH ?= 20
 COMMENTS ?=
 BENCH_ARGS ?=
+RATE ?= 0
+CAPACITY ?=
+CAPACITY_ARGS ?=
+ENCODER_ARGS ?=
+LADDER_ARGS ?=
 TEST_ARGS ?=
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
 
@@ -28,10 +34,10 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install train export serve stop score test check bench parity clean
+.PHONY: help install train export serve status stop score test check bench bench-cache bench-encoder bench-peers capacity overload parity ladder clean
 
 help: ## list the targets and their variables
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-8s %s\n", $$1, $$2; if ($$3) printf "  %-8s   %s\n", "", $$3}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
 
 install: $(READY) ## make the virtual environment from the pinned constraints|PYTHON
 
@@ -46,16 +52,19 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 train: $(READY) ## train on labelled comments, into runs/model|DATA=file TEST_DATA=file TRAIN_ARGS="--epochs 2 ..."
-	$(RUN) -m train --data '$(DATA)' $(if $(TEST_DATA),--test-data '$(TEST_DATA)') $(TRAIN_ARGS)
+	$(RUN) -m train $(if $(DATA),--data '$(DATA)') $(if $(TEST_DATA),--test-data '$(TEST_DATA)') $(TRAIN_ARGS)
 
-export: $(READY) ## trace, quantize, check and publish into model_repository/|PRECISION=int8 (or fp32) REPOSITORY=folder EXPORT_ARGS="..."
+export: $(READY) ## trace, quantize, check and publish into model_repository/|PRECISION=int8 (fp32, fp16, auto: the fastest here that passes) REPOSITORY=folder EXPORT_ARGS="..."
 	$(RUN) -m export --precision $(PRECISION) --repository '$(REPOSITORY)' $(EXPORT_ARGS)
 
-serve: $(READY) ## start the real tritonserver, or load a newer version into it|HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY
-	$(RUN) -m serve.triton start --repository '$(REPOSITORY)' $(PORTS)
+serve: $(READY) ## start the real tritonserver, or load a newer version into it|REPLICAS=2 (several, behind haproxy) HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY
+	$(RUN) -m serve.replicas start --repository '$(REPOSITORY)' $(PORTS) $(if $(REPLICAS),--replicas $(REPLICAS))
 
-stop: $(READY) ## end that server, finishing what is in flight
-	$(RUN) -m serve.triton stop
+status: $(READY) ## what runs: processes, versions, addresses
+	@$(RUN) -m serve.replicas status
+
+stop: $(READY) ## end all of it, finishing what is in flight
+	$(RUN) -m serve.replicas stop
 
 score: $(READY) ## score one comment against the running server|TEXT="..." HTTP_PORT
 	@$(VENV)/bin/score --url 127.0.0.1:$(HTTP_PORT) '$(subst ','\'',$(TEXT))'
@@ -68,13 +77,33 @@ check: $(READY) ## formatting, lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS SECONDS_EACH COMMENTS=file BENCH_ARGS="..."
-	$(RUN) -m bench.run --users $(USERS) --seconds $(SECONDS_EACH) $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
+bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS, or RATE=requests/s for an open loop, SECONDS_EACH COMMENTS=file BENCH_ARGS="..."
+	$(RUN) -m bench.run --users $(USERS) --rate $(RATE) --seconds $(SECONDS_EACH) $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
+
+bench-cache: $(READY) ## what the cache of repeated comments costs and saves|REPOSITORY COMMENTS=file BENCH_ARGS="..."
+	$(RUN) -m bench.cache --repository '$(REPOSITORY)' $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
+
+bench-encoder: $(READY) ## compare the serving graph with other runtimes, on one thread and on all cores|COMMENTS=file ENCODER_ARGS="--checkpoint runs/model ..."
+	@$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install -q -c constraints.txt openvino || echo 'OpenVINO cannot be installed: skipped' >&2
+	$(RUN) -m bench.encoder $(if $(COMMENTS),--comments '$(COMMENTS)') $(ENCODER_ARGS)
+
+bench-peers: $(READY) ## ours beside FastAPI, LitServe and the plain graph on Triton, at one objective|COMMENTS=file CAPACITY_ARGS="--p99-ms 50 ..."
+	@$(RUN) -m pip install -q -c constraints.txt fastapi litserve uvicorn || echo 'FastAPI and LitServe cannot be installed: skipped' >&2
+	$(RUN) -m bench.peers --repository '$(REPOSITORY)' $(if $(COMMENTS),--comments '$(COMMENTS)') $(CAPACITY_ARGS)
+
+capacity: $(READY) ## search the highest rate that meets the objective, rung by rung|COMMENTS=file CAPACITY_ARGS="--p99-ms 50 ..."
+	$(RUN) -m bench.capacity --repository '$(REPOSITORY)' $(if $(COMMENTS),--comments '$(COMMENTS)') $(CAPACITY_ARGS)
+
+overload: $(READY) ## load the running server at three times its capacity for a minute|CAPACITY=requests/s COMMENTS=file
+	$(RUN) -m bench.overload --capacity '$(CAPACITY)' $(if $(COMMENTS),--comments '$(COMMENTS)')
 
 parity: $(READY) ## compare the running server with PyTorch on 1,000 comments|COMMENTS=file
 	$(RUN) -m bench.parity $(if $(COMMENTS),--comments '$(COMMENTS)')
 
+ladder: $(READY) ## distil students, export them and their cascades, plot AUROC against speed|LADDER_ARGS="--students 96x2 64x1 ..."
+	$(RUN) -m bench.ladder $(LADDER_ARGS)
+
 clean: ## remove the virtual environment, runs and caches; model_repository/ stays
-	-@test ! -x $(RUN) || $(RUN) -m serve.triton stop >/dev/null 2>&1
+	-@test ! -x $(RUN) || $(RUN) -m serve.replicas stop >/dev/null 2>&1
 	rm -rf $(VENV) runs bench/out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,218 +1,272 @@
-"""Encoders side by side on one pinned thread: `make bench-encoder`, or `python -m bench.encoder`.
+"""Encoders side by side, on one pinned thread and on all cores: `make bench-encoder`.
 
-Ids in, logits out: no tokenizing, no server. Every contender runs the same batches, and they
-take turns round by round, so that whatever else the machine does hits all alike. A rate is the
-median of the rounds. Read ratios within one run, not rates across runs. The last line is JSON.
+    python -m bench.encoder --checkpoint runs/model
+
+Ids in, logits out: no tokenizing, no server. Every contender is a process of its own and runs the
+same batches; they take turns round by round, so that whatever else the machine does hits all
+alike. Each warms up first (`bench.contenders`), and every logit is compared with PyTorch's: a
+float contender that is off by more than ATOL ends the run. A rate is the median of the rounds.
+Read ratios within one run, not rates across runs. A contender that this machine cannot run is
+skipped, with the reason.
+
+Prints tables and, as its last line, one JSON document; the same goes to `bench/out/` with a plot.
+Exit status 1 when a bar does not hold; one whose contender was skipped is null.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from pydantic import Field
-from pydantic.dataclasses import dataclass
+from pydantic import dataclasses as pydantic_dataclasses
 
 from bench.comments import default_source, load_pool
-from export import parity, serving_graph
-from export.parity import Comment, Runner
-from export.quantize import linear_nodes, quantize
-from export.trace import trace
-from train.artifacts import load_checkpoint, sha256_of
-from train.batches import TokenizedOnTheFly
+from bench.contenders import OPENVINO, TORCH, Contender, running, write_feeds
+from bench.machine import peak_gops, profile_by_op
+from bench.plot import plot_encoders
+from bench.run import hardware, report_broken_bars
+from bench.verdict import (
+    BAR_CELL,
+    bars,
+    bars_table,
+    growth_table,
+    profile_table,
+    rates_table,
+    summary_table,
+    work_rates,
+)
+from bench.workload import FILES, STUDENT, Cell, Subject, cells_of, uniform
+from contract import ToxicityError
+from train.artifacts import write_json
 from train.cli import parse_config, run
-from train.model import ModelConfig, ToxicityEncoder
-from train.tokenizer import Tokenizer, build_tokenizer
 
 BATCHES = (1, 8, 32, 64)
-_CALIBRATION = 128
-_BARS = {"dynamic_int8": 8.0, "eager": 12.0}
-"""Least gain of the INT8 serving graph at batch 32 in random order."""
+GROWTH_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+GROWTH_LENGTHS = (8, 16, 32, 64, 128, 256)
+ONE_THREAD = (*FILES, *TORCH, *OPENVINO, STUDENT)
+SESSIONS = ("serving_int8", "serving_fp32", "dynamic_int8")
+"""Those that also run as a session of one thread a core, as the server runs ours; the rival is
+the fastest one on one thread."""
+GROWING = ("serving_int8", "serving_fp32", "traced_fp32", "eager")
+"""Those whose cost is followed over lengths and batches."""
+ATOL = 1e-3
+"""Largest |logit - PyTorch's| of a float contender; export's own bound is stricter."""
 
 
-@dataclass(frozen=True)
+@pydantic_dataclasses.dataclass(frozen=True)
 class EncoderBenchConfig:
     """Flags of `python -m bench.encoder`."""
 
     checkpoint: Path | None = Field(
-        None, description="weights of `make train`; random ones of --d-model otherwise"
+        None, description="weights of `make train`; random ones of the default size otherwise"
     )
-    d_model: int = Field(192, ge=1, description="width of random weights")
-    n_layers: int = Field(4, ge=1, description="layers of random weights")
     comments: str = Field(default_source(), description="a labelled file, or 'synthetic'")
     sample: int = Field(128, ge=64, description="comments of each measurement")
-    rounds: int = Field(3, ge=1, description="turns of every contender")
+    rounds: int = Field(1, ge=1, description="turns of every contender")
+    out: Path = Field(Path("bench/out"), description="folder of the results")
 
 
 def main() -> None:
-    """Measure, print the table, then the JSON line."""
     config = parse_config(
         EncoderBenchConfig, None, prog="python -m bench.encoder", description="Compare encoders."
     )
-    cpu = max(os.sched_getaffinity(0))
+    document = bench(config)
+    write_json(config.out / "encoder.json", document)
+    plot_encoders(document, config.out / "encoder.png")
+    print(f"wrote {config.out}/encoder.json and encoder.png")
+    print(json.dumps(document))
+    judged = {name: bar for name, bar in document["bars"].items() if bar["holds"] is not None}
+    report_broken_bars({"bars": judged})
+
+
+def bench(config: EncoderBenchConfig) -> dict[str, Any]:
+    """Measure everything, print the tables on the way, return the JSON document."""
+    began = time.monotonic()
+    pool = load_pool(config.comments)
+    print(pool.summary(), flush=True)
+    with tempfile.TemporaryDirectory(prefix="bench-encoder-") as scratch:
+        subject = Subject(config.checkpoint, pool.texts, config.sample, Path(scratch))
+        cells = [cell for batch in BATCHES for cell in cells_of(subject.sample, batch)]
+        with pinned() as cpu:
+            one_thread = _one_thread(subject, cells, config.rounds)
+            batch_32 = next(cell for cell in cells if cell.name == BAR_CELL)
+            profile = profile_by_op(subject.folder / "serving_int8.onnx", subject.feeds(batch_32))
+        print(profile_table(profile), flush=True)
+        cores = len(os.sched_getaffinity(0))
+        all_cores = _all_cores(subject, cells, config.rounds, cores) if cores > 1 else None
+    document: dict[str, Any] = {
+        "bench": "encoder",
+        "hardware": {**hardware(), "pinned_to": cpu},
+        "versions": _versions(),
+        "comments": pool.to_json(),
+        "sample": config.sample,
+        "rounds": config.rounds,
+        "model": subject.to_json(),
+        "one_thread": one_thread,
+        "all_cores": all_cores,
+        "profile": profile,
+        "bars": bars(one_thread),
+        "seconds": round(time.monotonic() - began),
+    }
+    print(bars_table(document["bars"]))
+    return document
+
+
+# --- Measuring ----------------------------------------------------------------------------
+@contextmanager
+def pinned() -> Iterator[int]:
+    """Keep this process and the children it starts to one CPU meanwhile; gives its number."""
+    before, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    cpu = max(before)
     os.sched_setaffinity(0, {cpu})
     torch.set_num_threads(1)
-    pool = load_pool(config.comments)
-    model, tokenizer = _subject(config, pool.texts)
-    ids = TokenizedOnTheFly(pool.texts, tokenizer)
-    comments = [Comment(str(row), ids[row]) for row in range(config.sample)]
-    with tempfile.TemporaryDirectory() as scratch:
-        runners, files = _contenders(model, ids, Path(scratch))
-    results = [
-        _measure(name, batch, order, batches, runners, config.rounds)
-        for batch in BATCHES
-        for order, batches in _orders(comments, batch).items()
-        for name in [f"batch {batch}, {order}"]
-    ]
-    print(table(results))
-    document = {
-        "model": {"checkpoint": str(config.checkpoint or "random"), **_shape(model)},
-        "machine": {"cpu": _cpu_name(), "pinned_to": cpu, "threads": 1},
-        "versions": {"torch": torch.__version__, "onnxruntime": ort.__version__},
-        "comments": pool.to_json(),
-        "files": files,
+    try:
+        yield cpu
+    finally:
+        os.sched_setaffinity(0, before)
+        torch.set_num_threads(threads)
+
+
+def _one_thread(subject: Subject, cells: Sequence[Cell], rounds: int) -> dict[str, Any]:
+    before = _peaks(1)
+    with running(ONE_THREAD, subject.folder) as (contenders, skipped):
+        _tell(skipped)
+        results = [measure(subject, cell, contenders, rounds) for cell in cells]
+        memory = {contender.name: round(contender.peak_mib) for contender in contenders}
+        print(rates_table("one thread, comments/s", results), flush=True)
+        followed = [contender for contender in contenders if contender.name in GROWING]
+        growth = _growth(subject, cells, results, followed)
+    print(growth_table(growth), flush=True)
+    peaks = {kind: max(rate, before[kind]) for kind, rate in _peaks(1).items()}
+    bar_cell = next(result for result in results if result["name"] == BAR_CELL)
+    batch_32 = next(cell for cell in cells if cell.name == BAR_CELL)
+    configs = subject.model.config, subject.student.config
+    section = {
+        "threads": 1,
+        "peak_gops": peaks,
+        "skipped": skipped,
         "results": results,
-        "bars": bars(results),
+        "growth": growth,
+        "peak_memory_mib": memory,
+        "work": work_rates(bar_cell, batch_32.lengths, configs, peaks),
     }
-    print(json.dumps(document))
+    print(summary_table(section), flush=True)
+    return section
 
 
-def _subject(config: EncoderBenchConfig, texts: Sequence[str]) -> tuple[ToxicityEncoder, Tokenizer]:
-    if config.checkpoint is not None:
-        checkpoint = load_checkpoint(config.checkpoint)
-        return checkpoint.model, checkpoint.tokenizer
-    tokenizer = build_tokenizer(texts, max_vocab=30_000, max_len=256)
-    torch.manual_seed(0)
-    shape = {"d_model": config.d_model, "n_layers": config.n_layers}
-    return ToxicityEncoder(ModelConfig(len(tokenizer.vocabulary), **shape)).eval(), tokenizer
+def _all_cores(subject: Subject, cells: Sequence[Cell], rounds: int, cores: int) -> dict[str, Any]:
+    """Every contender with a pool of `cores` threads; SESSIONS also as that many sessions."""
+    names = [name for name in ONE_THREAD if name != STUDENT]
+    with (
+        running(names, subject.folder, threads=cores) as (pools, skipped),
+        running(SESSIONS, subject.folder, sessions=cores) as (sessions, _),
+    ):
+        _tell(skipped)
+        results = [measure(subject, cell, [*pools, *sessions], rounds) for cell in cells]
+    print(rates_table(f"{cores} threads, comments/s", results), flush=True)
+    return {"threads": cores, "peak_gops": _peaks(cores), "skipped": skipped, "results": results}
 
 
-def _contenders(
-    model: ToxicityEncoder, ids: TokenizedOnTheFly, folder: Path
-) -> tuple[dict[str, Runner], dict[str, Any]]:
-    """Runners by name, and what their files are."""
-    names = ("serving_int8", "serving_fp32", "traced_fp32", "dynamic_int8", "static_int8")
-    path = {name: folder / f"{name}.onnx" for name in names}
-    lengths = [len(ids[row]) for row in range(len(ids))]
-    groups = serving_graph.choose_groups(lengths, model.config.max_len)
-    calibration = [ids[-row] for row in range(1, _CALIBRATION + 1)]
-    serving_graph.build(model, path["serving_fp32"], groups)
-    serving_graph.build_int8(model, path["serving_int8"], groups, calibration)
-    trace(model, path["traced_fp32"])
-    quantize(path["traced_fp32"], path["static_int8"], calibration)
-    quantize_dynamic(
-        path["traced_fp32"],
-        path["dynamic_int8"],
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        nodes_to_quantize=linear_nodes(path["traced_fp32"]),
-    )
-    runners = {name: parity.onnx_runner(path[name]) for name in names}
-    files = {name: {"sha256": sha256_of(path[name])} for name in names}
-    return {**runners, "eager": parity.torch_runner(model)}, {"groups": groups, **files}
-
-
-def _orders(comments: Sequence[Comment], batch: int) -> dict[str, list[list[Comment]]]:
-    def cut(rows: Sequence[Comment]) -> list[list[Comment]]:
-        return [list(rows[at : at + batch]) for at in range(0, len(rows), batch)]
-
-    if batch == 1:
-        return {"random": cut(comments)}
-    by_length = sorted(comments, key=lambda comment: len(comment.ids))
-    return {"random": cut(comments), "sorted": cut(by_length)}
-
-
-def _measure(
-    name: str,
-    batch: int,
-    order: str,
-    batches: list[list[Comment]],
-    runners: dict[str, Runner],
-    rounds: int,
+def measure(
+    subject: Subject, cell: Cell, contenders: Sequence[Contender], rounds: int
 ) -> dict[str, Any]:
-    feeds: list[tuple[np.ndarray, np.ndarray]] = []
-    for rows in batches:
-        parity.run_batch(_keep(feeds), rows)
-    comments = sum(map(len, batches))
-    tokens = int(sum(mask.sum() for _, mask in feeds))
-    seconds: dict[str, list[float]] = {contender: [] for contender in runners}
-    for turn in range(rounds + 1):
-        for contender, runner in runners.items():
-            began = time.perf_counter()
-            for feed in feeds[: 2 if turn == 0 else None]:  # turn 0 warms up
-                runner(*feed)
-            if turn:
-                seconds[contender].append(time.perf_counter() - began)
-    typical = {contender: statistics.median(values) for contender, values in seconds.items()}
+    """Rates of all contenders in one cell. Raises ToxicityError when one of them is wrong."""
+    feeds = f"{cell.name}.npz"
+    write_feeds(subject.folder / feeds, subject.feeds(cell))
+    gap: dict[str, dict[str, float]] = {}
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for _ in range(rounds):
+        for contender in contenders:
+            name, (took, logits) = contender.name, contender.run(feeds)
+            gap[name] = check(cell, name, logits, subject.expected(cell, name))
+            seconds[name].append(took / contender.sessions)
+    typical = {name: statistics.median(values) for name, values in seconds.items()}
+    comments, tokens = len(cell.lengths), sum(cell.lengths)
     return {
-        "name": name,
-        "batch": batch,
-        "order": order,
+        "name": cell.name,
+        "batch": cell.batch,
         "comments": comments,
         "tokens": tokens,
-        "comments_per_s": {c: round(comments / s, 1) for c, s in typical.items()},
-        "ns_per_token": {c: round(1e9 * s / tokens) for c, s in typical.items()},
+        "comments_per_s": {name: round(comments / s, 1) for name, s in typical.items()},
+        "ns_per_token": {name: round(1e9 * s / tokens) for name, s in typical.items()},
+        "spread": {name: round(max(s) / min(s), 2) for name, s in seconds.items()},
+        "logit_gap": gap,
     }
 
 
-def _keep(feeds: list[tuple[np.ndarray, np.ndarray]]) -> Callable[..., np.ndarray]:
-    """A runner that only collects what it is fed."""
-
-    def collect(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        feeds.append((input_ids, attention_mask))
-        return np.empty(0, np.float32)
-
-    return collect
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Comments a second, and ns a real token of the INT8 serving graph, one line a batch."""
-    contenders = list(results[0]["comments_per_s"])
-    lines = [["comments/s", *contenders, "serving int8 ns/token"]]
-    for r in results:
-        rates = [f"{r['comments_per_s'][c]:.0f}" for c in contenders]
-        lines.append([r["name"], *rates, str(r["ns_per_token"]["serving_int8"])])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+def check(cell: Cell, contender: str, logits: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """Largest and mean |logit - PyTorch's|. Raises ToxicityError when that is no rounding."""
+    gap = np.abs(logits - expected)
+    if not np.isfinite(gap).all() or ("int8" not in contender and gap.max() > ATOL):
+        raise ToxicityError(
+            f"{contender}'s logits are off by {gap.max():.3g} in {cell.name}, expected at most "
+            f"{ATOL:g}: its rate would mean nothing"
+        )
+    return {"max": round(float(gap.max()), 7), "mean": round(float(gap.mean()), 7)}
 
 
-def bars(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Gain of the INT8 serving graph over each contender that has a bar."""
-    rates = next(r for r in results if (r["batch"], r["order"]) == (32, "random"))["comments_per_s"]
-    gains = {name: rates["serving_int8"] / rates[name] for name in _BARS}
+def _growth(
+    subject: Subject,
+    cells: Sequence[Cell],
+    results: Sequence[dict[str, Any]],
+    contenders: Sequence[Contender],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Microseconds a comment by contender: against length at batch 32, and against batch."""
+    known = {
+        cell.batch: result
+        for cell, result in zip(cells, results, strict=True)
+        if cell.name.endswith("random")
+    }
+    max_len = subject.model.config.max_len
+    lengths = sorted({min(length, max_len) for length in GROWTH_LENGTHS})
+    by_length = {
+        str(n): measure(subject, uniform(subject.sample, n), contenders, 1) for n in lengths
+    }
+    by_batch = {
+        str(n): known.get(n) or measure(subject, cells_of(subject.sample, n)[0], contenders, 1)
+        for n in GROWTH_BATCHES
+    }
     return {
-        f"serving_int8_over_{name}": {
-            "value": round(gains[name], 2),
-            "bar": bar,
-            "holds": gains[name] >= bar,
+        axis: {
+            contender.name: {
+                at: round(1e6 / result["comments_per_s"][contender.name], 1)
+                for at, result in measured.items()
+            }
+            for contender in contenders
         }
-        for name, bar in _BARS.items()
+        for axis, measured in (("length", by_length), ("batch", by_batch))
     }
 
 
-def _shape(model: ToxicityEncoder) -> dict[str, int]:
-    c = model.config
-    return {"d_model": c.d_model, "n_layers": c.n_layers, "vocab_size": c.vocab_size}
+def _peaks(threads: int) -> dict[str, float]:
+    return {
+        "int8": round(peak_gops("int8", threads), 1),
+        "fp32": round(peak_gops("fp32", threads), 1),
+    }
 
 
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for name in ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy"):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def _tell(skipped: dict[str, str]) -> None:
+    for name, reason in skipped.items():
+        print(f"SKIPPED {name}: {reason}", flush=True)
 
 
 if __name__ == "__main__":

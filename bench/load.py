@@ -1,15 +1,20 @@
-"""Load a running server with Locust, one comment a request.
+"""Load a running server with Locust.
 
-    locust -f bench/load.py                    # web page on http://localhost:8089, HTTP and gRPC
-    locust -f bench/load.py HttpCommentUser    # one protocol only
-    make bench                                 # headless, with the server's own counters beside
+    locust -f bench/load.py                         # web page on http://localhost:8089
+    locust -f bench/load.py HttpCommentUser         # one protocol only
+    locust -f bench/load.py --rate 500              # open loop, 500 requests/s in all
+    make bench                                      # headless, with the server's counters beside
 
-CLOSED LOOP: a user sends its next comment when the last answer is there. A slow server is thus
-sent fewer requests, and the wait of those that were not sent shows nowhere (coordinated
-omission). Read the rate as a capacity and the latencies as those at that many users.
+OPEN LOOP (`--rate`): each user is a source of its equal part of the rate, and sends when a request
+is due whatever the server does; a latency counts from the INTENDED send time.
+
+CLOSED LOOP (the default): a user sends its next comment when the last answer is there. A slow
+server is thus sent fewer requests, and the wait of those that were not sent shows nowhere
+(coordinated omission). Read the rate as a capacity and the latencies as those at that many users.
 
 `bench.run` reads latencies from `--record`: Locust's own percentiles are of whole ms below
-100 ms and of two digits above.
+100 ms and of two digits above. Each process writes one file there, so workers on other machines
+need a folder of their own or a shared one.
 """
 
 from __future__ import annotations
@@ -23,18 +28,21 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
+import gevent.pool
 import grpc
 import numpy as np
+from geventhttpclient import HTTPClient
 from grpc.experimental import gevent as grpc_gevent
-from locust import FastHttpUser, User, constant, events, task
+from locust import User, constant, events, task
 from locust.exception import CatchResponseError
+from locust.runners import WorkerRunner
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from bench import arrivals
 from bench.comments import default_source, load_pool
 from contract import (
     GRPC_PORT,
@@ -48,44 +56,21 @@ from contract import (
 )
 
 _INFER_PATH = f"/v2/models/{PUBLIC_MODEL}/infer"
-_HEADERS = {"Content-Type": "application/json"}
+_HEADER_LENGTH = "Inference-Header-Content-Length"
 _TIMEOUT_S = 60.0
+_DRAIN_S = 20.0
+"""Wait for answers at the end of an open loop; what is then in flight counts as failed."""
+_FULL = "generator full"
 _SHOWN_CHARS = 200
 """Of an error text: enough to say why, short enough for Locust's table of errors."""
 _log = logging.getLogger(__name__)
 
 
-class _Requests:
-    """Every request of one process, made before the test starts: sending must stay cheap."""
+class _Pool:
+    """The comments, encoded before the test starts: sending must stay cheap."""
 
-    http: list[bytes] = []  # noqa: RUF012  filled once by `make`, before any user starts
-    grpc: list[Any] = []  # noqa: RUF012
-
-    @classmethod
-    def make(cls, texts: list[str]) -> None:
-        cls.http = [_http_body(text) for text in texts]
-        cls.grpc = [_grpc_request(text) for text in texts]
-
-    @classmethod
-    def rows(cls, user: User, number: int) -> Iterator[int]:
-        """Row numbers round and round, from a start of each user's own in every process."""
-        process = getattr(user.environment.runner, "worker_index", 0)
-        start = int(np.random.default_rng((process, number)).integers(len(cls.http)))
-        return ((start + step) % len(cls.http) for step in itertools.count())
-
-
-def _http_body(text: str) -> bytes:
-    tensor = {"name": TEXT, "shape": [1, 1], "datatype": "BYTES", "data": [text]}
-    return json.dumps({"inputs": [tensor]}).encode()
-
-
-def _grpc_request(text: str) -> Any:
-    raw = text.encode()
-    request = service_pb2.ModelInferRequest(model_name=PUBLIC_MODEL)
-    request.inputs.add(name=TEXT, shape=[1, 1], datatype="BYTES")
-    # KServe v2 binary tensors: each BYTES item after its length, 4 bytes little-endian.
-    request.raw_input_contents.append(struct.pack("<I", len(raw)) + raw)
-    return request
+    texts: list[str] = []  # noqa: RUF012  filled once, before any user starts
+    sources = itertools.count()
 
 
 class _Record:
@@ -93,7 +78,22 @@ class _Record:
 
     began = ended = cpu_s = 0.0
     latencies_ms = array("d")
+    sent_at_s = array("d")
+    failed_ms = array("d")
+    failed_at_s = array("d")
+    lags_ms = array("d")
+    missed = 0
     errors: Counter[str] = Counter()  # noqa: RUF012
+
+
+class HttpAnswer(NamedTuple):
+    """Of `http_fault`: status 0 when there was none, then `error` says why."""
+
+    status_code: int
+    content: bytes | None
+    error: str | None = None
+    header_length: int | None = None
+    """Bytes of JSON before the binary tensors, if there are any."""
 
 
 @events.init_command_line_parser.add_listener
@@ -112,6 +112,28 @@ def _add_arguments(parser: Any) -> None:
         help="where gRPC users connect to",
     )
     parser.add_argument(
+        "--rate",
+        type=float,
+        default=0.0,
+        help="requests a second of all users together, an open loop; 0 for a closed loop",
+    )
+    parser.add_argument(
+        "--arrivals", choices=["poisson", "constant"], default="poisson", help="of the open loop"
+    )
+    parser.add_argument(
+        "--max-in-flight", type=int, default=1000, help="of one user in the open loop"
+    )
+    parser.add_argument(
+        "--repeat-share",
+        type=float,
+        default=0.0,
+        help=f"share of comments from {arrivals.HOT_COMMENTS} that repeat, Zipf-ranked",
+    )
+    parser.add_argument("--batch", type=int, default=1, help="comments a request")
+    parser.add_argument(
+        "--payload", choices=["json", "binary"], default="json", help="form of HTTP tensors"
+    )
+    parser.add_argument(
         "--record",
         default="",
         include_in_web_ui=False,
@@ -127,26 +149,28 @@ def _load_comments(environment: Any, **_: Any) -> None:
     except ToxicityError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
-    _Requests.make(pool.texts)
-    _log.info("closed loop; %s", pool.summary())
+    _Pool.texts = pool.texts
+    _log.info("%s", pool.summary())
     # gevent counts timers from the time it last looked at the clock: before the loading.
     gevent.get_hub().loop.update_now()
 
 
 @events.test_start.add_listener
-def _start(**_: Any) -> None:
-    _Record.latencies_ms = array("d")
+def _start(environment: Any, **_: Any) -> None:
+    options = environment.parsed_options
+    # The master and a lone process know it; workers get it with the master's other options.
+    if not isinstance(environment.runner, WorkerRunner):
+        options.sources = max(1, environment.runner.target_user_count)
+        options.workers = max(1, len(getattr(environment.runner, "clients", ())))
+    loop = f"open loop, {options.rate:g} requests/s" if options.rate else "closed loop"
+    _log.info("%s, %d users", loop, options.sources)
+    for name in ("latencies_ms", "sent_at_s", "failed_ms", "failed_at_s", "lags_ms"):
+        setattr(_Record, name, array("d"))
+    _Record.missed = 0
     _Record.errors = Counter()
+    _Pool.sources = itertools.count()
     _Record.cpu_s = -time.process_time()
     _Record.began = time.time()
-
-
-@events.request.add_listener
-def _measured(response_time: float, exception: Any = None, **_: Any) -> None:
-    if exception is None:
-        _Record.latencies_ms.append(response_time)
-    else:
-        _Record.errors[str(exception)] += 1
 
 
 @events.test_stop.add_listener
@@ -154,71 +178,93 @@ def _stop(environment: Any, **_: Any) -> None:
     _Record.ended = time.time()
     _Record.cpu_s += time.process_time()
     if environment.parsed_options.record:
+        arrays = ("latencies_ms", "sent_at_s", "failed_ms", "failed_at_s", "lags_ms")
         np.savez(
-            Path(environment.parsed_options.record) / f"{os.getpid()}.npz",
-            latencies_ms=np.frombuffer(_Record.latencies_ms),
+            Path(environment.parsed_options.record) / f"{os.uname().nodename}-{os.getpid()}.npz",
+            **{name: np.frombuffer(getattr(_Record, name)) for name in arrays},
             errors=json.dumps(_Record.errors),
+            missed=_Record.missed,
             cpu_s=_Record.cpu_s,
             began=_Record.began,
             ended=_Record.ended,
         )
 
 
-class HttpCommentUser(FastHttpUser):
-    """Sends comments as JSON over one kept-alive connection, as fast as answers come."""
+class _CommentUser(User):
+    """Sends comments; a protocol says how by `_encode` and `_exchange`."""
 
-    host = f"http://{HOST}:{HTTP_PORT}"
+    abstract = True
     wait_time = constant(0)
-    connection_timeout = network_timeout = _TIMEOUT_S
-    _number = itertools.count()
+    kind, name = "", ""
 
     def on_start(self) -> None:
-        self._rows = _Requests.rows(self, next(self._number))
-
-    @task
-    def score(self) -> None:
-        body = _Requests.http[next(self._rows)]
-        with self.client.post(
-            _INFER_PATH, data=body, headers=_HEADERS, name="http", catch_response=True
-        ) as response:
-            if fault := http_fault(response):
-                response.failure(fault)
-
-
-class GrpcCommentUser(User):
-    """Sends comments over one gRPC channel, as fast as answers come."""
-
-    wait_time = constant(0)
-    _number = itertools.count()
-
-    def on_start(self) -> None:
-        grpc_gevent.init_gevent()  # once a process; later calls change nothing
-        number = next(self._number)
-        # Channels with the same options share one connection; the number keeps them apart.
-        self._channel = grpc.insecure_channel(
-            self.environment.parsed_options.grpc_address, options=[("toxicity.user", number)]
+        options = self.environment.parsed_options
+        runner = self.environment.runner
+        worker = max(0, getattr(runner, "worker_index", 0))
+        # Numbers of different workers differ by `workers`, so that no two sources share one.
+        self._source = worker + options.workers * next(_Pool.sources)
+        stride = options.workers * -(-options.sources // options.workers)
+        rng = np.random.default_rng(self._source)
+        self._rows = arrivals.rows(
+            len(_Pool.texts), self._source, stride, options.repeat_share, rng
         )
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._rows = _Requests.rows(self, number)
+        self._hot = arrivals.hot_rows(len(_Pool.texts), options.repeat_share)
+        self._in_flight = gevent.pool.Pool(options.max_in_flight)
+        if options.rate:
+            self._rate = options.rate / options.sources
+            now = time.perf_counter()
+            self._due = arrivals.send_times(self._rate, options.arrivals, rng, now)
+            self._next = next(self._due)
+        self._connect()
 
     def on_stop(self) -> None:
-        self._channel.close()
+        if self.environment.parsed_options.rate:
+            behind_s = time.perf_counter() - self._next
+            _Record.missed += max(0, int(behind_s * self._rate))
+            self._in_flight.join(timeout=_DRAIN_S)
+            for _ in range(len(self._in_flight)):
+                self._report(time.perf_counter() - _DRAIN_S, 0, "not answered in time")
+            self._in_flight.kill()
+        self._disconnect()
 
     @task
     def score(self) -> None:
-        request = _Requests.grpc[next(self._rows)]
-        length = 0
-        began = time.perf_counter()
-        try:
-            answer = self._stub.ModelInfer(request, timeout=_TIMEOUT_S)
-            response_time = 1e3 * (time.perf_counter() - began)
-            length, fault = answer.ByteSize(), grpc_fault(answer)
-        except grpc.RpcError as error:
-            response_time = 1e3 * (time.perf_counter() - began)
-            fault = f"{error.code().name}: {(error.details() or '')[:_SHOWN_CHARS]}"
+        if not self.environment.parsed_options.rate:
+            self._send(time.perf_counter())
+            return
+        while (wait_s := self._next - time.perf_counter()) > 0:
+            gevent.sleep(wait_s)
+            if self._state == "stopping":
+                return
+        intended, self._next = self._next, next(self._due)
+        _Record.lags_ms.append(1e3 * (time.perf_counter() - intended))
+        if self._in_flight.full():
+            self._report(intended, 0, _FULL)
+        else:
+            self._in_flight.spawn(self._send, intended)
+
+    def _send(self, intended: float) -> None:
+        """Send one request and report it; its latency counts from `intended`."""
+        batch = self.environment.parsed_options.batch
+        numbers = (next(self._rows) for _ in range(batch))
+        texts = [arrivals.comment(_Pool.texts, self._hot, number) for number in numbers]
+        request = self._encode(texts)
+        self._report(intended, *self._exchange(request))
+
+    def _report(self, intended: float, length: int, fault: str | None) -> None:
+        now = time.perf_counter()
+        response_time = 1e3 * (now - intended)
+        at_s = time.time() - (now - intended) - _Record.began
+        if fault is None:
+            _Record.latencies_ms.append(response_time)
+            _Record.sent_at_s.append(at_s)
+        else:
+            _Record.errors[fault] += 1
+            _Record.failed_ms.append(response_time)
+            _Record.failed_at_s.append(at_s)
         self.environment.events.request.fire(
-            request_type="gRPC",
-            name="grpc",
+            request_type=self.kind,
+            name=self.name,
             response_time=response_time,
             response_length=length,
             exception=CatchResponseError(fault) if fault else None,
@@ -226,15 +272,107 @@ class GrpcCommentUser(User):
         )
 
 
+class HttpCommentUser(_CommentUser):
+    """Sends comments over kept-alive HTTP connections, as JSON or as binary tensors."""
+
+    host = f"http://{HOST}:{HTTP_PORT}"
+    kind, name = "POST", "http"
+
+    def _connect(self) -> None:
+        options = self.environment.parsed_options
+        self._binary = options.payload == "binary"
+        self._client = HTTPClient.from_url(
+            self.host,
+            concurrency=options.max_in_flight if options.rate else 1,
+            connection_timeout=_TIMEOUT_S,
+            network_timeout=_TIMEOUT_S,
+        )
+
+    def _disconnect(self) -> None:
+        self._client.close()
+
+    def _encode(self, texts: list[str]) -> tuple[bytes, dict[str, str]]:
+        tensor: dict[str, Any] = {"name": TEXT, "shape": [len(texts), 1], "datatype": "BYTES"}
+        if not self._binary:
+            body = json.dumps({"inputs": [{**tensor, "data": texts}]}).encode()
+            return body, {"Content-Type": "application/json"}
+        raw = _raw(texts)
+        tensor["parameters"] = {"binary_data_size": len(raw)}
+        wanted = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+        head = json.dumps(wanted).encode()
+        return head + raw, {
+            "Content-Type": "application/octet-stream",
+            _HEADER_LENGTH: str(len(head)),
+        }
+
+    def _exchange(self, request: tuple[bytes, dict[str, str]]) -> tuple[int, str | None]:
+        body, headers = request
+        try:
+            response = self._client.post(_INFER_PATH, body=body, headers=headers)
+            content = bytes(response.read())
+            head = response.get(_HEADER_LENGTH.lower())
+            answer = HttpAnswer(response.status_code, content, None, int(head) if head else None)
+        except Exception as error:  # whatever a socket or a parser raises is a failed request
+            answer = HttpAnswer(0, None, str(error) or repr(error))
+        return len(answer.content or b""), http_fault(answer)
+
+
+class GrpcCommentUser(_CommentUser):
+    """Sends comments over one gRPC channel."""
+
+    kind, name = "gRPC", "grpc"
+
+    def _connect(self) -> None:
+        grpc_gevent.init_gevent()  # once a process; later calls change nothing
+        # Channels with the same options share one connection; the number keeps them apart.
+        self._channel = grpc.insecure_channel(
+            self.environment.parsed_options.grpc_address,
+            options=[("toxicity.user", self._source)],
+        )
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def _disconnect(self) -> None:
+        self._channel.close()
+
+    def _encode(self, texts: list[str]) -> Any:
+        request = service_pb2.ModelInferRequest(model_name=PUBLIC_MODEL)
+        request.inputs.add(name=TEXT, shape=[len(texts), 1], datatype="BYTES")
+        request.raw_input_contents.append(_raw(texts))
+        return request
+
+    def _exchange(self, request: Any) -> tuple[int, str | None]:
+        try:
+            answer = self._stub.ModelInfer(request, timeout=_TIMEOUT_S)
+        except grpc.RpcError as error:
+            return 0, f"{error.code().name}: {(error.details() or '')[:_SHOWN_CHARS]}"
+        return answer.ByteSize(), grpc_fault(answer)
+
+
+def _raw(texts: list[str]) -> bytes:
+    """KServe v2 binary tensor: each BYTES item after its length, 4 bytes little-endian."""
+    items = [text.encode() for text in texts]
+    return b"".join(struct.pack("<I", len(item)) + item for item in items)
+
+
 def http_fault(response: Any) -> str | None:
-    """Why an HTTP response (`status_code`, `content`, `error`) counts as failed, or None."""
+    """Why an HttpAnswer counts as failed, or None."""
     if response.status_code != 200:
         body = (response.content or b"").decode("utf-8", "replace")
         return f"{response.status_code}: {body or response.error}"[:_SHOWN_CHARS]
     try:
-        outputs = {o["name"]: o["data"][0] for o in json.loads(response.content)["outputs"]}
-        return _fault(float(outputs[PROBABILITY]), str(outputs[MODEL_VERSION]))
-    except (ValueError, TypeError, LookupError) as error:
+        length = getattr(response, "header_length", None)
+        outputs = json.loads(response.content[:length])["outputs"]
+        if length is None:
+            data = {output["name"]: output["data"] for output in outputs}
+            return _fault(
+                [float(p) for p in data[PROBABILITY]], list(map(str, data[MODEL_VERSION]))
+            )
+        sizes = [output["parameters"]["binary_data_size"] for output in outputs]
+        ends = list(itertools.accumulate(sizes, initial=length))
+        names = [output["name"] for output in outputs]
+        parts = [response.content[a:b] for a, b in itertools.pairwise(ends)]
+        return _raw_fault(dict(zip(names, parts, strict=True)))
+    except (ValueError, TypeError, LookupError, struct.error) as error:
         return f"the answer cannot be read: {error!r}"[:_SHOWN_CHARS]
 
 
@@ -242,14 +380,27 @@ def grpc_fault(answer: Any) -> str | None:
     """Why a ModelInferResponse counts as failed, or None."""
     names = [output.name for output in answer.outputs]
     try:
-        raw = dict(zip(names, answer.raw_output_contents, strict=True))
-        (probability,) = struct.unpack("<f", raw[PROBABILITY])
-        return _fault(probability, raw[MODEL_VERSION][4:].decode())
+        return _raw_fault(dict(zip(names, answer.raw_output_contents, strict=True)))
     except (ValueError, LookupError, struct.error) as error:
         return f"the answer cannot be read: {error!r}"[:_SHOWN_CHARS]
 
 
-def _fault(probability: float, version: str) -> str | None:
-    if not 0.0 <= probability <= 1.0:
-        return f"{PROBABILITY} is {probability}, expected 0 to 1"
-    return None if version.isdecimal() else f"{MODEL_VERSION} is {version!r}, expected a number"
+def _raw_fault(raw: dict[str, bytes]) -> str | None:
+    probabilities = [p for (p,) in struct.iter_unpack("<f", raw[PROBABILITY])]
+    versions, left = [], raw[MODEL_VERSION]
+    while left:
+        (size,) = struct.unpack_from("<I", left)
+        versions.append(left[4 : 4 + size].decode())
+        left = left[4 + size :]
+    return _fault(probabilities, versions)
+
+
+def _fault(probabilities: list[float], versions: list[str]) -> str | None:
+    if not probabilities or len(probabilities) != len(versions):
+        return f"{len(probabilities)} {PROBABILITY} and {len(versions)} {MODEL_VERSION}"
+    for probability, version in zip(probabilities, versions, strict=True):
+        if not 0.0 <= probability <= 1.0:
+            return f"{PROBABILITY} is {probability}, expected 0 to 1"
+        if not version.isdecimal():
+            return f"{MODEL_VERSION} is {version!r}, expected a number"
+    return None

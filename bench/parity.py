@@ -25,6 +25,7 @@ from train.artifacts import WEIGHTS_FILE, load_checkpoint, sha256_of
 from train.batches import TokenizedOnTheFly
 from train.cli import parse_config, run
 from train.evaluate import logits_of, probability_of
+from train.qat import int8_reference
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def main() -> None:
     pool = load_pool(config.comments, size=config.count)
     checkpoint = load_checkpoint(config.checkpoint)
     ids = TokenizedOnTheFly(pool.texts, checkpoint.tokenizer)
-    reference = logits_of(checkpoint.model, ids, np.arange(len(pool.texts)))
+    int8 = artifact["precision"] == "int8"
+    model = int8_reference(checkpoint) if int8 else checkpoint.model
+    reference = logits_of(model, ids, np.arange(len(pool.texts)))
     http_url, grpc_url = f"{HOST}:{server.http_port}", f"{HOST}:{server.grpc_port}"
     alone = np.concatenate([score_comments([t], url=http_url).logit for t in pool.texts])
     batched = score_comments(pool.texts, protocol="grpc", url=grpc_url).logit
@@ -86,13 +89,23 @@ def compare(reference: np.ndarray, alone: np.ndarray, batched: np.ndarray) -> di
 
 def bars(measured: dict[str, float], count: int, precision: str) -> dict[str, dict[str, Any]]:
     """The artifact's bounds for `precision`, as bars."""
-    int8 = precision == "int8"
-    bound = {
-        "max_logit_difference": contract.INT8_LOGIT_ATOL if int8 else contract.FP32_LOGIT_ATOL,
-        "flipped_decisions": int(contract.INT8_FLIPPED_SHARE * count) if int8 else 0,
-        "max_difference_alone_to_batched": (
-            contract.INT8_INVARIANCE_ATOL if int8 else contract.FP32_INVARIANCE_ATOL
+    logit, flipped, invariance = {
+        "fp32": (contract.FP32_LOGIT_ATOL, 0.0, contract.FP32_INVARIANCE_ATOL),
+        "fp16": (
+            contract.FP16_LOGIT_ATOL,
+            contract.FP16_FLIPPED_SHARE,
+            contract.FP16_INVARIANCE_ATOL,
         ),
+        "int8": (
+            contract.INT8_LOGIT_ATOL,
+            contract.INT8_FLIPPED_SHARE,
+            contract.INT8_INVARIANCE_ATOL,
+        ),
+    }[precision]
+    bound = {
+        "max_logit_difference": logit,
+        "flipped_decisions": int(flipped * count),
+        "max_difference_alone_to_batched": invariance,
     }
     return {
         name: {"value": measured[name], "bar": bar, "holds": measured[name] <= bar}

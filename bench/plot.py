@@ -1,4 +1,4 @@
-"""Draw a load run: latency percentiles by protocol, and where a request's time goes."""
+"""Draw the results of `bench.run` and of `bench.encoder`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from train.artifacts import write_atomically
 
 
 def plot_results(document: dict[str, Any], path: Path) -> None:
-    """Write a PNG of `document`, the JSON document of `bench.run`."""
+    """Write a PNG of `document`, the JSON document of `bench.run`: latency, and where time goes."""
     results = document["results"]
     names = [result["protocol"] for result in results]
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -25,8 +25,7 @@ def plot_results(document: dict[str, Any], path: Path) -> None:
     left.legend()
 
     parts = {
-        "in Triton's queue": [result["triton_queue_ms"] for result in results],
-        "in the model's queue": [result["queue_ms"] for result in results],
+        "in the queue": [result["queue_ms"] for result in results],
         "scoring the batch": [result["compute_ms"] for result in results],
     }
     mean = [result["latency_ms"]["mean"] for result in results]
@@ -42,12 +41,56 @@ def plot_results(document: dict[str, Any], path: Path) -> None:
     hardware, artifact = document["hardware"], document["artifact"]
     figure.suptitle(
         f"{artifact['precision']} {artifact['onnx_sha256'][:12]} on {hardware['cores']} cores "
-        f"({hardware['cpu']}, {', '.join(hardware['isa'])}); {document['users']} users, closed "
-        f"loop; {document['comments']['name']}",
+        f"({hardware['cpu']}, {', '.join(hardware['isa'])}); {document['load']}; "
+        f"{document['comments']['name']}",
         fontsize=9,
     )
     for axes in (left, middle, right):
         axes.grid(alpha=0.3, axis="y")
+    _save(figure, path)
+
+
+def plot_encoders(document: dict[str, Any], path: Path) -> None:
+    """Write a PNG of `document`, the JSON document of `bench.encoder`."""
+    section = document["one_thread"]
+    figure = Figure(figsize=(12, 8.5), layout="constrained")
+    (rates, operators), (length, batch) = figure.subplots(2, 2)
+    cell = next(r for r in section["results"] if r["name"] == "batch 32, random")
+    bars = rates.barh(list(cell["comments_per_s"]), list(cell["comments_per_s"].values()))
+    rates.bar_label(bars, fmt="{:.0f}", padding=3)
+    rates.set(title="Batch 32, random order, one thread", xlabel="comments/s")
+
+    rows = [row for row in document["profile"] if (row["share"] or 0) >= 0.005]
+    bars = operators.barh([row["op"] for row in rows], [100 * row["share"] for row in rows])
+    operators.bar_label(bars, fmt="{:.0f}", padding=3)
+    operators.set(title="INT8 serving graph, batch 32: time by operator", xlabel="%")
+    for axes in (rates, operators):
+        axes.margins(x=0.12)
+        axes.invert_yaxis()
+        axes.grid(alpha=0.3, axis="x")
+
+    for axes, axis in ((length, "length"), (batch, "batch")):
+        for name, points in section["growth"][axis].items():
+            axes.plot([int(at) for at in points], list(points.values()), "o-", label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_ylabel("us a comment")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    length.set(title="Batches of 32 comments of one length", xlabel="tokens")
+    batch.set(title="Comments as they come", xlabel="comments in a batch")
+
+    hardware, config = document["hardware"], document["model"]["config"]
+    figure.suptitle(
+        f"d_model {config['d_model']}, {config['n_layers']} layers on one core of "
+        f"{hardware['cpu']} ({', '.join(hardware['isa'])}); int8 peak "
+        f"{section['peak_gops']['int8']:.0f} GOP/s; {document['comments']['name']}",
+        fontsize=9,
+    )
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_atomically(path, buffer.getvalue())

@@ -1,10 +1,11 @@
 """Load the running server with Locust, one protocol after the other: `make bench`.
 
     python -m bench.run --users 16 --seconds 20
+    python -m bench.run --rate 300 --seconds 20      # open loop
 
 Prints a table and, as its last line, one JSON document; the same goes to `bench/out/` as CSV,
-JSON and PNG. Closed loop (see bench/load.py). Exit status 1 when a bar does not hold, as when
-one request failed.
+JSON and PNG. Closed loop, or with `--rate` an open one (see bench/load.py). Exit status 1 when a
+bar does not hold, as when one request failed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +36,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 
+from bench.arrivals import Arrivals, self_check
 from bench.comments import default_source, load_pool
 from bench.plot import plot_results
 from contract import (
@@ -53,15 +56,16 @@ from train.cli import make_config, parse_config, run
 _USER_CLASS = {"http": "HttpCommentUser", "grpc": "GrpcCommentUser"}
 _WARM_UP_COMMENTS = 200
 _SETTLE_S, _SETTLE_TRIES = 0.1, 20
-_OWN = ("requests", "requests_refused", "comments", "tokens", "batches", "queue_us", "compute_us")
-_COUNTERS = {
+_OWN = ("requests", "requests_refused", "comments", "tokens", "batches", "compute_us")
+COUNTERS = {
     **{f"{PUBLIC_MODEL}_{name}_total": name for name in _OWN},
     "nv_inference_request_success_total": "triton_requests",
-    "nv_inference_queue_duration_us_total": "triton_queue_us",
+    "nv_inference_queue_duration_us_total": "queue_us",
 }
 """Counters on the metrics port, as the parser names them, by short name: the model's own, and
 Triton's of the model."""
 _REMEDY = {
+    "invalid_runs": "the generator fell behind: give more --processes, or a lower --rate",
     "failed_share": "the reasons are above, and in the log of the server",
     "answers_counted_by_server": "let nothing else send comments to it meanwhile",
     "generator_busy": "the generator was the limit, not the server: give more --processes",
@@ -79,6 +83,12 @@ class BenchConfig:
     processes: int = Field(
         max(1, (os.cpu_count() or 1) // 4), ge=1, description="Locust processes, of one core each"
     )
+    rate: float = Field(0, ge=0, description="open loop of so many requests/s; 0: closed loop")
+    arrivals: Arrivals = Field("poisson", description="of the open loop")
+    repeat_share: float = Field(0, ge=0, lt=1, description="share of repeated comments")
+    batch: int = Field(1, ge=1, description="comments a request")
+    payload: Literal["json", "binary"] = Field("json", description="form of HTTP tensors")
+    skip_s: float = Field(0, ge=0, description="first seconds of the load not in latencies")
     comments: str = Field(
         default_source(), description="comments to send: a labelled file, or 'synthetic'"
     )
@@ -102,16 +112,21 @@ class Result:
     """Scored by the server in that time, by its own count."""
     refused: int
     mean_batch: float
-    triton_queue_ms: float
-    """Mean wait in Triton until the model's process took the request."""
     queue_ms: float
-    """Mean wait in the model's own queue, where batches form."""
+    """Mean wait in Triton until the model's process took the request."""
     compute_ms: float
     """Mean time to score a batch; every request of it waits that long."""
     tokens: float
     """Mean tokens a comment as the encoder saw it: [CLS] counted, cut at max_len."""
     cpu_us: dict[str, float]
     """CPU time by who spent it: generator, front_end (tritonserver), model (its processes)."""
+    check: dict[str, Any]
+    """`bench.self_check`; without a schedule (closed loop) only `busy` says something."""
+    comments_per_s: float
+    failed_p50_ms: float | None
+    """Median time to the answer of a failed request, such as a refusal."""
+    last_send: float
+    """Unix time in seconds of the last send."""
     generator_busy: float
     """CPU seconds a second of the busiest Locust process; near 1 it binds, not the server."""
 
@@ -129,21 +144,27 @@ def main() -> None:
     print(pool.summary(), flush=True)
     # One that the server refuses is for the load to count, not for the warm-up to stop at.
     sendable = [text for text in pool.texts if len(text.encode()) <= MAX_COMMENT_BYTES]
-    warm_up = sendable[:_WARM_UP_COMMENTS]
+    first = sendable[:_WARM_UP_COMMENTS]
     results = []
     for protocol in config.protocols:
-        print(f"{protocol}: {config.users} users for {config.seconds} s, closed loop", flush=True)
-        _warm_up(protocol, server, warm_up)
-        results.append(_load(config, protocol, server))
+        print(f"{protocol}: {_loop(config)} for {config.seconds} s", flush=True)
+        warm_up(protocol, server, first)
+        results.append(load(config, protocol, server))
         print(f"{protocol}: {results[-1].requests} requests sent", flush=True)
     document: dict[str, Any] = {
         "bench": "load",
-        "closed_loop": True,
+        "closed_loop": config.rate == 0,
+        "load": _loop(config),
+        "rate": config.rate,
+        "arrivals": config.arrivals,
+        "repeat_share": config.repeat_share,
+        "batch": config.batch,
+        "payload": config.payload,
         "users": config.users,
         "processes": config.processes,
         "seconds": config.seconds,
         "comments": pool.to_json(),
-        "warm_up_comments": len(warm_up),
+        "warm_up_comments": len(first),
         "artifact": artifact,
         "hardware": hardware(),
         "versions": _versions(server),
@@ -183,16 +204,33 @@ def report_broken_bars(document: dict[str, Any], remedy: dict[str, str] | None =
 
 
 # --- One run -----------------------------------------------------------------------------
-def _warm_up(protocol: Protocol, server: triton.Server, texts: list[str]) -> None:
+def warm_up(protocol: Protocol, server: triton.Server, texts: list[str]) -> None:
+    """Send `texts` once, so that no first request is in what follows."""
     port = server.http_port if protocol == "http" else server.grpc_port
     score_comments(texts, protocol=protocol, url=f"{HOST}:{port}")
 
 
-def _load(config: BenchConfig, protocol: Protocol, server: triton.Server) -> Result:
+def _loop(config: BenchConfig) -> str:
+    if config.rate == 0:
+        return f"{config.users} users, closed loop"
+    return f"open loop, {config.rate:g} requests/s, {config.arrivals} arrivals"
+
+
+def load(
+    config: BenchConfig,
+    protocol: Protocol,
+    server: triton.Server,
+    counters_of: Callable[[triton.Server], dict[str, float]] | None = None,
+) -> Result:
+    """Run Locust once on `server`. Raises ToxicityError when nothing was answered.
+
+    `counters_of` gives the totals of `server_counters`, which is the default.
+    """
+    counters_of = counters_of or server_counters
     with tempfile.TemporaryDirectory() as record:
-        before = _settled_counters(server)
+        before = _settled(counters_of, server)
         _run_locust(config, protocol, server, record)
-        after = _settled_counters(server)
+        after = _settled(counters_of, server)
         parts = [np.load(path, allow_pickle=False) for path in Path(record).glob("*.npz")]
     used = {name: after[name] - before[name] for name in after}
     errors: Counter[str] = Counter()
@@ -200,6 +238,7 @@ def _load(config: BenchConfig, protocol: Protocol, server: triton.Server) -> Res
         errors.update(json.loads(str(part["errors"])))
     # With several processes there is one more, which sends nothing and ends a second late.
     senders = [part for part in parts if len(part["latencies_ms"])]
+    kept = {id(part): part["latencies_ms"][part["sent_at_s"] >= config.skip_s] for part in senders}
     if not senders:
         reason = f"the first reason is {next(iter(errors))}; " if errors else ""
         raise ToxicityError(
@@ -207,13 +246,28 @@ def _load(config: BenchConfig, protocol: Protocol, server: triton.Server) -> Res
             f"{reason}see {config.out / protocol}.log"
         )
     began, ended = min(part["began"] for part in senders), max(part["ended"] for part in senders)
+    busiest = max(float(part["cpu_s"] / (part["ended"] - part["began"])) for part in senders)
+    check = self_check(
+        np.concatenate([part["lags_ms"] for part in parts]),
+        busiest,
+        sum(int(part["missed"]) for part in parts),
+        errors["generator full"],
+    )
     return _result(
         protocol,
-        latencies_ms=np.concatenate([part["latencies_ms"] for part in senders]),
+        latencies_ms=np.concatenate(list(kept.values())),
+        answered=sum(len(part["latencies_ms"]) for part in senders),
+        check=check,
+        batch=config.batch,
+        failed_ms=np.concatenate([part["failed_ms"] for part in parts]),
+        last_send=max(
+            float(part["began"] + np.max([*part["sent_at_s"], *part["failed_at_s"]]))
+            for part in senders
+        ),
         errors=errors,
         used={**used, "generator_cpu_s": sum(float(part["cpu_s"]) for part in parts)},
         seconds=float(ended - began),
-        busiest=max(float(part["cpu_s"] / (part["ended"] - part["began"])) for part in senders),
+        busiest=busiest,
     )
 
 
@@ -221,14 +275,18 @@ def _result(
     protocol: Protocol,
     *,
     latencies_ms: np.ndarray,
+    answered: int,
+    check: dict[str, Any],
+    batch: int,
+    failed_ms: np.ndarray,
+    last_send: float,
     errors: Counter[str],
     used: dict[str, float],
     seconds: float,
     busiest: float,
 ) -> Result:
-    answered = len(latencies_ms)
     sent = answered + errors.total()
-    batches, scored = max(1, used["batches"]), max(1, used["requests"])
+    batches = max(1, used["batches"])
     percentiles = {f"p{p:g}": float(np.percentile(latencies_ms, p)) for p in PERCENTILES}
     latency_ms = {"mean": float(latencies_ms.mean()), **percentiles, "max": latencies_ms.max()}
     return Result(
@@ -241,14 +299,17 @@ def _result(
         server_requests=int(used["requests"]),
         refused=int(used["requests_refused"]),
         mean_batch=round(used["comments"] / batches, 3),
-        triton_queue_ms=round(used["triton_queue_us"] / max(1, used["triton_requests"]) / 1e3, 3),
-        queue_ms=round(used["queue_us"] / scored / 1e3, 3),
+        queue_ms=round(used["queue_us"] / max(1, used["triton_requests"]) / 1e3, 3),
         compute_ms=round(used["compute_us"] / batches / 1e3, 3),
         tokens=round(used["tokens"] / max(1, used["comments"]), 1),
         cpu_us={
             name: round(1e6 * used[f"{name}_cpu_s"] / sent, 1)
             for name in ("generator", "front_end", "model")
         },
+        check=check,
+        failed_p50_ms=round(float(np.median(failed_ms)), 3) if len(failed_ms) else None,
+        last_send=last_send,
+        comments_per_s=round(answered * batch / seconds, 1),
         generator_busy=round(busiest, 3),
     )
 
@@ -259,7 +320,11 @@ def _run_locust(
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "locust", "-f", str(root / "bench/load.py")]
     command += [_USER_CLASS[protocol], "--headless", "--only-summary"]
-    command += ["--users", str(config.users), "--spawn-rate", str(config.users)]
+    users = config.processes if config.rate else config.users  # a source a process
+    command += ["--users", str(users), "--spawn-rate", str(users)]
+    command += ["--rate", str(config.rate), "--arrivals", config.arrivals]
+    command += ["--repeat-share", str(config.repeat_share), "--batch", str(config.batch)]
+    command += ["--payload", config.payload]
     command += ["--run-time", f"{config.seconds}s", "--stop-timeout", "30"]
     command += ["--host", server.http_url, "--grpc-address", f"{HOST}:{server.grpc_port}"]
     command += ["--comments", config.comments, "--record", record]
@@ -285,19 +350,21 @@ def _run_locust(
         raise ToxicityError(f"locust ended with status {status}: {''.join(last)}; see {log}")
 
 
-def _settled_counters(server: triton.Server) -> dict[str, float]:
-    """Counters once they stand still: the model counts a batch just after it answered it."""
-    counters = _server_counters(server)
+def _settled(
+    counters_of: Callable[[triton.Server], dict[str, float]], server: triton.Server
+) -> dict[str, float]:
+    """Counters once they stand still: the model publishes them a little later."""
+    counters = counters_of(server)
     for _ in range(_SETTLE_TRIES):  # somebody else's requests may never let them stand still
         time.sleep(_SETTLE_S)
-        before, counters = counters, _server_counters(server)
+        before, counters = counters, counters_of(server)
         if counters["requests"] == before["requests"]:
             break
     return counters
 
 
-def _server_counters(server: triton.Server) -> dict[str, float]:
-    """Totals of _COUNTERS by short name, and the CPU seconds of the server's processes.
+def server_counters(server: triton.Server) -> dict[str, float]:
+    """Totals of COUNTERS by short name, and the CPU seconds of the server's processes.
 
     Raises BadInput when the served model counts other things.
     """
@@ -307,18 +374,25 @@ def _server_counters(server: triton.Server) -> dict[str, float]:
     counters: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name in _COUNTERS and sample.labels.get("model") in (None, PUBLIC_MODEL):
-                name = _COUNTERS[sample.name]
+            if sample.name in COUNTERS and sample.labels.get("model") in (None, PUBLIC_MODEL):
+                name = COUNTERS[sample.name]
                 counters[name] = counters.get(name, 0.0) + sample.value  # one a version
-    if missing := _COUNTERS.values() - counters.keys():
+    if missing := COUNTERS.values() - counters.keys():
         raise BadInput(
             f"{url} does not count {', '.join(sorted(missing))}, expected the counters of this "
             "release's model; run `make export serve`"
         )
+    return {**counters, **cpu_of(server)}
+
+
+def cpu_of(server: triton.Server) -> dict[str, float]:
+    """CPU seconds of the server's own process and of those that it started."""
     process = psutil.Process(server.pid)
-    counters["front_end_cpu_s"] = _cpu_s(process)
-    counters["model_cpu_s"] = sum(_cpu_s(child) for child in process.children(recursive=True))
-    return counters
+    children = process.children(recursive=True)
+    return {
+        "front_end_cpu_s": _cpu_s(process),
+        "model_cpu_s": sum(_cpu_s(child) for child in children),
+    }
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -377,7 +451,9 @@ def bars(results: list[Result]) -> dict[str, dict[str, Any]]:
     failed = sum(result.failures for result in results)
     counted = sum(result.server_requests for result in results) / max(1, sent - failed)
     busy = max(result.generator_busy for result in results)
+    invalid = sum(bool(result.check["invalid"]) for result in results)
     return {
+        "invalid_runs": {"value": invalid, "bar": 0, "holds": invalid == 0},
         "failed_share": {"value": failed / sent, "bar": 0, "holds": failed == 0},
         "answers_counted_by_server": {"value": counted, "bar": 1, "holds": counted == 1},
         "generator_busy": {"value": busy, "bar": 0.9, "holds": busy <= 0.9},
@@ -386,16 +462,18 @@ def bars(results: list[Result]) -> dict[str, dict[str, Any]]:
 
 def table(results: list[Result]) -> str:
     """The results for people, one line a protocol."""
-    head = ["", "requests", "failed", "req/s", "p50 ms", "p95 ms", "p99 ms", "max ms", "batch"]
-    head += ["queue ms", "compute ms", "CPU us: load", "front end", "model", "load busy"]
+    head = ["", "requests", "failed", "req/s", "p50 ms", "p95 ms", "p99 ms", "p99.9 ms", "max ms"]
+    head += ["batch", "queue ms", "compute ms", "CPU us: load", "front end", "model"]
+    head += ["load busy", "lag p99 ms", "generator"]
     lines = []
     for r in results:
-        latency = [f"{r.latency_ms[name]:.1f}" for name in ("p50", "p95", "p99", "max")]
+        latency = [f"{r.latency_ms[name]:.1f}" for name in ("p50", "p95", "p99", "p99.9", "max")]
         cpu = [f"{r.cpu_us[name]:.0f}" for name in ("generator", "front_end", "model")]
-        waited_ms = r.triton_queue_ms + r.queue_ms
-        server = [f"{r.mean_batch:.2f}", f"{waited_ms:.2f}", f"{r.compute_ms:.2f}"]
+        server = [f"{r.mean_batch:.2f}", f"{r.queue_ms:.2f}", f"{r.compute_ms:.2f}"]
         counts = [r.protocol, str(r.requests), str(r.failures), f"{r.rate_rps:.0f}"]
-        lines.append([*counts, *latency, *server, *cpu, f"{100 * r.generator_busy:.0f} %"])
+        own = [f"{100 * r.generator_busy:.0f} %", f"{r.check['lag_p99_ms']:.2f}"]
+        own.append("INVALID" if r.check["invalid"] else "kept up")
+        lines.append([*counts, *latency, *server, *cpu, *own])
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))

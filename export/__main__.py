@@ -1,15 +1,16 @@
 """Turn a checkpoint into a served artifact: `make export`, or `python -m export --help`.
 
-Trace to ONNX as the reference, build the serving graph from the same weights, pass the gates,
-fill `model_repository/`. When a gate fails nothing is published, the version that serves stays,
-and the exit status is 3.
+Trace to ONNX as the reference, build the serving graph from the same weights, pass the gates of
+`export.gates`, time the forms, fill `model_repository/`. When a gate fails nothing is published,
+the version that serves stays, and the exit status is 3.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +20,38 @@ import onnxruntime as ort
 import torch
 
 import contract
-from contract import GateFailed
-from export import parity
+from contract import BadInput, GateFailed
+from export import rates
 from export.config import ExportConfig
-from export.parity import Comment, Finding
-from export.quantize import integer_matmuls
-from export.repository import publish
-from export.scorer import Scorer
-from export.serving_graph import build, build_int8, choose_groups, linear_layers
-from export.trace import trace
-from train.artifacts import (
-    METRICS_FILE,
-    WEIGHTS_FILE,
-    Checkpoint,
-    load_checkpoint,
-    read_json,
-    sha256_of,
-    write_json,
+from export.gates import (
+    Form,
+    Subject,
+    form_gates,
+    load_subject,
+    reference_gates,
+    tensorrt_gates,
+    torchscript_gate,
 )
-from train.batches import TokenizedOnTheFly
+from export.parity import Finding, onnx_runner
+from export.placement import Placement
+from export.qdq import TENSORRT_FILE, write_qdq
+from export.repository import publish
+from export.serving_graph import build, build_int8, build_packed, choose_groups
+from export.torchscript import TORCHSCRIPT_FILE, write_torchscript
+from export.trace import trace
+from train.artifacts import METRICS_FILE, WEIGHTS_FILE, read_json, sha256_of, write_json
 from train.cli import parse_config, run
-from train.evaluate import logits_of
-from train.split import Split, comments_of_run
+from train.qat import table_lines
 
-_SAMPLE = 64
-"""Validation comments that the gates score in every company; each costs about 40 runs."""
 _LENGTHS = 10_000
 """Training comments whose lengths fix the attention groups."""
+_NOT_FOR = {
+    ("int8", "cuda"): "the CUDA provider has no kernels for its matmuls",
+    ("fp16", "cpu"): "its operators exist for CUDA only",
+}
+"""Why a form is not served on a device."""
+_OTHER = {"cpu": "int8", "cuda": "fp16"}
+"""What a device serves beside FP32."""
 
 
 def main() -> None:
@@ -57,74 +63,45 @@ def main() -> None:
 def export(config: ExportConfig) -> dict[str, Any]:
     """Run the export and return its report, which is also written to `config.out`.
 
-    Raises GateFailed when a gate of the chosen precision fails; nothing is published then.
+    Raises GateFailed when a gate of the chosen precision fails, with "auto" when one of every
+    precision does; nothing is published then. Raises BadInput for a precision and a device that
+    do not go together.
     """
     began = time.monotonic()
-    subject = _load_subject(config)
-    traced, fp32, int8 = (config.out / f"{n}.onnx" for n in ("traced", "fp32", "int8"))
-    model, published = subject.checkpoint.model, fp32
+    device = _device(config)
+    subject = load_subject(config)
+    traced = config.out / "traced.onnx"
     print("tracing to ONNX ...", flush=True)
-    trace(model, traced)
+    trace(subject.checkpoint.model, traced)
     training = np.random.default_rng(config.seed).permutation(subject.split.train)
-    lengths = [len(subject.ids[row]) for row in training[:_LENGTHS]]
-    groups = choose_groups(lengths, subject.max_len)
-    print(f"building the serving graph, attention widths {groups} ...", flush=True)
-    build(model, fp32, groups)
-    findings = _fp32_gates(subject, traced, fp32, config.seed)
-    if config.precision == "int8":
-        chosen = training[: config.calibration_comments]
-        print(f"quantizing, calibrated on {len(chosen)} training comments ...", flush=True)
-        build_int8(model, int8, groups, (subject.ids[row] for row in chosen))
-        findings += _int8_gates(subject, int8, config.seed)
-        published = int8
-    for finding in findings:
-        print(finding, flush=True)
+    groups = choose_groups([len(subject.ids[row]) for row in training[:_LENGTHS]], subject.max_len)
+    forms = _build(config, device, subject, groups, training)
 
+    findings, placements = _prove(config, subject, traced, forms)
+    runners = {form.precision: onnx_runner(form.path, device) for form in forms}
+    measured = rates.measure(runners, subject.timed)
+    needed = {form.precision: _needed(form, findings) for form in forms}
+    broken = {name: [gate for gate in own if not gate.holds] for name, own in needed.items()}
+    chosen = _choose(config, forms, broken, measured)
+    here = rates.lines(measured, _verdicts(device, chosen, broken))
+    print(rates.table(here))
     report: dict[str, Any] = {
-        "precision": config.precision,
-        "gates": [finding.to_json() for finding in findings],
+        "precision": chosen.precision,
+        "device": device,
+        "gates": [finding.to_json() for found in findings.values() for finding in found],
+        "placement": {precision: placed.to_json() for precision, placed in placements.items()},
+        "rates": rates.to_json(here, device, len(subject.timed)),
         "published": None,
-        "checkpoint": {
-            "sha256": sha256_of(config.checkpoint / WEIGHTS_FILE),
-            "config": subject.checkpoint.config,
-            "test": read_json(config.checkpoint / METRICS_FILE, "run `make train`")["test"],
-        },
         "attention_widths": list(groups),
-        "calibration_comments": config.calibration_comments,
-        "seed": config.seed,
-        "onnx": {path.name: _described(path) for path in (traced, fp32, published)},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": ort.__version__,
-        },
+        "cascade": subject.cascade.to_json() if subject.cascade else None,
+        **_sources(config, subject, [traced, *(path for form in forms for path in form.files)]),
     }
-    failed = [finding for finding in findings if not finding.holds]
+    if subject.ranges:
+        quantization = report["checkpoint"]["quantization"]
+        print(*table_lines(quantization, len(subject.validation)), sep="\n")
+    failed = broken[chosen.precision]
     if not failed:
-        artifact = {
-            "precision": config.precision,
-            "device": "cpu",
-            "max_len": subject.max_len,
-            "attention_widths": list(groups),
-            "tolerances": {finding.gate: finding.bound for finding in findings},
-            "measured": {finding.gate: finding.value for finding in findings},
-            "checkpoint_sha256": report["checkpoint"]["sha256"],
-            "versions": report["versions"],
-        }
-        version = publish(
-            config.repository,
-            onnx_path=published,
-            tokenizer_path=config.checkpoint / contract.TOKENIZER_FILE,
-            artifact=artifact,
-            instances=config.instances,
-        )
-        folder = config.repository / contract.PUBLIC_MODEL / str(version)
-        report["published"] = {
-            "model": contract.PUBLIC_MODEL,
-            "version": version,
-            "files": {path.name: _described(path) for path in sorted(folder.iterdir())},
-        }
+        report["published"] = _publish(config, subject, chosen, needed[chosen.precision], report)
     report["seconds"] = round(time.monotonic() - began, 1)
     write_json(config.out / "report.json", report)
     if failed:
@@ -134,121 +111,183 @@ def export(config: ExportConfig) -> dict[str, Any]:
             f"{config.out / 'report.json'}"
         )
     print(
-        f"published {config.precision} as version {version} of {config.repository} "
-        f"(sha256 {report['published']['files'][contract.ONNX_FILE]['sha256'][:12]}, "
+        f"published {chosen.precision} as version {report['published']['version']} of "
+        f"{config.repository} (sha256 "
+        f"{report['published']['files'][contract.ONNX_FILE]['sha256'][:12]}, "
         f"{report['seconds']:.0f} s)"
     )
     return report
 
 
-@dataclasses.dataclass(frozen=True)
-class _Subject:
-    """A checkpoint and the comments of its training run; `sample` is what most gates look at."""
+def _device(config: ExportConfig) -> str:
+    """Where to serve; "auto" takes a GPU that ONNX Runtime and torch both see, never for INT8."""
+    gpu = "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available()
+    device = config.device
+    if device == "auto":
+        device = "cuda" if gpu and config.precision != "int8" else "cpu"
+    if reason := _NOT_FOR.get((config.precision, device)):
+        raise BadInput(
+            f"--precision is '{config.precision}' for the device '{device}', expected fp32, auto "
+            f"or {_OTHER[device]} ({reason}); set another --precision or --device"
+        )
+    if config.student and config.tensorrt:
+        raise BadInput("--tensorrt with --student, expected one of them; leave one out")
+    if config.student and device == "cuda":
+        raise BadInput("--device is cuda with --student, expected cpu; set --device cpu")
+    if device == "cuda" and not gpu:
+        raise BadInput(
+            "--device is cuda, expected a GPU that ONNX Runtime and torch both see; run "
+            "`make install` on a machine with an NVIDIA driver, or give --device cpu"
+        )
+    return device
 
-    checkpoint: Checkpoint
-    texts: list[str]
-    labels: np.ndarray  # 0/1 [n]
-    ids: TokenizedOnTheFly
-    split: Split
-    sample: list[Comment]
-    validation: list[Comment]
-    validation_logits: np.ndarray  # float32 [n] of PyTorch
 
-    @property
-    def max_len(self) -> int:
-        return self.checkpoint.tokenizer.max_len
+def _build(
+    config: ExportConfig,
+    device: str,
+    subject: Subject,
+    groups: Sequence[int],
+    training: np.ndarray,
+) -> list[Form]:
+    """FP32, and what else is asked for or, with "auto", can be served on the device."""
+
+    def form_of(precision: str) -> Form:
+        names = f"{precision}.onnx", f"{precision}_ragged.onnx"
+        return Form(precision, device, *(config.out / name for name in names))
+
+    model, fp32, other = subject.checkpoint.model, form_of("fp32"), form_of(_OTHER[device])
+    forms = [fp32] if config.precision == "fp32" else [fp32, other]
+    print(f"building the serving graph, attention widths {tuple(groups)} ...", flush=True)
+    if device == "cuda":
+        for form in forms:
+            build_packed(model, form.path, form.precision, form.ragged)
+        return forms
+    build(model, fp32.path, groups, fp32.ragged)
+    if other in forms:
+        chosen = training[: config.calibration_comments]
+        by = f"calibrated on {len(chosen)} training comments"
+        print(f"quantizing, {'with the ranges of QAT' if subject.ranges else by} ...", flush=True)
+        calibration = (subject.ids[row] for row in chosen)
+        build_int8(model, other.path, groups, calibration, other.ragged, ranges=subject.ranges)
+    return forms
 
 
-def _load_subject(config: ExportConfig) -> _Subject:
-    """Raises BadInput when the comments are not those of the training run any more."""
-    checkpoint = load_checkpoint(config.checkpoint)
-    comments, split = comments_of_run(config.checkpoint, config.data)
-    ids = TokenizedOnTheFly(comments.texts, checkpoint.tokenizer)
-    validation = [parity.named(int(i), comments.texts[i], ids[i]) for i in split.validation]
-    chosen = np.random.default_rng(config.seed).permutation(len(validation))[:_SAMPLE]
-    sample = [validation[i] for i in chosen]
-    over_long = "you are fine . " * checkpoint.tokenizer.max_len
-    for name, text in {"empty": "", "one letter": "a", "over-long": over_long}.items():
-        sample.append(parity.named(name, text, checkpoint.tokenizer.encode(text)))
-    logits = logits_of(checkpoint.model, ids, split.validation)
-    return _Subject(
-        checkpoint, comments.texts, comments.labels, ids, split, sample, validation, logits
+def _needed(form: Form, findings: Mapping[str, list[Finding]]) -> list[Finding]:
+    """What must hold before `form` is published.
+
+    The reference's gates and its own; on a CPU those of FP32 too, which prove the layout that
+    INT8 shares to a bound that rounding would hide.
+    """
+    first = ["reference", "fp32"] if form.device == "cpu" else ["reference"]
+    return [gate for name in dict.fromkeys([*first, form.precision]) for gate in findings[name]]
+
+
+def _choose(
+    config: ExportConfig,
+    forms: Sequence[Form],
+    broken: Mapping[str, list[Finding]],
+    measured: Mapping[str, float],
+) -> Form:
+    """The form that was asked for; with "auto" the fastest that passes, or just the fastest."""
+    wanted = [form for form in forms if config.precision in (form.precision, "auto")]
+    passing = [form for form in wanted if not broken[form.precision]]
+    return max(passing or wanted, key=lambda form: measured[form.precision])
+
+
+def _prove(
+    config: ExportConfig, subject: Subject, traced: Path, forms: Sequence[Form]
+) -> tuple[dict[str, list[Finding]], dict[str, Placement]]:
+    """Every gate by what it is about, "reference" or a precision, and where each form ran."""
+    findings = {"reference": reference_gates(subject, traced, config.seed)}
+    if config.torchscript:
+        write_torchscript(subject.checkpoint.model, config.out / TORCHSCRIPT_FILE)
+        gate = torchscript_gate(subject, config.out / TORCHSCRIPT_FILE, config.seed)
+        findings["reference"].append(gate)
+    if config.tensorrt:
+        training = np.random.default_rng(config.seed).permutation(subject.split.train)
+        calibration = (subject.ids[row] for row in training[: config.calibration_comments])
+        write_qdq(traced, config.out / TENSORRT_FILE, calibration, symmetric=True)
+        findings["reference"] += tensorrt_gates(subject, config.out / TENSORRT_FILE)
+    print(*findings["reference"], sep="\n", flush=True)
+    placements = {}
+    for form in forms:
+        gated, placed = form_gates(subject, form, traced, config.seed)
+        findings[form.precision], placements[form.precision] = gated, placed
+        print(*gated, f"{form.precision.upper()}: {placed}", sep="\n", flush=True)
+    return findings, placements
+
+
+def _verdicts(device: str, chosen: Form, broken: Mapping[str, list[Finding]]) -> dict[str, str]:
+    verdicts = {}
+    for precision in ("int8", "fp16", "fp32"):
+        if precision not in broken:
+            verdicts[precision] = _NOT_FOR.get((precision, device), "not asked for")
+        elif broken[precision]:
+            verdicts[precision] = f"fails {broken[precision][0].gate}"
+        else:
+            verdicts[precision] = "published" if precision == chosen.precision else "passes"
+    return verdicts
+
+
+def _sources(config: ExportConfig, subject: Subject, graphs: Sequence[Path]) -> dict[str, Any]:
+    """What the report says of what went in and of the files that came out."""
+    metrics = read_json(config.checkpoint / METRICS_FILE, "run `make train`")
+    return {
+        "checkpoint": {
+            "sha256": sha256_of(config.checkpoint / WEIGHTS_FILE),
+            "config": subject.checkpoint.config,
+            "test": metrics["test"],
+            "quantization": metrics.get("quantization"),
+        },
+        "calibration_comments": config.calibration_comments,
+        "seed": config.seed,
+        "onnx": {path.name: _described(path) for path in graphs},
+        "tensorrt": _described(config.out / TENSORRT_FILE) if config.tensorrt else None,
+        "torchscript": _described(config.out / TORCHSCRIPT_FILE) if config.torchscript else None,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": ort.__version__,
+        },
+    }
+
+
+def _publish(
+    config: ExportConfig,
+    subject: Subject,
+    form: Form,
+    needed: Sequence[Finding],
+    report: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the report says of the published version."""
+    artifact = {
+        "precision": form.precision,
+        "device": form.device,
+        "max_len": subject.max_len,
+        "qat": subject.ranges is not None,
+        "attention_widths": report["attention_widths"],
+        "cascade": report["cascade"],
+        "tolerances": {finding.gate: finding.bound for finding in needed},
+        "measured": {finding.gate: finding.value for finding in needed},
+        "checkpoint_sha256": report["checkpoint"]["sha256"],
+        "versions": report["versions"],
+    }
+    version = publish(
+        config.repository,
+        onnx_path=form.path,
+        ragged_path=form.ragged,
+        tokenizer_path=config.checkpoint / contract.TOKENIZER_FILE,
+        artifact=artifact,
+        cache_bytes=config.cache_bytes,
+        instances=config.instances or (1 if form.device == "cuda" else os.cpu_count() or 1),
     )
-
-
-def _fp32_gates(subject: _Subject, traced: Path, fp32: Path, seed: int) -> list[Finding]:
-    """The traced graph against PyTorch, then the serving graph against both."""
-    torch_run = parity.torch_runner(subject.checkpoint.model)
-    traced_run, serving_run = parity.onnx_runner(traced), parity.onnx_runner(fp32)
-    sample, max_len = subject.sample, subject.max_len
-    names = [comment.name for comment in sample]
-    by_torch, by_traced, by_serving = (
-        parity.run_batch(runner, sample) for runner in (torch_run, traced_run, serving_run)
-    )
-    atol, serving_atol = contract.FP32_LOGIT_ATOL, contract.SERVING_LOGIT_ATOL
-    return [
-        parity.shape_parity(
-            "fp32_shapes", atol, torch_run, traced_run, sample, max_len=max_len, seed=seed
-        ),
-        parity.comment_parity("fp32_edge_cases", atol, by_torch, by_traced, names),
-        parity.shape_parity(
-            "serving_vs_traced_shapes",
-            serving_atol,
-            traced_run,
-            serving_run,
-            sample,
-            max_len=max_len,
-            seed=seed,
-        ),
-        parity.comment_parity("serving_vs_traced", serving_atol, by_traced, by_serving, names),
-        parity.comment_parity(
-            "fp32_served_text",
-            atol,
-            subject.validation_logits,
-            _served(subject, fp32),
-            [comment.name for comment in subject.validation],
-        ),
-        _invariance("fp32_batch_invariance", contract.FP32_INVARIANCE_ATOL, subject, fp32, seed),
-    ]
-
-
-def _int8_gates(subject: _Subject, int8: Path, seed: int) -> list[Finding]:
-    layers = linear_layers(subject.checkpoint.model)
-    running = integer_matmuls(int8)
-    return [
-        Finding(
-            "int8_layers_in_float",
-            layers - running,
-            0,
-            f"{running} integer matmuls run, of {layers}",
-        ),
-        _invariance("int8_batch_invariance", contract.INT8_INVARIANCE_ATOL, subject, int8, seed),
-        *parity.quality_parity(
-            subject.labels[subject.split.validation],
-            subject.validation_logits,
-            _served(subject, int8),
-            [comment.name for comment in subject.validation],
-        ),
-    ]
-
-
-def _served(subject: _Subject, path: Path) -> np.ndarray:
-    """float32 [n] logits of the validation texts from the very code that a server runs."""
-    texts = [subject.texts[row] for row in subject.split.validation]
-    return Scorer(path, subject.checkpoint.tokenizer).score(texts).logit
-
-
-def _invariance(gate: str, bound: float, subject: _Subject, path: Path, seed: int) -> Finding:
-    model, max_len = subject.checkpoint.model, subject.max_len
-    return parity.batch_invariance(
-        gate,
-        bound,
-        parity.onnx_runner(path),
-        subject.sample,
-        parity.adversarial_mates(model, max_len=max_len, seed=seed),
-        max_len=max_len,
-        seed=seed,
-    )
+    folder = config.repository / contract.PUBLIC_MODEL / str(version)
+    return {
+        "model": contract.PUBLIC_MODEL,
+        "version": version,
+        "files": {path.name: _described(path) for path in sorted(folder.iterdir())},
+    }
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
+
+from contract import DEFAULT_CACHE_BYTES
+
+_PRECISIONS = ("int8", "fp16", "fp32", "auto")
 
 
 @dataclass(frozen=True)
@@ -17,14 +20,54 @@ class ExportConfig:
     checkpoint: Path = Field(Path("runs/model"), description="folder that `make train` wrote")
     repository: Path = Field(Path("model_repository"), description="Triton repository to fill")
     out: Path = Field(Path("runs/export"), description="folder of the ONNX files and the report")
-    precision: Literal["int8", "fp32"] = Field("int8", description="which graph is published")
+    precision: str = Field(
+        "int8",
+        description="int8 (CPU), fp16 (GPU), fp32, or auto: the fastest here that passes its gates",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where it will serve; auto: a GPU that is here, for int8 the CPU"
+    )
+    student: Path | None = Field(
+        None,
+        description="distilled student of --checkpoint: publish the cascade of both, in which "
+        "the checkpoint is asked only where the student is unsure (CPU)",
+    )
+    auroc_loss: float = Field(
+        0.002,
+        gt=0,
+        le=0.5,
+        description="validation AUROC that the cascade may lose to --checkpoint",
+    )
     data: str | None = Field(
         None, description="where the training comments are now, if they moved since"
     )
     calibration_comments: int = Field(
         512, ge=1, description="training comments that fix the INT8 activation ranges"
     )
-    instances: int = Field(
-        os.cpu_count() or 1, ge=1, description="copies of the model that Triton runs side by side"
+    instances: int | None = Field(
+        None,
+        ge=1,
+        description="model processes side by side; left out: one a CPU core, on a GPU one a GPU",
+    )
+    cache_bytes: int = Field(
+        DEFAULT_CACHE_BYTES,
+        ge=0,
+        description="memory of each model process for the logits of repeated comments; 0 for none",
+    )
+    torchscript: bool = Field(False, description="also write and check model.torchscript.pt")
+    tensorrt: bool = Field(
+        False, description="also write and check tensorrt.onnx, symmetric INT8 of the traced graph"
     )
     seed: int = Field(0, ge=0, description="seed of the calibration and parity samples")
+
+    @field_validator("precision")
+    @classmethod
+    def _servable(cls, precision: str) -> str:
+        if precision == "dynamic":
+            raise ValueError(
+                "a dynamic scale is taken over the whole batch, so a comment's score would depend "
+                f"on its batch-mates, expected one of {', '.join(_PRECISIONS)}"
+            )
+        if precision not in _PRECISIONS:
+            raise ValueError(f"expected one of {', '.join(_PRECISIONS)}")
+        return precision

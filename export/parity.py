@@ -12,18 +12,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from sklearn.metrics import roc_auc_score
 
 import contract
-from contract import ATTENTION_MASK, CLS_ID, INPUT_IDS, LOGIT, UNK_ID
+from contract import ACCUMULATED_COUNTS, ATTENTION_MASK, CLS_ID, INPUT_IDS, LOGIT, UNK_ID
+from export.scorer import open_session
 from train.batches import collate
 from train.evaluate import probability_of
 from train.model import ToxicityEncoder
 
 Runner = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(input_ids int64 [B, L], attention_mask int64 [B, L]) -> logits float32 [B]."""
+
+_QUALITY = {
+    "int8": (
+        contract.INT8_LOGIT_ATOL,
+        contract.INT8_LOGIT_MEAN_ATOL,
+        contract.INT8_AUROC_ATOL,
+        contract.INT8_FLIPPED_SHARE,
+    ),
+    "fp16": (
+        contract.FP16_LOGIT_ATOL,
+        contract.FP16_LOGIT_MEAN_ATOL,
+        contract.FP16_AUROC_ATOL,
+        contract.FP16_FLIPPED_SHARE,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -71,10 +86,8 @@ def torch_runner(model: ToxicityEncoder) -> Runner:
     return run
 
 
-def onnx_runner(path: Path) -> Runner:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # as it is served
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+def onnx_runner(path: Path, device: str = "cpu") -> Runner:
+    session = open_session(path, device)
 
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         feed = {INPUT_IDS: input_ids, ATTENTION_MASK: attention_mask}
@@ -83,13 +96,34 @@ def onnx_runner(path: Path) -> Runner:
     return run
 
 
+def ragged_runner(path: Path, device: str = "cpu") -> Runner:
+    """The ragged form, fed as Triton's ragged batching feeds one request a comment."""
+    session = open_session(path, device)
+
+    def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        return np.asarray(session.run([LOGIT], ragged_feeds(input_ids, attention_mask))[0])
+
+    return run
+
+
+def ragged_feeds(input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
+    """The same batch joined: INPUT_IDS int64 [T], ACCUMULATED_COUNTS int32 [B]."""
+    counts = attention_mask.sum(axis=1).cumsum().astype(np.int32)
+    return {INPUT_IDS: input_ids[attention_mask != 0], ACCUMULATED_COUNTS: counts}
+
+
 def run_batch(run: Runner, comments: Sequence[Comment], pad_to: int = 0) -> np.ndarray:
     """float32 [B] logits of `comments` as one batch, padded to at least `pad_to` tokens."""
+    return run(*feeds_of(comments, pad_to).values())
+
+
+def feeds_of(comments: Sequence[Comment], pad_to: int = 0) -> dict[str, np.ndarray]:
+    """`comments` as one batch, INPUT_IDS and ATTENTION_MASK int64 [B, L], L at least `pad_to`."""
     batch = collate(np.arange(len(comments)), [comment.ids for comment in comments])
     extra = max(0, pad_to - batch.input_ids.shape[1])
     pad = [(0, 0), (0, extra)]
     input_ids = np.pad(batch.input_ids.numpy(), pad, constant_values=contract.PAD_ID)
-    return run(input_ids, np.pad(batch.attention_mask.numpy(), pad))
+    return {INPUT_IDS: input_ids, ATTENTION_MASK: np.pad(batch.attention_mask.numpy(), pad)}
 
 
 def shape_parity(
@@ -111,7 +145,7 @@ def shape_parity(
     pool = np.concatenate([np.asarray(comment.ids[1:]) for comment in comments])
     worst, where = 0.0, ""
     for batch_size in contract.PARITY_BATCHES:
-        for length in sorted({*contract.PARITY_LENGTHS, max_len}):
+        for length in sorted({min(n, max_len) for n in (*contract.PARITY_LENGTHS, max_len)}):
             lengths = rng.integers(1, length + 1, size=batch_size)
             lengths[0] = length
             if batch_size >= 3:
@@ -127,7 +161,7 @@ def shape_parity(
             at = int(np.argmax(difference))
             if difference[at] > worst:
                 worst, where = float(difference[at]), rows[at].name
-    return Finding(gate, worst, bound, where)
+    return Finding(gate, worst, bound, where or "no difference at all")
 
 
 def comment_parity(
@@ -141,37 +175,42 @@ def comment_parity(
 
 
 def quality_parity(
-    labels: np.ndarray, reference: np.ndarray, candidate: np.ndarray, names: Sequence[str]
+    precision: str,
+    labels: np.ndarray,
+    reference: np.ndarray,
+    candidate: np.ndarray,
+    names: Sequence[str],
 ) -> list[Finding]:
-    """INT8's own bounds on the validation split: logits, AUROC, flipped decisions.
+    """Bounds of "int8" or "fp16" on the validation split: logits, AUROC, flipped decisions.
 
-    `labels` 0/1 [n]; `reference` and `candidate` float32 [n] logits of PyTorch and INT8.
+    `labels` 0/1 [n]; `reference` and `candidate` float32 [n] logits of PyTorch and of the form.
     """
+    logit_max, logit_mean, auroc, flipped_share = _QUALITY[precision]
     difference = _gap(reference, candidate)
-    # NaN counts as 0 in the counts below: int8_logit_max is already infinite then.
+    # NaN counts as 0 in the counts below: the largest difference is already infinite then.
     logits = np.nan_to_num(np.stack([reference, candidate]))
     before, after = (float(roc_auc_score(labels, row)) for row in logits)
     decided = probability_of(logits) >= contract.DECISION_THRESHOLD
     flipped = decided[0] != decided[1]
     at = int(np.argmax(np.where(flipped, difference, 0.0)))
     return [
-        comment_parity("int8_logit_max", contract.INT8_LOGIT_ATOL, reference, candidate, names),
+        comment_parity(f"{precision}_logit_max", logit_max, reference, candidate, names),
         Finding(
-            "int8_logit_mean",
+            f"{precision}_logit_mean",
             float(difference.mean()),
-            contract.INT8_LOGIT_MEAN_ATOL,
+            logit_mean,
             f"over {len(labels)} validation comments",
         ),
         Finding(
-            "int8_auroc",
+            f"{precision}_auroc",
             abs(before - after),
-            contract.INT8_AUROC_ATOL,
-            f"PyTorch {before:.5f}, INT8 {after:.5f}",
+            auroc,
+            f"PyTorch {before:.5f}, {precision.upper()} {after:.5f}",
         ),
         Finding(
-            "int8_flipped_share",
+            f"{precision}_flipped_share",
             float(flipped.mean()),
-            contract.INT8_FLIPPED_SHARE,
+            flipped_share,
             f"{int(flipped.sum())} of {len(labels)}"
             + (f", furthest {names[at]}" if flipped.any() else ""),
         ),

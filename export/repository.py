@@ -5,6 +5,7 @@
         toxicity/<N>/                    one version, never changed once it is there
         toxicity_encoder/config.pbtxt    ids in, logit out; onnxruntime backend of a stock image
         toxicity_encoder/<N>/model.onnx  the same bytes
+        toxicity_encoder_ragged/...      likewise, the graph with the interface of ragged batching
 
 `python -m export` calls `publish`; `python -m serve.triton start` calls `verify` first.
 """
@@ -29,8 +30,10 @@ from contract import (
     ARTIFACT_FILE,
     ENCODER_MODEL,
     MAX_BATCH_SIZE,
+    MAX_REQUEST_COMMENTS,
     ONNX_FILE,
     PUBLIC_MODEL,
+    RAGGED_MODEL,
     TOKENIZER_FILE,
     BadInput,
 )
@@ -38,9 +41,12 @@ from export.scorer import Scorer
 from train.artifacts import read_json, sha256_of, write_atomically, write_json
 
 CONFIG_FILE = "config.pbtxt"
+_MODELS = (RAGGED_MODEL, ENCODER_MODEL, PUBLIC_MODEL)
+"""In the order in which a version is put in place: with the last one it counts."""
 _REMEDY = "run `make export` to publish a new version"
 _CODE = {
     "model.py": Path(__file__).with_name("triton_model.py"),
+    "admission.py": Path(__file__).with_name("admission.py"),
     "scorer.py": Path(__file__).with_name("scorer.py"),
     "contract.py": Path(contract.__file__),
     "tokenizer.py": Path(train.tokenizer.__file__),
@@ -49,39 +55,65 @@ _CODE = {
 
 
 # --- Configurations ----------------------------------------------------------------------
-def public_config(instances: int) -> pb.ModelConfig:
+def public_config(
+    instances: int, device: str = "cpu", cache_bytes: int = contract.DEFAULT_CACHE_BYTES
+) -> pb.ModelConfig:
     """Text -> score with `instances` processes, for Triton's Python backend."""
     config = pb.ModelConfig(
         name=PUBLIC_MODEL,
         backend="python",
-        max_batch_size=MAX_BATCH_SIZE,
+        max_batch_size=MAX_REQUEST_COMMENTS,
         input=[pb.ModelInput(name=contract.TEXT, data_type=pb.TYPE_STRING, dims=[1])],
         output=[
             pb.ModelOutput(name=contract.PROBABILITY, data_type=pb.TYPE_FP32, dims=[1]),
             pb.ModelOutput(name=contract.LOGIT, data_type=pb.TYPE_FP32, dims=[1]),
             pb.ModelOutput(name=contract.MODEL_VERSION, data_type=pb.TYPE_STRING, dims=[1]),
         ],
-        instance_group=[
-            pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)
-        ],
+        instance_group=[_instances(instances, device)],
     )
     config.dynamic_batching.SetInParent()  # no delay: a batch is what queued while one ran
+    config.parameters[contract.CACHE_BYTES].string_value = str(cache_bytes)
     return config
 
 
-def encoder_config(instances: int) -> pb.ModelConfig:
+def encoder_config(instances: int, device: str = "cpu") -> pb.ModelConfig:
     """Ids -> logit, for the onnxruntime backend of a stock Triton image.
 
     The graph gives its logit as [B], and Triton wants at least one dimension beside the batch:
     `dims: [1]` with an empty `reshape` is its documented form for that
     (docs/user_guide/model_configuration.md, "Reshape").
     """
-    ids = [contract.INPUT_IDS, contract.ATTENTION_MASK]
+    config = _onnxruntime_config(ENCODER_MODEL, instances, device)
+    for name in (contract.INPUT_IDS, contract.ATTENTION_MASK):
+        config.input.add(name=name, data_type=pb.TYPE_INT64, dims=[-1])
+    return config
+
+
+def ragged_config(instances: int, device: str = "cpu") -> pb.ModelConfig:
+    """Ids -> logit, batched by Triton whatever the requests' lengths; one comment a request.
+
+    The onnxruntime backend joins a ragged input to one dimension, and Triton makes the counts,
+    one for each request, as INT32 or FP32 only (docs/user_guide/ragged_batching.md and
+    BatchInput in model_config.proto). One logit a request needs no `batch_output`.
+    """
+    config = _onnxruntime_config(RAGGED_MODEL, instances, device)
+    config.input.add(
+        name=contract.INPUT_IDS, data_type=pb.TYPE_INT64, dims=[-1], allow_ragged_batch=True
+    )
+    config.batch_input.add(
+        kind=pb.BatchInput.BATCH_ACCUMULATED_ELEMENT_COUNT,
+        target_name=[contract.ACCUMULATED_COUNTS],
+        data_type=pb.TYPE_INT32,
+        source_input=[contract.INPUT_IDS],
+    )
+    return config
+
+
+def _onnxruntime_config(name: str, instances: int, device: str) -> pb.ModelConfig:
     config = pb.ModelConfig(
-        name=ENCODER_MODEL,
+        name=name,
         backend="onnxruntime",
         max_batch_size=MAX_BATCH_SIZE,
-        input=[pb.ModelInput(name=name, data_type=pb.TYPE_INT64, dims=[-1]) for name in ids],
         output=[
             pb.ModelOutput(
                 name=contract.LOGIT,
@@ -90,14 +122,18 @@ def encoder_config(instances: int) -> pb.ModelConfig:
                 reshape=pb.ModelTensorReshape(),
             )
         ],
-        instance_group=[
-            pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)
-        ],
+        instance_group=[_instances(instances, device)],
     )
     config.dynamic_batching.SetInParent()
     for key in ("intra_op_thread_count", "inter_op_thread_count"):
         config.parameters[key].string_value = "1"
     return config
+
+
+def _instances(count: int, device: str) -> pb.ModelInstanceGroup:
+    """`count` processes or sessions; on "cuda" so many on each GPU, which Triton hands out."""
+    group = pb.ModelInstanceGroup
+    return group(kind=group.KIND_GPU if device == "cuda" else group.KIND_CPU, count=count)
 
 
 # --- Publishing --------------------------------------------------------------------------
@@ -110,9 +146,11 @@ def publish(
     repository: Path,
     *,
     onnx_path: Path,
+    ragged_path: Path,
     tokenizer_path: Path,
     artifact: dict[str, Any],
     instances: int,
+    cache_bytes: int = contract.DEFAULT_CACHE_BYTES,
     keep_versions: int = 3,
 ) -> int:
     """Add one version and return its number; older ones stay servable whatever happens.
@@ -120,10 +158,12 @@ def publish(
     Args:
         repository: folder, made when it is missing.
         onnx_path: graph with the tensors of the contract, one file.
+        ragged_path: the same graph with the ragged interface.
         tokenizer_path: JSON of `train.tokenizer.Tokenizer`.
         artifact: what the version is; needs `device` ("cpu" or "cuda"). The version number and
-            the size and sha256 of every file are added to it.
-        instances: model processes of each server.
+            the size and sha256 of every file are added to it (`files`; `ragged` for the graph).
+        instances: model processes of each server; of each GPU when `device` is "cuda".
+        cache_bytes: memory of each process for the logits of repeated comments, 0 for none.
         keep_versions: newest versions that stay when the new one is in place.
 
     """
@@ -132,28 +172,31 @@ def publish(
         version = max(published, default=0) + 1
         _clear_interrupted(repository, newest=version - 1)
         # Inside the model's own folder, where Triton skips names that are not numbers.
-        with (
-            _staging(repository / PUBLIC_MODEL) as public,
-            _staging(repository / ENCODER_MODEL) as encoder,
-        ):
+        with contextlib.ExitStack() as stack:
+            ragged, encoder, public = staged = [
+                stack.enter_context(_staging(repository / model)) for model in _MODELS
+            ]
             sources = {**_CODE, ONNX_FILE: onnx_path, TOKENIZER_FILE: tokenizer_path}
             for name, source in sources.items():
                 write_atomically(public / name, source.read_bytes())
             files = {name: _fingerprint(public / name) for name in sorted(sources)}
-            write_json(public / ARTIFACT_FILE, {**artifact, "version": version, "files": files})
+            write_atomically(ragged / ONNX_FILE, ragged_path.read_bytes())
+            described = {"files": files, "ragged": _fingerprint(ragged / ONNX_FILE)}
+            write_json(public / ARTIFACT_FILE, {**artifact, "version": version, **described})
             _link_or_copy(public / ONNX_FILE, encoder / ONNX_FILE)
-            for folder in (public, encoder):
+            for folder in staged:
                 _fsync_folder(folder)
-            _write_config(repository, encoder_config(instances))
-            _write_config(repository, public_config(instances))
-            _put(encoder, repository / ENCODER_MODEL / str(version))
+            for config_of in (ragged_config, encoder_config):
+                _write_config(repository, config_of(instances, artifact["device"]))
+            _write_config(repository, public_config(instances, artifact["device"], cache_bytes))
             try:
-                _put(public, repository / PUBLIC_MODEL / str(version))  # from here it counts
+                for model, folder in zip(_MODELS, staged, strict=True):
+                    _put(folder, repository / model / str(version))
             except BaseException:
                 _clear_interrupted(repository, newest=version - 1)
                 raise
         for old in [*published, version][:-keep_versions]:
-            for model in (PUBLIC_MODEL, ENCODER_MODEL):
+            for model in reversed(_MODELS):
                 shutil.rmtree(repository / model / str(old), ignore_errors=True)
     return version
 
@@ -184,13 +227,13 @@ def _staging(model_folder: Path) -> Iterator[Path]:
 
 
 def _clear_interrupted(repository: Path, *, newest: int) -> None:
-    """Drop what a killed `publish` left: staging, and an encoder without its public half."""
-    for model in (PUBLIC_MODEL, ENCODER_MODEL):
+    """Drop what a killed `publish` left: staging, and encoders without their public half."""
+    for model in _MODELS:
         for folder in (repository / model).glob(".staging-*"):
             shutil.rmtree(folder)
-    for version in _versions(repository / ENCODER_MODEL):
-        if version > newest:
-            shutil.rmtree(repository / ENCODER_MODEL / str(version))
+        for version in _versions(repository / model):
+            if version > newest:
+                shutil.rmtree(repository / model / str(version))
 
 
 def _write_config(repository: Path, config: pb.ModelConfig) -> None:
@@ -255,9 +298,10 @@ def verify(repository: Path, version: int | None = None) -> dict[str, Any]:
     missing = sorted({*_CODE, ONNX_FILE, TOKENIZER_FILE} - files.keys())
     if missing:
         raise BadInput(f"{folder / ARTIFACT_FILE} does not list {missing[0]}; {_REMEDY}")
-    encoder_path = repository / ENCODER_MODEL / folder.name / ONNX_FILE
-    paths = [(folder / name, expected) for name, expected in files.items()]
-    for path, expected in [*paths, (encoder_path, files[ONNX_FILE])]:
+    expected_of = {folder / name: expected for name, expected in files.items()}
+    expected_of[repository / ENCODER_MODEL / folder.name / ONNX_FILE] = files[ONNX_FILE]
+    expected_of[repository / RAGGED_MODEL / folder.name / ONNX_FILE] = artifact.get("ragged", {})
+    for path, expected in expected_of.items():
         if not path.is_file():
             raise BadInput(f"{path} is missing from the published version; {_REMEDY}")
         if (found := _fingerprint(path)) != expected:

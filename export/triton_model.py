@@ -3,10 +3,13 @@
 `export.repository.publish` copies this file into each version folder as `model.py`, together
 with the files that it imports. NumPy, ONNX Runtime and the standard library only.
 
-Overload. Triton's own queue has no bound, and in release 24.10 setting one (`max_queue_size`)
-made requests wait about 500 ms in a closed loop (measured in deploy/README.md). So `execute`
-only hands requests over to a queue in this process, which is bounded: a request that finds no
-room is refused at once, and one thread scores the others in batches of what waited.
+Each call of `execute` answers its requests by returning, in one message to Triton: a message for
+each response took three times the CPU of all the rest. Overload: see `export.admission`.
+
+Repeated comments: each process keeps the logits that it computed last, by their token ids, in as
+much memory as the model's configuration says. They end with the process, and a process serves one
+version, so a reload starts with none. Triton's own response cache is not used: in release 24.10 it
+crashed over gRPC when clients vanished.
 """
 
 from __future__ import annotations
@@ -15,8 +18,7 @@ import json
 import sys
 import threading
 import time
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,9 @@ sys.path.insert(0, str(_VERSION_FOLDER))
 
 from contract import (  # noqa: E402, I001  the served names, none of the project
     ARTIFACT_FILE,
+    CACHE_BYTES,
     LOGIT,
-    MAX_BATCH_SIZE,
     MAX_COMMENT_BYTES,
-    MAX_QUEUED_COMMENTS,
     MODEL_VERSION,
     ONNX_FILE,
     PROBABILITY,
@@ -40,123 +41,108 @@ from contract import (  # noqa: E402, I001  the served names, none of the projec
     TOKENIZER_FILE,
     BadInput,
 )
-from scorer import Scorer, probability  # type: ignore[import-not-found]  # noqa: E402
+from admission import Admission  # type: ignore[import-not-found]  # noqa: E402
+from scorer import (  # type: ignore[import-not-found]  # noqa: E402
+    LogitCache,
+    Scorer,
+    probability,
+)
 from tokenizer import Tokenizer  # type: ignore[import-not-found]  # noqa: E402
 
-_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-_SWITCH_INTERVAL_S = 0.0005
-"""How long one of the two threads may keep the other from Python; the default is 5 ms."""
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    texts: list[str]
-    sender: Any
-    since: float
+_OVERLOADED = "overloaded: more comments wait than can be scored in time; try again"
+_PUBLISH_S = 0.05
+"""Time between two updates of the metrics port: each counter is a message to Triton."""
 
 
 class TritonPythonModel:
-    """One instance: one process, one bounded queue, one scoring thread with one session."""
+    """One instance: one process with one session."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load and warm up; Triton reports any exception as the reason of a failed load."""
         artifact = json.loads((_VERSION_FOLDER / ARTIFACT_FILE).read_text("utf-8"))
         tokenizer = Tokenizer.from_json((_VERSION_FOLDER / TOKENIZER_FILE).read_text("utf-8"))
-        self._scorer = Scorer(_VERSION_FOLDER / ONNX_FILE, tokenizer, artifact["device"])
+        gpu = int(args["model_instance_device_id"])
+        parameters = json.loads(args["model_config"])["parameters"]
+        cache_bytes = int(parameters[CACHE_BYTES]["string_value"])
+        self._cache = LogitCache(cache_bytes) if cache_bytes else None
+        self._scorer = Scorer(
+            _VERSION_FOLDER / ONNX_FILE, tokenizer, artifact["device"], gpu, self._cache
+        )
         self._scorer.warm_up()
         self._version = args["model_version"]
         self._counters = _Counters(self._version)
-        self._queue: deque[_Waiting] = deque()
-        self._queued_comments = 0
-        self._closing = False
-        self._changed = threading.Condition()
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        self._thread = threading.Thread(target=self._score_until_closed, name="scorer")
-        self._thread.start()
+        self._admission = Admission()
 
-    def execute(self, requests: list[Any]) -> None:
-        """Queue each request, or refuse it: a bad one and one too many fail on their own."""
-        for request in requests:
-            sender = request.get_response_sender()
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """A response for each request: a bad one and one too many are refused on their own."""
+        responses: list[Any] = [None] * len(requests)
+        waiting: list[tuple[int, list[str]]] = []
+        for i, request in enumerate(requests):
             try:
-                texts = _decode(pb_utils.get_input_tensor_by_name(request, TEXT).as_numpy())
+                raw_B1 = pb_utils.get_input_tensor_by_name(request, TEXT).as_numpy()
+                waiting.append((i, _decode(raw_B1)))
             except BadInput as error:
-                _refuse(sender, str(error), pb_utils.TritonError.INVALID_ARG)
-                continue
-            with self._changed:
-                full = self._queued_comments + len(texts) > MAX_QUEUED_COMMENTS
-                if not full:
-                    self._queue.append(_Waiting(texts, sender, time.monotonic()))
-                    self._queued_comments += len(texts)
-                    self._changed.notify()
-            if full:
-                self._counters.add(refused=1)
-                _refuse(
-                    sender,
-                    f"overloaded: {MAX_QUEUED_COMMENTS} comments are waiting already; try again",
-                    pb_utils.TritonError.UNAVAILABLE,
-                )
+                responses[i] = _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+        admitted = self._admission.admit([len(texts) for _, texts in waiting], time.monotonic())
+        for i, _ in waiting[admitted:]:
+            responses[i] = _refusal(_OVERLOADED, pb_utils.TritonError.UNAVAILABLE)
+        self._counters.add(refused=len(waiting) - admitted)
+        if admitted:
+            self._answer(requests, waiting[:admitted], responses)
+        return responses
 
     def finalize(self) -> None:
-        """Answer what still waits, then end."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        self._thread.join()
+        """Publish the last counts."""
+        self._counters.add(cached_bytes=-self._cached_bytes())  # the gauge sums the processes
+        self._counters.close()
 
-    def _score_until_closed(self) -> None:
-        while batch := self._next_batch():
-            try:
-                self._answer(batch)
-            except Exception as error:  # the thread must live on: each client gets the reason
-                for waiting in batch:
-                    _refuse(waiting.sender, f"scoring failed: {error!r}", None)
-
-    def _next_batch(self) -> list[_Waiting]:
-        """Waits for requests; takes those that fit one batch. Empty when the model closes."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closing)
-            batch: list[_Waiting] = []
-            room = MAX_BATCH_SIZE
-            while self._queue and len(self._queue[0].texts) <= room:
-                batch.append(self._queue.popleft())
-                room -= len(batch[-1].texts)
-            self._queued_comments -= MAX_BATCH_SIZE - room
-        return batch
-
-    def _answer(self, batch: list[_Waiting]) -> None:
-        began = time.monotonic()
-        scores = self._scorer.score([text for waiting in batch for text in waiting.texts])
-        self._counters.add(  # first, so that whoever has an answer finds it counted
+    def _answer(
+        self, requests: list[Any], admitted: list[tuple[int, list[str]]], responses: list[Any]
+    ) -> None:
+        """Score the texts of the `admitted` requests, known by their place in `requests`."""
+        began, cached_bytes = time.monotonic(), self._cached_bytes()
+        try:
+            scores = self._scorer.score([text for _, texts in admitted for text in texts])
+        except Exception as error:  # each client gets the reason
+            for i, _ in admitted:
+                responses[i] = _refusal(f"scoring failed: {error!r}", pb_utils.TritonError.INTERNAL)
+            return
+        seconds = time.monotonic() - began
+        self._admission.observe(len(scores.logit), seconds)
+        self._counters.add(
             batches=1,
-            requests=len(batch),
+            requests=len(admitted),
             comments=len(scores.logit),
             cut=scores.cut,
             tokens=scores.tokens,
-            queue_us=int(1e6 * sum(began - waiting.since for waiting in batch)),
-            compute_us=int(1e6 * (time.monotonic() - began)),
+            compute_us=int(1e6 * seconds),
+            hits=scores.hits,
+            misses=len(scores.logit) - scores.hits if self._cache else 0,
+            cached_bytes=self._cached_bytes() - cached_bytes,
         )
         row = 0
-        for waiting in batch:
-            logit_B1 = scores.logit[row : row + len(waiting.texts), None]
-            row += len(waiting.texts)
-            waiting.sender.send(self._response(logit_B1), flags=_FINAL)
+        for i, texts in admitted:
+            logit_B1 = scores.logit[row : row + len(texts), None]
+            row += len(texts)
+            responses[i] = self._response(logit_B1, requests[i].requested_output_names())
 
-    def _response(self, logit_B1: Any) -> Any:
-        version_B1 = np.full(logit_B1.shape, self._version.encode(), np.object_)
-        return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor(PROBABILITY, probability(logit_B1)),
-                pb_utils.Tensor(LOGIT, logit_B1),
-                pb_utils.Tensor(MODEL_VERSION, version_B1),
-            ]
-        )
+    def _cached_bytes(self) -> int:
+        return self._cache.used_bytes if self._cache else 0
+
+    def _response(self, logit_B1: Any, wanted: list[str]) -> Any:
+        tensors = []
+        if PROBABILITY in wanted:
+            tensors.append(pb_utils.Tensor(PROBABILITY, probability(logit_B1)))
+        if LOGIT in wanted:
+            tensors.append(pb_utils.Tensor(LOGIT, logit_B1))
+        if MODEL_VERSION in wanted:
+            version_B1 = np.full(logit_B1.shape, self._version.encode(), np.object_)
+            tensors.append(pb_utils.Tensor(MODEL_VERSION, version_B1))
+        return pb_utils.InferenceResponse(tensors)
 
 
-def _refuse(sender: Any, reason: str, code: Any) -> None:
-    code = pb_utils.TritonError.INTERNAL if code is None else code
-    error = pb_utils.TritonError(reason, code)
-    sender.send(pb_utils.InferenceResponse(error=error), flags=_FINAL)
+def _refusal(reason: str, code: Any) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(reason, code))
 
 
 def _decode(raw_B1: Any) -> list[str]:
@@ -178,7 +164,7 @@ def _decode(raw_B1: Any) -> list[str]:
 
 
 class _Counters:
-    """Counters on Triton's metrics port, one set a version."""
+    """Counters on Triton's metrics port, one set a version, brought up to date by a thread."""
 
     _HELP = (
         ("requests", "toxicity_requests_total", "Requests scored"),
@@ -187,21 +173,43 @@ class _Counters:
         ("cut", "toxicity_comments_cut_total", "Comments cut at the tokenizer's max_len"),
         ("tokens", "toxicity_tokens_total", "Tokens run through the encoder"),
         ("batches", "toxicity_batches_total", "Batches of comments scored together"),
-        ("queue_us", "toxicity_queue_us_total", "Microseconds that requests waited, summed"),
         ("compute_us", "toxicity_compute_us_total", "Microseconds of scoring, summed by batch"),
+        ("hits", "toxicity_cache_hits_total", "Comments that the encoder had no need to run"),
+        ("misses", "toxicity_cache_misses_total", "Comments that the cache did not know"),
+        ("cached_bytes", "toxicity_cache_bytes", "Memory of the cached logits, all processes"),
     )
 
     def __init__(self, version: str) -> None:
         self._metrics = {}
         self._families = []  # a family must outlive its metrics
         for key, name, description in self._HELP:
+            kind = "COUNTER" if name.endswith("_total") else "GAUGE"
             family = pb_utils.MetricFamily(
-                name=name, description=description, kind=pb_utils.MetricFamily.COUNTER
+                name=name, description=description, kind=getattr(pb_utils.MetricFamily, kind)
             )
             self._families.append(family)
             self._metrics[key] = family.Metric(labels={"version": version})
 
+        self._unpublished: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._publish_until_closed, name="counters")
+        self._thread.start()
+
     def add(self, **amounts: int) -> None:
-        for key, amount in amounts.items():
-            if amount:
-                self._metrics[key].increment(amount)
+        with self._lock:
+            self._unpublished.update(amounts)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    def _publish_until_closed(self) -> None:
+        closing = False
+        while not closing:
+            closing = self._closing.wait(_PUBLISH_S)
+            with self._lock:
+                amounts, self._unpublished = self._unpublished, Counter()
+            for key, amount in amounts.items():
+                if amount:
+                    self._metrics[key].increment(amount)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any, Literal
 
 import numpy as np
@@ -60,12 +61,12 @@ def score_comments(
     encoded = [_encode(row, text) for row, text in enumerate(texts)]
     answers = []
     try:
-        with _connect(protocol, url) as client:
+        with connect(protocol, url) as client:
             for at in range(0, len(encoded), MAX_BATCH_SIZE):
                 answers.append(infer(client, protocol, encoded[at : at + MAX_BATCH_SIZE]))
     except InferenceServerException as error:
         raise _explained(error, url) from error
-    except OSError as error:
+    except (OSError, HTTPException) as error:  # the latter when it ends in the middle
         raise _unreachable(url, str(error)) from error
     return Scores(
         probability=_joined(answers, PROBABILITY, np.float32),
@@ -85,7 +86,8 @@ def infer(client: Any, protocol: Protocol, encoded: Sequence[bytes]) -> Any:
     return client.infer(PUBLIC_MODEL, [tensor])
 
 
-def _connect(protocol: Protocol, url: str) -> Any:
+def connect(protocol: Protocol, url: str) -> Any:
+    """A client for `infer`, which keeps its connection; use it in a `with` block, in one thread."""
     if protocol == "grpc":
         return tritonclient.grpc.InferenceServerClient(url)
     return tritonclient.http.InferenceServerClient(

@@ -17,7 +17,6 @@ import os
 import re
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -34,10 +33,12 @@ from pydantic.dataclasses import dataclass
 
 from contract import GRPC_PORT, HOST, HTTP_PORT, METRICS_PORT, PUBLIC_MODEL, TEXT, BadInput
 from export.repository import verify, versions
+from serve.process import alive, refuse_taken_port, spawn, wait_or_kill
 from train.artifacts import write_json
 from train.cli import parse_config, run
 
 _EXAMPLE = "Thank you, that was a kind and thoughtful answer."
+PROCESS_FILE = "server.json"
 _POLL_S = 0.1
 _STUB = "triton_python_backend_stub"
 _STACK_BYTES = 1 << 30
@@ -64,12 +65,12 @@ class ServeConfig:
 
     @property
     def process_file(self) -> Path:
-        return self.run_dir / "server.json"
+        return self.run_dir / PROCESS_FILE
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that `start` started, as its process file describes it."""
+    """A server, or the balancer before some, as its process file describes it."""
 
     pid: int
     create_time: float
@@ -102,13 +103,19 @@ def start(config: ServeConfig) -> None:
     """
     verify(config.repository)
     server = running(config)
-    if server is not None:
-        _update(config, server)
-        return
+    if server is None:
+        server = launch(config)
+    else:
+        update(config, server)
+    print_addresses(config.log, server)
+
+
+def launch(config: ServeConfig) -> Server:
+    """Start a server where none runs and wait until it answers; raises as `start` does."""
     _kill_orphans(config)
     for flag in ("http_port", "grpc_port", "metrics_port"):
-        _refuse_taken_port(getattr(config, flag), flag)
-    process = _launch(config)
+        refuse_taken_port(getattr(config, flag), flag)
+    process = _spawn(config)
     server = Server(
         pid=process.pid,
         create_time=process.create_time(),
@@ -123,7 +130,7 @@ def start(config: ServeConfig) -> None:
     except BaseException:
         stop(config, quiet=True)
         raise
-    _print_addresses(config, server)
+    return server
 
 
 def stop(config: ServeConfig, *, quiet: bool = False) -> None:
@@ -138,10 +145,7 @@ def stop(config: ServeConfig, *, quiet: bool = False) -> None:
     process = psutil.Process(server.pid)
     family = [process, *process.children(recursive=True)]
     process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=config.stop_timeout_s)
-    for left in alive:
-        left.kill()
-    psutil.wait_procs(alive, timeout=5)
+    wait_or_kill(family, config.stop_timeout_s)
     config.process_file.unlink(missing_ok=True)
     say(f"stopped the server (process {server.pid})")
 
@@ -153,19 +157,21 @@ def status(config: ServeConfig) -> None:
         print(f"no server is running from {config.run_dir}; start it with `make serve`")
         return
     print(f"process {server.pid} serves version {served_version(server)} of {server.repository}")
-    _print_addresses(config, server)
+    print_addresses(config.log, server)
 
 
 def running(config: ServeConfig) -> Server | None:
     """The live server of `config.run_dir`, if there is one; a recycled process id is not it."""
+    return read_running(config.process_file)
+
+
+def read_running(process_file: Path) -> Server | None:
+    """What a process file describes, if it still runs."""
     try:
-        server = Server(**json.loads(config.process_file.read_text("utf-8")))
-        process = psutil.Process(server.pid)
-        if process.create_time() != server.create_time:
-            return None
-        return None if process.status() == psutil.STATUS_ZOMBIE else server
-    except (FileNotFoundError, ValueError, TypeError, psutil.NoSuchProcess):
+        server = Server(**json.loads(process_file.read_text("utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
         return None
+    return server if alive(server.pid, server.create_time) else None
 
 
 def served_version(server: Server) -> int | None:
@@ -187,7 +193,7 @@ def _kill_orphans(config: ServeConfig) -> None:
 
 
 # --- Starting ----------------------------------------------------------------------------
-def _launch(config: ServeConfig) -> psutil.Process:
+def _spawn(config: ServeConfig) -> psutil.Process:
     wheel = _wheel()
     environment = _environment(wheel)
     backends = _lay_out_backends(wheel, config.run_dir / "backends", environment)
@@ -208,20 +214,9 @@ def _launch(config: ServeConfig) -> psutil.Process:
     stack = _STACK_BYTES if limits[1] == resource.RLIM_INFINITY else min(_STACK_BYTES, limits[1])
     resource.setrlimit(resource.RLIMIT_STACK, (stack, limits[1]))  # the server inherits it
     try:
-        pid = os.posix_spawn(
-            command[0],
-            command,
-            environment,
-            setsid=True,  # a Ctrl-C in this terminal is not for the server
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, config.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-        )
+        return spawn(command, environment, config.log)
     finally:
         resource.setrlimit(resource.RLIMIT_STACK, limits)
-    return psutil.Process(pid)
 
 
 def _wheel() -> Path:
@@ -287,27 +282,6 @@ def _executable(path: Path) -> Path:
     return path
 
 
-def _refuse_taken_port(port: int, flag: str) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            owner = _listener(port)
-            raise BadInput(
-                f"port {port} is taken{f' by process {owner}' if owner else ''}, expected a free "
-                f"one; stop that process or set --{flag.replace('_', '-')}"
-            ) from None
-
-
-def _listener(port: int) -> str | None:
-    for connection in psutil.net_connections("tcp"):
-        listens = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
-        if listens and connection.pid:
-            return f"{connection.pid} ({psutil.Process(connection.pid).name()})"
-    return None
-
-
 def _wait_until_ready(config: ServeConfig, server: Server, process: psutil.Process) -> None:
     deadline = time.monotonic() + config.ready_timeout_s
     while not _is_ready(server):
@@ -345,8 +319,11 @@ def _reason(log: Path) -> str:
 
 
 # --- A server that already runs ----------------------------------------------------------
-def _update(config: ServeConfig, server: Server) -> None:
-    """Load the newest version into a running server, which keeps answering meanwhile."""
+def update(config: ServeConfig, server: Server) -> None:
+    """Load the newest version into a running server, which keeps answering meanwhile.
+
+    Raises BadInput when it cannot; the old version still answers then.
+    """
     if str(config.repository.resolve()) != server.repository:
         raise BadInput(
             f"the server of {config.run_dir} serves {server.repository}, expected "
@@ -362,7 +339,6 @@ def _update(config: ServeConfig, server: Server) -> None:
             raise BadInput(
                 f"the server answers with version {now}, expected {newest}; see {config.log}"
             )
-    _print_addresses(config, server)
 
 
 def reload(server: Server) -> None:
@@ -384,7 +360,8 @@ def reload(server: Server) -> None:
 
 
 # --- Telling -----------------------------------------------------------------------------
-def _print_addresses(config: ServeConfig, server: Server) -> None:
+def print_addresses(log: Path, server: Server) -> None:
+    """Where the server listens, and an example request with its answer."""
     url = f"{server.http_url}/v2/models/{PUBLIC_MODEL}/infer"
     body = json.dumps(
         {"inputs": [{"name": TEXT, "datatype": "BYTES", "shape": [1, 1], "data": [_EXAMPLE]}]}
@@ -392,7 +369,7 @@ def _print_addresses(config: ServeConfig, server: Server) -> None:
     print(f"HTTP     {server.http_url}")
     print(f"gRPC     {HOST}:{server.grpc_port}")
     print(f"metrics  http://{HOST}:{server.metrics_port}/metrics")
-    print(f"log      {config.log}")
+    print(f"log      {log}")
     print(f"$ curl -s {url} -d '{body}'")
     print(json.dumps(_get_json(url, body.encode())))
 

@@ -14,6 +14,7 @@ import torch
 
 from contract import ONNX_FILE, TOKENIZER_FILE
 from export.repository import publish
+from export.serving_graph import build
 from export.trace import trace
 from serve import triton
 from train.__main__ import train
@@ -26,7 +27,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 _FAST_FIRST = (
-    "layout tokenizer split data synthetic batches repository train export parity serve bench"
+    "layout tokenizer split data synthetic batches repository serving_graph packed placement "
+    "train export parity admission cache serve replicas bench"
 )
 _WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()
 
@@ -56,6 +58,7 @@ class TinyModel:
     model: ToxicityEncoder
     tokenizer: Tokenizer
     onnx_path: Path
+    ragged_path: Path
     tokenizer_path: Path
 
     def logit(self, text: str) -> float:
@@ -68,6 +71,7 @@ class TinyModel:
         return publish(
             repository,
             onnx_path=self.onnx_path,
+            ragged_path=self.ragged_path,
             tokenizer_path=self.tokenizer_path,
             artifact={"precision": "fp32", "device": "cpu", "max_len": self.tokenizer.max_len},
             instances=instances,
@@ -86,8 +90,10 @@ def make_tiny_model(folder: Path, *, seed: int) -> TinyModel:
         model.token_embedding.weight.mul_(50)
         model.head.weight.mul_(5)
     trace(model, folder / ONNX_FILE)
+    build(model, folder / "serving.onnx", (8, 16), ragged=folder / "ragged.onnx")
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), "utf-8")
-    return TinyModel(model, tokenizer, folder / ONNX_FILE, folder / TOKENIZER_FILE)
+    paths = (folder / name for name in (ONNX_FILE, "ragged.onnx", TOKENIZER_FILE))
+    return TinyModel(model, tokenizer, *paths)
 
 
 @pytest.fixture(scope="session")

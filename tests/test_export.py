@@ -20,7 +20,7 @@ from contract import BadInput, GateFailed
 from export import parity
 from export.config import ExportConfig
 from export.parity import Comment, batch_invariance, onnx_runner, shape_parity, torch_runner
-from export.quantize import _OneByOne, integer_matmuls, linear_nodes
+from export.qdq import _OneByOne, linear_nodes
 from export.repository import load_scorer, read_artifact, versions
 from export.serving_graph import build, build_int8, linear_layers
 from export.trace import trace
@@ -68,6 +68,8 @@ def test_every_gate_holds_and_is_in_the_report(
         "serving_vs_traced",
         "fp32_served_text",
         "fp32_batch_invariance",
+        "fp32_ragged_vs_dense",
+        "int8_ragged_vs_dense",
         "int8_layers_in_float",
         "int8_batch_invariance",
         "int8_logit_max",
@@ -117,8 +119,9 @@ def test_int8_runs_every_linear_layer_on_integers(
     layers = linear_layers(checkpoint.model)
     out = exported[0].out
     assert len(linear_nodes(out / "fp32.onnx")) == layers
-    assert integer_matmuls(out / "int8.onnx") == layers
-    assert integer_matmuls(out / "fp32.onnx") == 0
+    placed = exported[1]["placement"]
+    assert len(placed["int8"]["integer_linears"]) == len(placed["fp32"]["float_linears"]) == layers
+    assert placed["int8"]["float_linears"] == placed["fp32"]["integer_linears"] == []
 
 
 def test_int8_weights_keep_to_seven_bits(
@@ -247,7 +250,7 @@ def test_nan_never_passes(comments: list[Comment]) -> None:
     assert not shape_parity("gate", 1.0, fine, broken, comments, max_len=64, seed=0).holds
     assert not batch_invariance("gate", 1.0, broken, comments, [], max_len=64, seed=0).holds
     labels, logits = np.array([0, 1]), np.zeros(2, np.float32)
-    findings = parity.quality_parity(labels, logits, logits * np.nan, ["a", "b"])
+    findings = parity.quality_parity("int8", labels, logits, logits * np.nan, ["a", "b"])
     assert not findings[0].holds
 
 
@@ -255,8 +258,14 @@ Calibration = Iterable[np.ndarray]
 
 
 def all_operators_int8(
-    model: ToxicityEncoder, path: Path, _groups: Sequence[int], calibration: Calibration
+    model: ToxicityEncoder,
+    path: Path,
+    groups: Sequence[int],
+    calibration: Calibration,
+    ragged: Path,
+    **_: object,
 ) -> None:
+    build(model, path, groups, ragged)
     traced = path.with_name("to_quantize.onnx")
     trace(model, traced)
     types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
@@ -264,15 +273,25 @@ def all_operators_int8(
 
 
 def float_in_disguise(
-    model: ToxicityEncoder, path: Path, groups: Sequence[int], _calibration: Calibration
+    model: ToxicityEncoder,
+    path: Path,
+    groups: Sequence[int],
+    _calibration: Calibration,
+    ragged: Path,
+    **_: object,
 ) -> None:
-    build(model, path, groups)
+    build(model, path, groups, ragged)
 
 
 def damaged_int8(
-    model: ToxicityEncoder, path: Path, groups: Sequence[int], calibration: Calibration
+    model: ToxicityEncoder,
+    path: Path,
+    groups: Sequence[int],
+    calibration: Calibration,
+    ragged: Path,
+    **_: object,
 ) -> None:
-    build_int8(model, path, groups, calibration)
+    build_int8(model, path, groups, calibration, ragged)
 
     def silence_a_layer(graph_model: onnx.ModelProto) -> None:
         tensor = next(
@@ -290,7 +309,7 @@ def damaged_int8(
     ("quantizer", "gate"),
     [
         (all_operators_int8, r"gate int8_\w+ is"),
-        (float_in_disguise, r"gate int8_layers_in_float is 9, expected at most 0"),
+        (float_in_disguise, r"gate int8_layers_in_float is 8, expected at most 0"),
         (damaged_int8, r"gate int8_\w+ is .*comment \d+ \(\d+ tokens\)"),
     ],
 )

@@ -48,12 +48,12 @@ def test_make_help_lists_exactly_the_targets() -> None:
     listed = subprocess.run(
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert set(re.findall(r"^  ([a-z]+) ", listed, re.MULTILINE)) == set(phony[1].split())
+    assert set(re.findall(r"^  ([a-z-]+) ", listed, re.MULTILINE)) == set(phony[1].split())
 
 
 def test_variables_in_make_help_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    for line in re.findall(r"^[a-z]+:.*## .*\|(.*)$", makefile, re.MULTILINE):
+    for line in re.findall(r"^[a-z-]+:.*## .*\|(.*)$", makefile, re.MULTILINE):
         for name in re.findall(r"\b[A-Z][A-Z_]+\b", line):
             assert re.search(rf"^{name} \?=", makefile, re.MULTILINE), name
 

@@ -18,8 +18,10 @@ from contract import (
     ARTIFACT_FILE,
     ENCODER_MODEL,
     MAX_BATCH_SIZE,
+    MAX_REQUEST_COMMENTS,
     ONNX_FILE,
     PUBLIC_MODEL,
+    RAGGED_MODEL,
     BadInput,
 )
 from export import repository as repo
@@ -40,24 +42,50 @@ def test_configurations_say_what_the_contract_and_the_graph_say(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     tiny_model.publish(tmp_path, instances=3)
-    public, encoder = _parsed(tmp_path, PUBLIC_MODEL), _parsed(tmp_path, ENCODER_MODEL)
+    public, encoder, ragged = (
+        _parsed(tmp_path, model) for model in (PUBLIC_MODEL, ENCODER_MODEL, RAGGED_MODEL)
+    )
     assert [tensor.name for tensor in public.input] == [contract.TEXT]
     assert {tensor.name for tensor in public.output} == {
         contract.PROBABILITY,
         contract.LOGIT,
         contract.MODEL_VERSION,
     }
-    session = ort.InferenceSession(tmp_path / ENCODER_MODEL / "1" / ONNX_FILE)
-    graph = {tensor.name: tensor for tensor in [*session.get_inputs(), *session.get_outputs()]}
-    assert {t.name for t in [*encoder.input, *encoder.output]} == graph.keys()
-    for tensor in [*encoder.input, *encoder.output]:
-        # Triton's rule: the graph's shape is the batch, then `reshape` where there is one.
-        inner = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
-        assert len(graph[tensor.name].shape) == 1 + len(inner)
-    for config in (public, encoder):
-        assert config.max_batch_size == MAX_BATCH_SIZE
+    for config in (encoder, ragged):
+        _assert_names_types_and_dims_are_the_graphs(config, tmp_path / config.name / "1")
+    for config in (public, encoder, ragged):
+        most = MAX_REQUEST_COMMENTS if config is public else MAX_BATCH_SIZE
+        assert config.max_batch_size == most
         assert config.HasField("dynamic_batching")
         assert [group.count for group in config.instance_group] == [3]
+
+
+def _assert_names_types_and_dims_are_the_graphs(
+    config: model_config_pb2.ModelConfig, version: Path
+) -> None:
+    """What Triton's onnxruntime backend checks when it loads a model."""
+    session = ort.InferenceSession(version / ONNX_FILE)
+    graph = {tensor.name: tensor for tensor in [*session.get_inputs(), *session.get_outputs()]}
+    type_of = {"tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32"}
+    type_of["tensor(float)"] = "TYPE_FP32"
+    configured = {tensor.name: tensor for tensor in [*config.input, *config.output]}
+    made = {name: made for made in config.batch_input for name in made.target_name}
+    assert configured.keys() | made.keys() == graph.keys()
+    for name, tensor in {**configured, **made}.items():
+        type_name = model_config_pb2.DataType.Name(tensor.data_type)
+        assert type_name == type_of[graph[name].type], name
+    for name, tensor in configured.items():
+        # The graph's shape is the batch, then `reshape` where there is one; a ragged input is
+        # joined to one dimension.
+        inner = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
+        ragged = getattr(tensor, "allow_ragged_batch", False)
+        assert len(graph[name].shape) == (1 if ragged else 1 + len(inner)), name
+        assert all(isinstance(size, str) for size in graph[name].shape), "a static axis"
+    for batch_input in config.batch_input:
+        kind = model_config_pb2.BatchInput.BATCH_ACCUMULATED_ELEMENT_COUNT
+        assert (batch_input.kind, [*batch_input.source_input]) == (kind, [contract.INPUT_IDS])
+        assert len(graph[batch_input.target_name[0]].shape) == 1
+        assert configured[contract.INPUT_IDS].allow_ragged_batch
 
 
 def test_versions_count_up_and_old_ones_are_pruned_untouched(
@@ -68,7 +96,8 @@ def test_versions_count_up_and_old_ones_are_pruned_untouched(
     assert tiny_model.publish(tmp_path, keep_versions=2) == 3
     assert repo.versions(tmp_path) == [2, 3]
     assert _everything(tmp_path / PUBLIC_MODEL / "2") == second
-    assert sorted(p.name for p in (tmp_path / ENCODER_MODEL).iterdir() if p.is_dir()) == ["2", "3"]
+    for model in (ENCODER_MODEL, RAGGED_MODEL):
+        assert sorted(p.name for p in (tmp_path / model).iterdir() if p.is_dir()) == ["2", "3"]
     assert repo.verify(tmp_path)["version"] == 3
     assert repo.verify(tmp_path, 2)["version"] == 2
     with pytest.raises(BadInput, match=r"version is 1, expected one of \[2, 3\]"):
@@ -84,7 +113,7 @@ def test_encoder_shares_the_bytes_of_the_public_version(
 
 
 @pytest.mark.parametrize("step", ["write_atomically", "write_json", "_fsync_folder", "_put"])
-@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("call", [1, 2, 3])
 def test_failure_at_any_step_leaves_the_older_version_alone(
     tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int
 ) -> None:
@@ -112,7 +141,8 @@ def test_killed_publish_shows_nothing_and_the_next_one_cleans_up(
 ) -> None:
     tiny_model.publish(tmp_path)
     process = multiprocessing.get_context("spawn").Process(
-        target=_publish_and_die, args=(tiny_model.onnx_path, tiny_model.tokenizer_path, tmp_path)
+        target=_publish_and_die,
+        args=(tmp_path, tiny_model.onnx_path, tiny_model.ragged_path, tiny_model.tokenizer_path),
     )
     process.start()
     process.join()
@@ -123,12 +153,14 @@ def test_killed_publish_shows_nothing_and_the_next_one_cleans_up(
     assert not list(tmp_path.rglob(".staging-*"))
 
 
-def _publish_and_die(onnx_path: Path, tokenizer_path: Path, repository: Path) -> None:
+def _publish_and_die(
+    repository: Path, onnx_path: Path, ragged_path: Path, tokenizer_path: Path
+) -> None:
     real, calls = repo._put, []
 
     def dying(staged: Path, target: Path) -> None:
         calls.append(target)
-        if len(calls) == 2:
+        if len(calls) == 3:  # the encoders are in place, the public model is not
             os._exit(9)
         real(staged, target)
 
@@ -136,6 +168,7 @@ def _publish_and_die(onnx_path: Path, tokenizer_path: Path, repository: Path) ->
     repo.publish(
         repository,
         onnx_path=onnx_path,
+        ragged_path=ragged_path,
         tokenizer_path=tokenizer_path,
         artifact={"device": "cpu"},
         instances=1,
@@ -152,6 +185,17 @@ def test_one_altered_byte_is_refused_by_name(
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(BadInput, match=f"/1/{name} is damaged.*make export"):
+        repo.verify(tmp_path)
+
+
+def test_altered_encoders_are_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
+    tiny_model.publish(tmp_path)
+    path = tmp_path / RAGGED_MODEL / "1" / ONNX_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BadInput, match=f"{RAGGED_MODEL}/1/{ONNX_FILE} is damaged.*make export"):
+        repo.verify(tmp_path)
+    path.unlink()
+    with pytest.raises(BadInput, match=f"{RAGGED_MODEL}/1/{ONNX_FILE} is missing"):
         repo.verify(tmp_path)
 
 

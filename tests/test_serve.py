@@ -31,9 +31,8 @@ from contract import (
     FP32_LOGIT_ATOL,
     HOST,
     LOGIT,
-    MAX_BATCH_SIZE,
     MAX_COMMENT_BYTES,
-    MAX_QUEUED_COMMENTS,
+    MAX_REQUEST_COMMENTS,
     MODEL_VERSION,
     ONNX_FILE,
     PUBLIC_MODEL,
@@ -114,9 +113,9 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "two columns": (np.array([[b"a", b"b"]], object), "BYTES", r"Expected \[-1,1\], got \[1,2\]"),
     "empty batch": (np.empty((0, 1), object), "BYTES", "expected 1 string elements .* got 0"),
     "batch too large": (
-        np.full((MAX_BATCH_SIZE + 1, 1), b"a", object),
+        np.full((MAX_REQUEST_COMMENTS + 1, 1), b"a", object),
         "BYTES",
-        f"batch-size must be <= {MAX_BATCH_SIZE}",
+        f"batch-size must be <= {MAX_REQUEST_COMMENTS}",
     ),
     "bad UTF-8": (
         np.array([[b"fine"], [b"ab\xff"]], object),
@@ -155,7 +154,7 @@ def test_json_body_past_the_usual_stack_does_not_end_the_server(
     status, answer = _post(served, _body(["a " * (10 << 20)]))
     assert status == 400
     assert "expected at most" in answer["error"]
-    status, _ = _post(served, _body(["b " * (MAX_COMMENT_BYTES // 2)] * MAX_BATCH_SIZE))
+    status, _ = _post(served, _body(["b " * (MAX_COMMENT_BYTES // 2)] * MAX_REQUEST_COMMENTS))
     assert status == 200
 
 
@@ -193,8 +192,8 @@ def test_overload_is_refused_in_words_and_passes(
     config = make_server_config(tmp_path / "repository")
     triton.start(config)
     # Long and not ASCII: a batch takes the scorer longer than the next one needs to arrive.
-    body = _body(["é " * (MAX_COMMENT_BYTES // 3)] * MAX_BATCH_SIZE)
-    rounds = MAX_QUEUED_COMMENTS // MAX_BATCH_SIZE * 4
+    body = _body(["é " * (MAX_COMMENT_BYTES // 3)] * 64)
+    rounds = 16
     with ThreadPoolExecutor(rounds) as pool:
         results = list(pool.map(lambda _: _post(config, body), range(rounds)))
     refused = [answer["error"] for status, answer in results if status == 503]

@@ -2,6 +2,8 @@
 
     python -m train --data ../shared/data/jigsaw_wiki_train.csv.gz
     torchrun --nproc-per-node 2 -m train --data ...
+    python -m train --qat runs/model     # fine-tune that run for INT8, see train/qat.py
+    python -m train --distill runs/model --d-model 96 --n-layers 2   # see train/distill.py
 
 Ctrl-C saves the progress; the same command goes on at the same step.
 """
@@ -26,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from contract import TOKENIZER_FILE, BadInput
-from train import artifacts
+from train import artifacts, distill, qat
 from train.batches import CommentIds, TokenizedOnTheFly, pretokenize, training_batches
 from train.cli import parse_config, run
 from train.config import TrainConfig
@@ -43,7 +45,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 def main() -> None:
     config = parse_config(
-        TrainConfig, None, prog="python -m train", description="Train the encoder."
+        TrainConfig,
+        None,
+        prog="python -m train",
+        description="Train the encoder.",
+        defaults_from={"qat": qat.defaults_of, "distill": distill.defaults_of},
     )
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = _device(config)
@@ -77,6 +83,8 @@ def train(
     began = time.monotonic()
 
     # --- Data: the same on every process, from the same seed -----------------------------
+    start = qat.load_start(config) if config.qat else None
+    teacher = distill.load_teacher(config) if config.distill else None
     comments = load_comments(
         config.data, text_column=config.text_column, label_column=config.label_column
     )
@@ -90,34 +98,50 @@ def train(
     split = split_comments(
         comments.texts, comments.labels, fractions=config.fractions, seed=config.seed
     )
-    tokenizer = build_tokenizer(
-        (comments.texts[row] for row in split.train),
-        max_vocab=config.max_vocab,
-        max_len=config.max_len,
-    )
-    ids: CommentIds = TokenizedOnTheFly(comments.texts, tokenizer)
+    if earlier := start or teacher:
+        artifacts.check_split(earlier.folder, split.fingerprint, config.data)
+        tokenizer = earlier.tokenizer
+    else:
+        tokenizer = build_tokenizer(
+            (comments.texts[row] for row in split.train),
+            max_vocab=config.max_vocab,
+            max_len=config.max_len,
+        )
+    extra = distill.unlabelled_texts(config, comments.texts) if config.unlabelled else []
+    texts = comments.texts + extra
+    training_rows = np.concatenate([split.train, np.arange(len(comments.texts), len(texts))])
+    ids: CommentIds = TokenizedOnTheFly(texts, tokenizer)
     if config.pretokenize:
         if rank == 0:
-            pretokenize(comments.texts, tokenizer, config.out.parent / "pretokenized")
+            pretokenize(texts, tokenizer, config.out.parent / "pretokenized")
         _wait_for_all(world)
-        ids = pretokenize(comments.texts, tokenizer, config.out.parent / "pretokenized")
+        ids = pretokenize(texts, tokenizer, config.out.parent / "pretokenized")
 
     # --- Model, loss, optimizer, schedule --------------------------------------------------
     torch.manual_seed(config.seed)
-    model = ToxicityEncoder(config.encoder_config(len(tokenizer.vocabulary))).to(device)
+    if start:
+        model = start.model.to(device)
+        calibration = qat.calibration_rows(split.train, config.seed)
+        ranges = qat.calibrate(model, (ids[row] for row in calibration))
+        # Shares the parameters of `model`, which stays what is optimized and saved.
+        trained: nn.Module = qat.FakeQuantizedEncoder(model, ranges)
+    else:
+        model = ToxicityEncoder(config.encoder_config(len(tokenizer.vocabulary))).to(device)
+        trained = model
     positive = float(comments.labels[split.train].sum())
-    pos_weight = torch.tensor((len(split.train) - positive) / positive, device=device)
+    balance = 1.0 if teacher else (len(split.train) - positive) / positive
+    pos_weight = torch.tensor(balance, device=device)
     loss_of = nn.BCEWithLogitsLoss(pos_weight=pos_weight, reduction="none")
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, weight_decay=config.weight_decay
     )
     global_batch = config.batch_size * world
-    steps_per_epoch = math.ceil(len(split.train) / global_batch)
+    steps_per_epoch = math.ceil(len(training_rows) / global_batch)
     total_steps = steps_per_epoch * config.epochs
     autocast_dtype = _autocast_dtype(config, device)
     say(
         f"{sum(p.numel() for p in model.parameters()):,} parameters on {world} x {device.type} "
-        f"({autocast_dtype or 'fp32'}); {len(split.train):,} training comments, "
+        f"({autocast_dtype or 'fp32'}); {len(training_rows):,} training comments, "
         f"{total_steps:,} steps of {global_batch}; pos_weight {pos_weight.item():.3f}"
     )
 
@@ -126,7 +150,13 @@ def train(
     work = config.out.with_name(config.out.name + ".partial")
     if rank == 0:
         _prepare(work, identity, restart=config.restart)
+    targets = comments.labels
+    if teacher and rank == 0:  # the others read what it wrote
+        say("the teacher scores the training comments ...")
+        distill.soft_targets(teacher, ids, training_rows, work, identity, device)
     _wait_for_all(world)
+    if teacher:
+        targets = distill.soft_targets(teacher, ids, training_rows, work, identity, device)
     progress = artifacts.load_progress(work, model, optimizer) or {
         "identity": identity,
         "step": 0,
@@ -137,7 +167,7 @@ def train(
     }
     if progress["step"]:
         say(f"resuming after step {progress['step']:,} of {total_steps:,}")
-    parallel = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    parallel = nn.parallel.DistributedDataParallel(trained) if world > 1 else trained
 
     # --- The loop --------------------------------------------------------------------------
     history: list[dict[str, Any]] = progress["history"]
@@ -147,7 +177,7 @@ def train(
         done = progress["step"] - epoch * steps_per_epoch
         parallel.train()
         for batch in training_batches(
-            ids, split.train, batch_size=global_batch, seed=config.seed, epoch=epoch, start=done
+            ids, training_rows, batch_size=global_batch, seed=config.seed, epoch=epoch, start=done
         ):
             step_began = time.monotonic()
             step = progress["step"]
@@ -159,7 +189,7 @@ def train(
             # meet the others in the gradient exchange.
             weight = float(len(batch.rows) > rank)
             part = batch.part(rank, world) if weight else batch.part(0, len(batch.rows))
-            labels = torch.from_numpy(comments.labels[part.rows]).to(device)
+            labels = torch.from_numpy(targets[part.rows]).to(device)
             with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
                 logits = parallel(part.input_ids.to(device), part.attention_mask.to(device))
             # DDP averages over processes; the mean over the whole batch is wanted.
@@ -185,7 +215,7 @@ def train(
 
         # --- End of an epoch: validate, keep the best ------------------------------------------
         if rank == 0:
-            validation_logits = logits_of(model, ids, split.validation)
+            validation_logits = logits_of(trained, ids, split.validation)
             metrics = classification_metrics(comments.labels[split.validation], validation_logits)
             train_loss = float(np.mean(progress["epoch_loss"]))
             best_before = max((entry["auroc"] for entry in history), default=-1.0)
@@ -215,7 +245,7 @@ def train(
         "best_epoch": best["epoch"],
         "stopped_early": len(history) < config.epochs,
         "validation": {k: best[k] for k in best if k not in ("epoch", "step", "train_loss")},
-        "test": _metrics_on(model, ids, split.test, comments.labels),
+        "test": _metrics_on(trained, ids, split.test, comments.labels),
         "history": history,
         "pos_weight": pos_weight.item(),
         "comments_cut_at_max_len": _count_cut(comments.texts, tokenizer),
@@ -227,7 +257,18 @@ def train(
         test_ids = TokenizedOnTheFly(test_file.texts, tokenizer)
         results["test_file"] = {
             "source": test_file.source,
-            **_metrics_on(model, test_ids, rows, test_file.labels),
+            **_metrics_on(trained, test_ids, rows, test_file.labels),
+        }
+    quantization = None
+    if start:
+        labels_of_validation = comments.labels[split.validation]
+        results["quantization"] = table = qat.compare(
+            start.folder, ranges, model, ids, split.validation, labels_of_validation
+        )
+        quantization = {
+            "start_sha256": artifacts.sha256_of(start.folder / artifacts.WEIGHTS_FILE),
+            "start_validation_auroc": table["float"]["auroc"],
+            "activation_ranges": ranges,
         }
     artifacts.write_atomically(work / TOKENIZER_FILE, tokenizer.to_json())
     artifacts.write_json(
@@ -244,16 +285,22 @@ def train(
             },
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "processes": world,
+            "quantization": quantization,
+            "distillation": distill.record(config, len(extra)) if teacher else None,
         },
     )
     artifacts.write_json(work / artifacts.SPLIT_FILE, split.to_json())
     artifacts.write_json(work / artifacts.METRICS_FILE, results)
     plot_curves(history, work / artifacts.CURVES_FILE)
     artifacts.clear_progress(work)
+    distill.clear(work)
     artifacts.replace_folder(work, config.out)
     for name in ("validation", "test", "test_file"):
         if name in results:
             say(_metrics_line(name, results[name]))
+    if start:
+        for line in qat.table_lines(results["quantization"], len(split.validation)):
+            say(line)
     say(
         f"{config.out}: best epoch {best['epoch']}, "
         f"{results['real_tokens_per_second']:,} real tokens/s, "
@@ -294,6 +341,12 @@ def _identity(
     for name in ("out", "test_data", "pretokenize", "checkpoint_steps", "restart", "device"):
         del settings[name]
     settings["fractions"] = list(config.fractions)
+    if config.qat:  # the weights that it starts from, wherever they lie
+        settings["qat"] = artifacts.sha256_of(config.qat / artifacts.WEIGHTS_FILE)
+    if config.distill:
+        settings["distill"] = artifacts.sha256_of(config.distill / artifacts.WEIGHTS_FILE)
+    if config.unlabelled:
+        settings["unlabelled"] = artifacts.sha256_of(config.unlabelled)
     del settings["batch_size"]
     return {
         **settings,
@@ -327,7 +380,7 @@ def _stalled(history: list[dict[str, Any]], patience: int) -> bool:
 
 
 def _metrics_on(
-    model: ToxicityEncoder, ids: CommentIds, rows: np.ndarray, labels: np.ndarray
+    model: nn.Module, ids: CommentIds, rows: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
     return classification_metrics(labels[rows], logits_of(model, ids, rows))
 

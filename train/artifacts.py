@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,13 @@ def replace_folder(staged: Path, target: Path) -> None:
 
 def save_weights(folder: Path, model: ToxicityEncoder) -> None:
     """Write `model.safetensors`, tensors by their PyTorch names."""
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(state))
+    save_tensors(folder / WEIGHTS_FILE, model.state_dict())
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file."""
+    state = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomically(path, safetensors.torch.save(state))
 
 
 def load_tensors(path: Path, remedy: str) -> dict[str, torch.Tensor]:
@@ -140,6 +146,17 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             f"{model.config.vocab_size}; {remedy}"
         )
     return Checkpoint(folder, model.eval(), tokenizer, config)
+
+
+def check_split(folder: Path, fingerprint: str, source: str) -> None:
+    """Raise BadInput unless `source` split into the parts that `folder` was trained on."""
+    recorded = read_json(folder / SPLIT_FILE, "run `make train`")["fingerprint"]
+    if fingerprint != recorded:
+        raise BadInput(
+            f"the comments in {source} are not those that {folder} was trained on "
+            f"(split {fingerprint[:12]}, expected {recorded[:12]}); give the same file "
+            "with --data, or train again"
+        )
 
 
 def save_progress(

@@ -11,7 +11,8 @@ import argparse
 import dataclasses
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -34,11 +35,14 @@ def parse_config(
     prog: str,
     description: str,
     positional: str | None = None,
+    defaults_from: Mapping[str, Callable[[Path], dict[str, Any]]] | None = None,
 ) -> Config:
     """Config of one stage from the command line.
 
-    `positional` names a field that is given without a flag. Raises BadInput that names the
-    flag, its value and what was expected; `--help` prints and exits with 0.
+    `positional` names a field that is given without a flag. `defaults_from` names fields of
+    a path, each with a function of that path to other fields' defaults when it is given.
+    Raises BadInput that names the flag, its value and what was expected; `--help` prints and
+    exits with 0.
     """
     parser = _Parser(
         prog=prog,
@@ -49,7 +53,12 @@ def parse_config(
     hints = typing.get_type_hints(config_class, include_extras=False)
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
         _add_argument(parser, field, hints[field.name], positional=field.name == positional)
-    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    values = vars(parser.parse_args(argv))
+    for name, defaults_of in (defaults_from or {}).items():
+        if values[name] is not None:
+            parser.set_defaults(**defaults_of(Path(values[name])))
+            values = vars(parser.parse_args(argv))
+    given = {k: v for k, v in values.items() if v is not None}
     return make_config(config_class, given)
 
 

@@ -27,6 +27,19 @@ class TrainConfig:
     text_column: str | None = Field(None, description="column of the comment, if not a known name")
     label_column: str | None = Field(None, description="column of the label, if not a known name")
     out: Path = Field(Path("runs/model"), description="folder of the finished run")
+    qat: Path | None = Field(
+        None,
+        description="finished run to fine-tune for INT8; its data, split and shape become the "
+        "defaults, with 1 epoch, lr 2e-5, fp32 and out runs/qat",
+    )
+    distill: Path | None = Field(
+        None,
+        description="finished run whose probabilities to learn instead of the labels; its data, "
+        "split and tokenizer become the defaults, with out runs/student",
+    )
+    unlabelled: Path | None = Field(
+        None, description="more comments for --distill, in a file that needs no labels"
+    )
     fractions: tuple[float, float, float] = Field(
         (0.8, 0.1, 0.1), description="shares of the training, validation and test split"
     )
@@ -62,6 +75,24 @@ class TrainConfig:
         check_heads(self.d_model, self.n_heads)
         return self
 
+    @model_validator(mode="after")
+    def _qat_is_fp32_and_elsewhere(self) -> TrainConfig:
+        if self.qat and self.precision != "fp32":
+            raise ValueError(f"--precision is {self.precision}, expected fp32 with --qat")
+        if self.qat and self.qat.resolve() == self.out.resolve():
+            raise ValueError(f"--out is {self.out}, expected another folder than --qat")
+        return self
+
+    @model_validator(mode="after")
+    def _distills_one_way(self) -> TrainConfig:
+        if self.distill and self.qat:
+            raise ValueError(f"--distill is {self.distill}, expected none with --qat")
+        if self.distill and self.distill.resolve() == self.out.resolve():
+            raise ValueError(f"--out is {self.out}, expected another folder than --distill")
+        if self.unlabelled and not self.distill:
+            raise ValueError(f"--unlabelled is {self.unlabelled}, expected --distill beside it")
+        return self
+
     def encoder_config(self, vocab_size: int) -> ModelConfig:
         """The part that fixes the shapes of the weights."""
         names = {field.name for field in dataclasses.fields(ModelConfig)} - {"vocab_size"}
@@ -69,4 +100,5 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Every field as JSON, paths as they were given."""
-        return {**dataclasses.asdict(self), "out": str(self.out)}
+        fields = dataclasses.asdict(self)
+        return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}

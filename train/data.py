@@ -123,6 +123,15 @@ def load_comments(
     return comments
 
 
+def load_texts(path: Path, text_column: str | None = None) -> list[str]:
+    """Comments of a file as in `load_comments`, which needs no labels here; empty ones dropped."""
+    if not path.is_file():
+        raise BadInput(f"no file at {path}, expected comments; give another with --unlabelled")
+    frame = _read_file(path)
+    texts = frame[_column(frame, str(path), "text", text_column, TEXT_COLUMNS)]
+    return [text for text in texts if isinstance(text, str) and text.strip()]
+
+
 def _synthetic(source: str) -> pd.DataFrame:
     rows = source.partition(":")[2] or str(DEFAULT_ROWS)
     if not rows.isdecimal() or int(rows) < 1:

@@ -10,10 +10,10 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
     roc_auc_score,
 )
+from torch import nn
 
 from contract import DECISION_THRESHOLD
 from train.batches import CommentIds, evaluation_batches
-from train.model import ToxicityEncoder
 
 RELIABILITY_BINS = 15
 """Equal-width bins of the probability, as in Guo et al. 2017, "On Calibration of Modern Neural
@@ -21,7 +21,7 @@ Networks"."""
 
 
 def logits_of(
-    model: ToxicityEncoder, ids: CommentIds, rows: np.ndarray, *, batch_size: int = 128
+    model: nn.Module, ids: CommentIds, rows: np.ndarray, *, batch_size: int = 128
 ) -> np.ndarray:
     """float32 [n] logits of `rows` in their order, in eval mode; the model's mode is restored."""
     device = next(model.parameters()).device

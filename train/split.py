@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from contract import BadInput
-from train.artifacts import CONFIG_FILE, SPLIT_FILE, read_json
+from train.artifacts import CONFIG_FILE, check_split, read_json
 from train.data import Comments, load_comments
 
 
@@ -100,13 +100,11 @@ def split_comments(
     return Split(rows[0], rows[1], rows[2], fingerprint, seed, fractions)
 
 
-def comments_of_run(
-    folder: Path, data: str | None = None, *, flag: str = "--data"
-) -> tuple[Comments, Split]:
+def comments_of_run(folder: Path, data: str | None = None) -> tuple[Comments, Split]:
     """Comments and split of the finished training run in `folder`.
 
-    `data` says where its comments are now, if they moved, and `flag` how the user says so. Raises
-    BadInput when they are not those of the run any more.
+    `data` says where its comments are now, if they moved. Raises BadInput when they are not those
+    of the run any more.
     """
     settings = read_json(folder / CONFIG_FILE, "run `make train`")["train"]
     source = data or settings["data"]
@@ -115,13 +113,7 @@ def comments_of_run(
     )
     fractions, seed = tuple(settings["fractions"]), settings["seed"]
     split = split_comments(comments.texts, comments.labels, fractions=fractions, seed=seed)
-    recorded = read_json(folder / SPLIT_FILE, "run `make train`")["fingerprint"]
-    if split.fingerprint != recorded:
-        raise BadInput(
-            f"the comments in {source} are not those that {folder} was trained on "
-            f"(split {split.fingerprint[:12]}, expected {recorded[:12]}); give the same file "
-            f"with {flag}, or train again"
-        )
+    check_split(folder, split.fingerprint, source)
     return comments, split
 
 

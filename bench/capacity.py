@@ -1,0 +1,300 @@
+"""Search the highest rate at which each rung meets the objective: `make capacity`.
+
+    python -m bench.capacity --p99-ms 50 --seconds 10 --steps 4
+
+Each rung is served from a repository of its own, made in a temporary folder, by a server of its
+own on `--http-port` and the next two; an open loop loads it. Prints a table, a projection and, as
+its last line, one JSON document; the same goes to `bench/out/capacity.json` and `.png`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from google.protobuf import text_format
+from matplotlib.figure import Figure
+from pydantic import Field
+from pydantic import dataclasses as pydantic_dataclasses
+from tritonclient.grpc import model_config_pb2 as pb
+
+from bench.comments import default_source, load_pool
+from bench.run import BenchConfig, Result, find_server, hardware, load, report_broken_bars
+from contract import ONNX_FILE, PUBLIC_MODEL, RAGGED_MODEL, TOKENIZER_FILE
+from export.repository import CONFIG_FILE, publish, verify, version_folder
+from serve import triton
+from train.artifacts import write_atomically, write_json
+from train.cli import make_config, parse_config, run
+
+TARGET_RPS, TARGET_LOAD = 10_000, 0.65
+_CLOSED_USERS = 32
+"""Users of the closed loop whose rate bounds the search: enough to keep two instances busy."""
+_BUSY = 0.9
+"""Share of the machine's CPU from which the part that uses most of it is said to bind."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to serve the same weights."""
+
+    name: str
+    graph: Literal["published", "traced", "student"] = "published"
+    """"traced" is the plain FP32 graph, padded to the batch; "student" is of `--student`."""
+    batching: bool = True
+    instances: int = 1
+    window_ms: float = 0
+    repeats: float = 0
+    """Share of comments that come again, for the cache to know."""
+
+
+_CORES = os.cpu_count() or 1
+_PLAIN, _OURS = "traced FP32, dynamic batching", "published, an instance a core"
+RUNGS = (
+    Rung("traced FP32, no batching", "traced", batching=False, instances=_CORES),
+    Rung(_PLAIN, "traced", instances=_CORES),
+    Rung("published, one instance"),
+    Rung(_OURS, instances=_CORES),
+    Rung("published, 20 % repeats", instances=_CORES, repeats=0.2),
+    Rung("published, 50 % repeats", instances=_CORES, repeats=0.5),
+    Rung("student, an instance a core", "student", instances=_CORES),
+    Rung("student, 50 % repeats", "student", instances=_CORES, repeats=0.5),
+)
+
+
+@pydantic_dataclasses.dataclass(frozen=True)
+class CapacityConfig:
+    """Flags of `python -m bench.capacity`."""
+
+    p99_ms: float = Field(50, gt=0, description="objective: p99 at most this, and no error")
+    seconds: int = Field(10, ge=3, description="length of one run")
+    skip_s: float = Field(2, ge=0, description="first seconds of a run not in latencies")
+    steps: int = Field(5, ge=1, description="runs of the bisection of one rung")
+    repository: Path = Field(Path("model_repository"), description="published repository")
+    traced: Path = Field(
+        Path("runs/export/traced.onnx"), description="traced graph of the same export"
+    )
+    student: Path | None = Field(None, description="published repository of a student")
+    http_port: int = Field(8100, ge=1, le=65533, description="first of three free ports")
+    comments: str = Field(default_source(), description="labelled file, or 'synthetic'")
+    out: Path = Field(Path("bench/out"), description="folder of the results")
+
+
+def main() -> None:
+    config = parse_config(
+        CapacityConfig, None, prog="python -m bench.capacity", description="Capacity by rung."
+    )
+    artifact = verify(config.repository)
+    pool = load_pool(config.comments)
+    print(pool.summary(), flush=True)
+    rows = []
+    for rung in RUNGS:
+        if rung.graph == "traced" and not config.traced.is_file():
+            print(f"{rung.name}: skipped, no {config.traced}; run `make export`", flush=True)
+            continue
+        if rung.graph == "student" and config.student is None:
+            print(f"{rung.name}: skipped; give --student", flush=True)
+            continue
+        with served(config, rung) as server:
+            rows.append(search(config, rung, server))
+    document = {
+        "bench": "capacity",
+        "objective": {"p99_ms": config.p99_ms, "errors": 0},
+        "seconds": config.seconds,
+        "skip_s": config.skip_s,
+        "steps": config.steps,
+        "precision": artifact["precision"],
+        "comments": pool.to_json(),
+        "hardware": hardware(),
+        "rungs": rows,
+        "bars": bars(rows),
+    }
+    write_json(config.out / "capacity.json", document)
+    _plot(rows, config.out / "capacity.png")
+    print(table(rows))
+    print(json.dumps(document))
+    report_broken_bars(document)
+
+
+# --- One rung ----------------------------------------------------------------------------
+@contextlib.contextmanager
+def served(config: CapacityConfig, rung: Rung) -> Iterator[triton.Server]:
+    """A server of `rung`, stopped at the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        repository = Path(folder) / "model_repository"
+        make_repository(config, rung, repository)
+        settings = make_config(
+            triton.ServeConfig,
+            {
+                "action": "start",
+                "repository": repository,
+                "run_dir": Path(folder) / "serve",
+                "http_port": config.http_port,
+                "grpc_port": config.http_port + 1,
+                "metrics_port": config.http_port + 2,
+            },
+        )
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                triton.start(settings)
+            yield find_server(settings.run_dir)
+        finally:
+            triton.stop(settings, quiet=True)
+
+
+def make_repository(config: CapacityConfig, rung: Rung, repository: Path) -> None:
+    """Publish the newest version again into `repository`, as `rung` wants it served."""
+    source = config.repository
+    if rung.graph == "student":
+        assert config.student is not None
+        source = config.student
+    folder = version_folder(source)
+    ragged = source / RAGGED_MODEL / folder.name / ONNX_FILE
+    publish(
+        repository,
+        onnx_path=config.traced if rung.graph == "traced" else folder / ONNX_FILE,
+        ragged_path=ragged,
+        tokenizer_path=folder / TOKENIZER_FILE,
+        artifact=verify(source),
+        instances=rung.instances,
+    )
+    path = repository / PUBLIC_MODEL / CONFIG_FILE
+    served = text_format.Parse(path.read_text("utf-8"), pb.ModelConfig())
+    if not rung.batching:
+        served.ClearField("dynamic_batching")
+        served.max_batch_size = 1
+    elif rung.window_ms:
+        served.dynamic_batching.max_queue_delay_microseconds = int(1e3 * rung.window_ms)
+    write_atomically(path, text_format.MessageToString(served))
+
+
+def search(
+    config: CapacityConfig,
+    rung: Rung,
+    server: triton.Server,
+    counters_of: Callable[[triton.Server], dict[str, float]] | None = None,
+) -> dict[str, Any]:
+    """Bisect the rate of an open loop below what a closed loop reached; one row of the table.
+
+    The closed loop is the warm-up too.
+    """
+    settings = make_config(
+        BenchConfig,
+        {
+            "seconds": config.seconds,
+            "skip_s": config.skip_s,
+            "comments": config.comments,
+            "out": config.out,
+            "processes": 1,
+            "users": _CLOSED_USERS,
+            "repeat_share": rung.repeats,
+        },
+    )
+    closed = load(settings, "http", server, counters_of)
+    print(f"{rung.name}: closed loop {closed.rate_rps:.0f} requests/s", flush=True)
+    low, high, rate = 0.0, closed.rate_rps, 0.7 * closed.rate_rps
+    best: Result | None = None
+    failed: Result | None = None
+    runs = []
+    for _ in range(config.steps):
+        result = load(replace(settings, rate=rate), "http", server, counters_of)
+        good = meets(result, config.p99_ms)
+        runs.append({"rate": round(rate, 1), "meets": good, **asdict(result)})
+        verdict = "meets" if good else "misses"
+        invalid = "; ".join(result.check["invalid"])
+        print(
+            f"  {rate:.0f}/s: p99 {result.latency_ms['p99']:.1f} ms, {result.failures} failed, "
+            f"{verdict} {invalid}",
+            flush=True,
+        )
+        if good:
+            low, best = rate, result
+        else:
+            high, failed = rate, result
+        rate = (low + high) / 2
+    shown = best or failed
+    assert shown is not None  # steps >= 1
+    cpu_us = shown.cpu_us["front_end"] + shown.cpu_us["model"]
+    return {
+        "rung": asdict(rung),
+        "capacity_rps": round(low, 1),
+        "closed_loop_rps": closed.rate_rps,
+        "result": asdict(shown),
+        "binds": binds(shown, failed, low),
+        "cores_for_10k": round(TARGET_RPS * cpu_us / 1e6 / TARGET_LOAD, 1),
+        "runs": runs,
+    }
+
+
+def meets(result: Result, p99_ms: float) -> bool:
+    """Whether a run meets the objective; an invalid one does not."""
+    return (
+        result.failures == 0 and result.latency_ms["p99"] <= p99_ms and not result.check["invalid"]
+    )
+
+
+def binds(result: Result, failed: Result | None, rate: float) -> str:
+    """What stops a rung: the generator when the lowest run that missed was invalid.
+
+    Otherwise the part with most CPU a request; with "waits" when the machine was not busy, so
+    that it is the instances' number or the length of a batch that stops it, not the cores.
+    """
+    if failed is not None and failed.check["invalid"]:
+        return "generator"
+    part = max(result.cpu_us, key=lambda name: result.cpu_us[name])
+    share = sum(result.cpu_us.values()) * rate / 1e6 / (os.cpu_count() or 1)
+    name = part.replace("_", " ")
+    return name if share > _BUSY else f"{name} (waits; cores {share:.0%} busy)"
+
+
+# --- Telling -----------------------------------------------------------------------------
+def bars(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every rung meets the objective at some rate, and ours at five times the plain graph's."""
+    rates = {row["rung"]["name"]: row["capacity_rps"] for row in rows}
+    found = sum(rate > 0 for rate in rates.values()) / len(rates)
+    held = {"rungs_with_capacity": {"value": found, "bar": 1, "holds": found == 1}}
+    if rates.get(_PLAIN):
+        gain = rates[_OURS] / rates[_PLAIN]
+        held["published_over_traced"] = {"value": round(gain, 2), "bar": 5, "holds": gain >= 5}
+    return held
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One line a rung: at its capacity, or at the lowest rate tried when none met the objective."""
+    head = f"{'rung':36} {'req/s':>6} {'p50':>6} {'p95':>6} {'p99':>6} {'p99.9':>6} {'batch':>6}"
+    head += f" {'queue':>6} {'comp.':>6} {'load us':>8} {'front us':>8} {'model us':>8}"
+    lines = [head + f" {'cores for 10k':>13}  binds"]
+    for row in rows:
+        r = row["result"]
+        values = [r["latency_ms"][name] for name in ("p50", "p95", "p99", "p99.9")]
+        values += [r["mean_batch"], r["queue_ms"], r["compute_ms"]]
+        line = f"{row['rung']['name']:36} {row['capacity_rps']:6.0f} "
+        line += " ".join(f"{value:6.1f}" for value in values)
+        line += " " + " ".join(f"{value:8.0f}" for value in r["cpu_us"].values())
+        lines.append(f"{line} {row['cores_for_10k']:13.1f}  {row['binds']}")
+    lines.append(
+        f"cores for {TARGET_RPS:,} requests/s at {TARGET_LOAD:.0%} load: CPU of front end and "
+        "model a request, projected from this machine, not measured"
+    )
+    return "\n".join(lines)
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.barh([row["rung"]["name"] for row in rows], [row["capacity_rps"] for row in rows])
+    axes.set(title="Capacity at the objective", xlabel="requests/s")
+    axes.invert_yaxis()
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    write_atomically(path, image.getvalue())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,68 @@
+"""Background processes that outlive the command which started them, and the ports they need."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from contract import HOST, BadInput
+
+
+def spawn(command: list[str], environment: dict[str, str], log: Path) -> psutil.Process:
+    """Start `command` in a session of its own; what it says replaces the file `log`."""
+    pid = os.posix_spawn(
+        command[0],
+        command,
+        environment,
+        setsid=True,  # a Ctrl-C in this terminal is not for the server
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+    )
+    return psutil.Process(pid)
+
+
+def alive(pid: int, create_time: float) -> psutil.Process | None:
+    """The process of that id, unless it ended; a recycled id is not it."""
+    try:
+        process = psutil.Process(pid)
+        same = process.create_time() == create_time
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def wait_or_kill(family: Sequence[psutil.Process], timeout_s: float) -> None:
+    """Wait for processes that were told to end; kill those that do not."""
+    _, left = psutil.wait_procs(family, timeout=timeout_s)
+    for process in left:
+        process.kill()
+    psutil.wait_procs(left, timeout=5)
+
+
+def refuse_taken_port(port: int, flag: str) -> None:
+    """Raise BadInput that names the port, its owner and the flag that sets it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            owner = _listener(port)
+            raise BadInput(
+                f"port {port} is taken{f' by process {owner}' if owner else ''}, expected a free "
+                f"one; stop that process or set --{flag.replace('_', '-')}"
+            ) from None
+
+
+def _listener(port: int) -> str | None:
+    for connection in psutil.net_connections("tcp"):
+        listens = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        if listens and connection.pid:
+            return f"{connection.pid} ({psutil.Process(connection.pid).name()})"
+    return None

@@ -1,0 +1,113 @@
+"""The bound on what waits: calls stay short once a queue grew, and calm returns by itself."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from contract import CALM_WAIT_S, MAX_REQUEST_COMMENTS, OVERLOADED_WAIT_S
+from export.admission import Admission
+
+SECONDS = 0.002
+"""Of one comment in these tests."""
+IN_CALM = math.ceil(CALM_WAIT_S / SECONDS) + 1
+IN_OVERLOAD = math.ceil(OVERLOADED_WAIT_S / SECONDS) + 1
+
+
+@pytest.fixture
+def admission() -> Admission:
+    timed = Admission()
+    timed.observe(50, 50 * SECONDS)
+    return timed
+
+
+def test_calm_call_takes_on_what_begins_in_time(admission: Admission) -> None:
+    assert admission.admit([1] * IN_CALM, now=0) == IN_CALM
+    assert not admission.overloaded
+    assert admission.admit([1] * (IN_CALM + 9), now=0) == IN_CALM
+    assert admission.overloaded
+
+
+def test_overloaded_calls_are_short_until_no_one_was_refused_for_a_while(
+    admission: Admission,
+) -> None:
+    admission.admit([1] * (IN_CALM + 9), now=0)
+    for now in (0.1, 0.2, 0.3):
+        assert admission.admit([1] * (IN_OVERLOAD + 1), now) == IN_OVERLOAD
+        assert admission.overloaded
+    assert admission.admit([1] * IN_OVERLOAD, now=0.4) == IN_OVERLOAD
+    assert admission.overloaded  # another process may just have emptied the queue
+    assert admission.admit([1] * IN_CALM, now=0.56) == IN_CALM
+    assert not admission.overloaded
+
+
+def test_full_call_means_that_more_waits() -> None:
+    fast = Admission()
+    fast.observe(1000, 0.001)
+    assert fast.admit([1] * MAX_REQUEST_COMMENTS, now=0) == MAX_REQUEST_COMMENTS
+    assert fast.overloaded
+
+
+def test_large_request_is_not_refused_for_its_own_size(admission: Admission) -> None:
+    admission.admit([1] * (IN_CALM + 9), now=0)
+    assert admission.admit([200, 1], now=0) == 1
+    assert admission.admit([200], now=0) == 1
+    assert admission.admit([], now=0) == 0
+
+
+def test_unknown_speed_has_no_limit_and_is_learnt() -> None:
+    new = Admission()
+    assert new.admit([1] * (IN_CALM + 1), now=0) == IN_CALM + 1
+    new.observe(0, 1.0)
+    for _ in range(100):
+        new.observe(10, 10 * SECONDS)
+    assert new.admit([1] * (IN_CALM + 9), now=0) == pytest.approx(IN_CALM, abs=1)
+
+
+def test_clients_who_never_wait_find_the_calm_state_again(admission: Admission) -> None:
+    """100 users who send again at once: they fit in a calm call, never in an overloaded one."""
+    users = [1] * 100
+    admission.admit([1] * (IN_CALM + 9), now=0)
+    for now in (0.2, 0.4):
+        assert admission.admit(users, now) == IN_OVERLOAD
+    assert admission.admit(users, now=0.5) == 100
+    assert not admission.overloaded
+
+
+def test_lasting_overload_is_probed_ever_more_rarely(admission: Admission) -> None:
+    crowd, probes, now = [1] * (IN_CALM + 9), [], 0.0
+    while now < 100:
+        if admission.admit(crowd, now) == IN_CALM:
+            probes.append(now)
+        now += 0.01
+    gaps = [round(b - a, 1) for a, b in itertools.pairwise(probes)]
+    assert gaps[:6] == pytest.approx([0.5, 1, 2, 4, 8, 8], abs=0.1)
+    assert set(gaps[6:]) == {8.0}
+    assert admission.admit([1], now + 0.3) == 1  # quiet: the next stay is a short one again
+    again = [admission.admit(crowd, now + later) for later in (0.4, 0.6, 0.8, 0.95)]
+    assert again == [IN_CALM, IN_OVERLOAD, IN_OVERLOAD, IN_CALM]
+
+
+@pytest.mark.parametrize("overload", [1.5, 3, 10])
+def test_queue_stays_short_and_the_model_busy_at_any_overload(
+    admission: Admission, overload: float
+) -> None:
+    """Arrivals at a multiple of the capacity, one process: what waits is bounded by two calls."""
+    arriving, waiting, scored, refused, seconds = 0.0, 0, 0, 0, 0.0
+    longest = 0
+    for _ in range(2000):
+        batch = min(waiting, MAX_REQUEST_COMMENTS) or 1
+        admitted = admission.admit([1] * batch, seconds)
+        spent = admitted * SECONDS + 0.0005
+        admission.observe(admitted, spent)
+        seconds += spent
+        scored, refused = scored + admitted, refused + batch - admitted
+        arriving += spent * overload / SECONDS
+        waiting = max(0, int(arriving) - scored - refused)
+        longest = max(longest, waiting)
+    assert longest <= 2 * (CALM_WAIT_S / SECONDS * overload + MAX_REQUEST_COMMENTS)
+    assert waiting <= 2 * IN_OVERLOAD * overload
+    assert scored * SECONDS >= 0.9 * seconds
+    assert refused >= (1 - 1 / overload) * arriving * 0.9

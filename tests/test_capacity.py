@@ -1,0 +1,93 @@
+"""The capacity ladder: every rung can be served, and a run counts only when it may."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import TinyModel, free_port
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from bench.capacity import (
+    RUNGS,
+    CapacityConfig,
+    Rung,
+    bars,
+    binds,
+    make_repository,
+    meets,
+    search,
+    served,
+    table,
+)
+from bench.comments import SYNTHETIC
+from contract import PUBLIC_MODEL
+from export.repository import CONFIG_FILE, verify
+from tests.test_bench import RESULT
+
+IDLE = replace(RESULT, latency_ms={**RESULT.latency_ms, "p99": 10.0})
+
+
+@pytest.fixture
+def config(tiny_model: TinyModel, tmp_path: Path) -> CapacityConfig:
+    tiny_model.publish(tmp_path / "published")
+    return CapacityConfig(
+        repository=tmp_path / "published",
+        student=tmp_path / "published",
+        traced=tiny_model.onnx_path,
+        http_port=free_port(),
+        comments=SYNTHETIC,
+        out=tmp_path / "out",
+        seconds=3,
+        steps=1,
+        p99_ms=10_000,
+    )
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
+def test_every_rung_has_a_whole_repository(
+    config: CapacityConfig, rung: Rung, tmp_path: Path
+) -> None:
+    make_repository(config, rung, tmp_path / "rung")
+    verify(tmp_path / "rung")
+    path = tmp_path / "rung" / PUBLIC_MODEL / CONFIG_FILE
+    parsed = text_format.Parse(path.read_text("utf-8"), pb.ModelConfig())
+    assert parsed.HasField("dynamic_batching") is rung.batching
+    assert parsed.instance_group[0].count == rung.instances
+
+
+def test_a_rung_is_served_and_searched(config: CapacityConfig) -> None:
+    with served(config, RUNGS[-1]) as server:
+        row = search(config, RUNGS[-1], server)
+    (run,) = row["runs"]
+    assert run["requests"] == run["server_requests"] > 0
+    assert row["capacity_rps"] == (run["rate"] if run["meets"] else 0)
+    assert row["cores_for_10k"] > 0
+    assert len(table([row]).splitlines()) == 3
+
+
+def test_meets_needs_a_p99_no_error_and_a_generator_that_kept_up() -> None:
+    assert meets(IDLE, 10)
+    assert not meets(IDLE, 9.9)
+    assert not meets(replace(IDLE, failures=1), 10)
+    assert not meets(replace(IDLE, check={**IDLE.check, "invalid": ["late"]}), 10)
+
+
+def test_what_binds() -> None:
+    late = replace(IDLE, check={**IDLE.check, "invalid": ["late"]})
+    assert binds(IDLE, late, 100) == "generator"
+    assert binds(IDLE, None, 1e9) == "model"
+    assert binds(IDLE, None, 1).startswith("model (waits")
+    front = replace(IDLE, cpu_us={"generator": 1.0, "front_end": 9.0, "model": 2.0})
+    assert binds(front, None, 1e9) == "front end"
+
+
+def test_bars_turn_red() -> None:
+    rows = [{"rung": {"name": rung.name}, "capacity_rps": 100.0} for rung in RUNGS[:4]]
+    assert not bars(rows)["published_over_traced"]["holds"]
+    rows[3]["capacity_rps"] = 500.0
+    assert all(bar["holds"] for bar in bars(rows).values())
+    rows[0]["capacity_rps"] = 0.0
+    assert not bars(rows)["rungs_with_capacity"]["holds"]

@@ -1,0 +1,268 @@
+"""Real servers behind a real haproxy: a killed one costs nothing, an update mixes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import TinyModel, free_port
+from tritonclient.utils import InferenceServerException
+
+from contract import (
+    FP32_LOGIT_ATOL,
+    HOST,
+    LOGIT,
+    MAX_BATCH_SIZE,
+    MAX_COMMENT_BYTES,
+    MODEL_VERSION,
+    BadInput,
+)
+from serve import haproxy, replicas, triton
+from serve.client import Protocol, connect, infer, score_comments
+from serve.process import refuse_taken_port
+
+PROTOCOLS: tuple[Protocol, ...] = ("http", "grpc")
+TEXT = "you are a kind person and thanks for your work"
+
+
+@pytest.fixture(scope="module")
+def balanced() -> None:
+    try:
+        haproxy.executable()
+    except BadInput as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def running(
+    balanced: None,  # noqa: ARG001
+    tiny_model: TinyModel,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[replicas.ReplicasConfig]:
+    """Two replicas with version 1 of `tiny_model`."""
+    folder = tmp_path_factory.mktemp("replicas")
+    tiny_model.publish(folder / "repository")
+    config = replicas.ReplicasConfig(
+        action="start",
+        repository=folder / "repository",
+        run_dir=folder / "run",
+        http_port=_port(),
+        grpc_port=_port(),
+        metrics_port=_port(),
+        replicas=2,
+    )
+    replicas.start(config)
+    yield config
+    replicas.stop(config)
+
+
+def _port() -> int:
+    """A free port whose neighbours, 10 and 20 above, are free too."""
+    while True:
+        port = free_port()
+        try:
+            for above in (0, 10, 20):
+                refuse_taken_port(port + above, "http_port")
+        except (BadInput, OverflowError):
+            continue
+        return port
+
+
+def _url(config: triton.ServeConfig, protocol: Protocol) -> str:
+    return f"{HOST}:{config.http_port if protocol == 'http' else config.grpc_port}"
+
+
+def _server(config: replicas.ReplicasConfig, number: int) -> triton.Server:
+    server = triton.read_running(config.run_dir / f"replica-{number}" / triton.PROCESS_FILE)
+    assert server
+    return server
+
+
+def _states(config: replicas.ReplicasConfig) -> dict[str, str]:
+    balancer = haproxy.running(config)
+    assert balancer
+    return haproxy.states(balancer)
+
+
+@dataclass
+class Load:
+    """What clients that keep their connection got while the block of `_load` ran."""
+
+    answers: list[tuple[str, float]] = field(default_factory=list)
+    """Version and logit."""
+    retried: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def _load(config: replicas.ReplicasConfig, *, retries: int) -> Iterator[Load]:
+    """Two clients a protocol ask for TEXT again and again."""
+    load, done = Load(), threading.Event()
+
+    def ask(protocol: Protocol) -> None:
+        with connect(protocol, _url(config, protocol)) as client:
+            while not done.is_set():
+                for left in reversed(range(retries + 1)):
+                    try:
+                        answer = infer(client, protocol, [TEXT.encode()])
+                    except (InferenceServerException, OSError, HTTPException) as error:
+                        (load.retried if left else load.lost).append(f"{protocol}: {error!r}")
+                        continue
+                    version = answer.as_numpy(MODEL_VERSION).item().decode()
+                    load.answers.append((version, answer.as_numpy(LOGIT).item()))
+                    break
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask, protocol) for protocol in PROTOCOLS * 2]
+        try:
+            time.sleep(0.5)
+            yield load
+            time.sleep(0.5)
+        finally:
+            done.set()
+        for future in asking:
+            future.result()
+
+
+def _scored(server: triton.Server) -> int:
+    """Requests that a replica answered, by its own metrics port."""
+    lines = _metrics(server).splitlines()
+    return sum(
+        int(line.split()[-1]) for line in lines if line.startswith("toxicity_requests_total")
+    )
+
+
+def _metrics(server: triton.Server) -> str:
+    with urllib.request.urlopen(_metrics_url(server), timeout=10) as answer:
+        return str(answer.read(), "utf-8")
+
+
+def _metrics_url(server: triton.Server) -> str:
+    return f"http://{HOST}:{server.metrics_port}/metrics"
+
+
+def test_both_protocols_reach_both_replicas(
+    running: replicas.ReplicasConfig, tiny_model: TinyModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers = [_server(running, number) for number in (1, 2)]
+    for protocol in PROTOCOLS:
+        before = [_scored(server) for server in servers]
+        for _ in range(10):
+            logit = score_comments([TEXT], protocol=protocol, url=_url(running, protocol)).logit[0]
+            assert logit == pytest.approx(tiny_model.logit(TEXT), abs=FP32_LOGIT_ATOL)
+        time.sleep(0.3)  # the counters are a moment behind
+        after = [_scored(server) for server in servers]
+        assert all(now > then for now, then in zip(after, before, strict=True)), (before, after)
+    capsys.readouterr()
+    replicas.status(running)
+    shown = capsys.readouterr().out
+    for server in servers:
+        assert f"UP, process {server.pid}, version 1, metrics {_metrics_url(server)}" in shown
+
+
+def test_killed_replica_loses_no_request_and_rejoins(
+    running: replicas.ReplicasConfig, tiny_model: TinyModel
+) -> None:
+    killed, kept = (_server(running, number) for number in (1, 2))
+    with _load(running, retries=1) as load:
+        psutil.Process(killed.pid).kill()
+        deadline = time.monotonic() + 10
+        while _states(running) != {"replica-1": "DOWN", "replica-2": "UP"}:
+            assert time.monotonic() < deadline, _states(running)
+            time.sleep(0.05)
+        while_down = len(load.answers)
+        replicas.start(running)
+    assert not load.lost
+    assert 0 < while_down < len(load.answers)
+    logits = [logit for _, logit in load.answers]
+    assert logits == pytest.approx([tiny_model.logit(TEXT)] * len(logits), abs=FP32_LOGIT_ATOL)
+    again = _server(running, 1)
+    assert again.pid != killed.pid and _server(running, 2) == kept
+    assert _states(running) == {"replica-1": "UP", "replica-2": "UP"}
+    assert _scored(again) > 1  # beside the first check of a server that starts
+
+
+def test_rolling_update_fails_nothing_and_mixes_nothing(
+    running: replicas.ReplicasConfig, tiny_model: TinyModel, other_model: TinyModel, tmp_path: Path
+) -> None:
+    truth = {"1": tiny_model.logit(TEXT), "2": other_model.logit(TEXT)}
+    assert abs(truth["1"] - truth["2"]) > 0.01
+    pids = [_server(running, number).pid for number in (1, 2)]
+    with _load(running, retries=0) as load:
+        other_model.publish(running.repository)
+        replicas.start(running)
+    assert not load.lost
+    assert {version for version, _ in load.answers} == {"1", "2"}
+    for version, logit in load.answers:
+        assert logit == pytest.approx(truth[version], abs=FP32_LOGIT_ATOL)
+    assert [_server(running, number).pid for number in (1, 2)] == pids
+    assert {triton.served_version(_server(running, number)) for number in (1, 2)} == {2}
+
+    # A version that cannot load goes no further than the first, which answers as before.
+    broken = dataclasses.replace(tiny_model, onnx_path=tmp_path / "broken.onnx")
+    broken.onnx_path.write_bytes(b"no model")
+    broken.publish(running.repository)
+    with _load(running, retries=0) as load:
+        with pytest.raises(BadInput, match="the old one still answers"):
+            replicas.start(running)
+        time.sleep(1)  # several health checks
+        assert _states(running) == {"replica-1": "UP", "replica-2": "UP"}
+    assert not load.lost
+    assert {version for version, _ in load.answers} == {"2"}
+    tiny_model.publish(running.repository)
+    replicas.start(running)
+
+
+def test_the_set_shrinks_and_grows_under_load(running: replicas.ReplicasConfig) -> None:
+    with _load(running, retries=1) as load:
+        replicas.start(dataclasses.replace(running, replicas=1))
+        assert _states(running) == {"replica-1": "UP"}
+        replicas.start(running)
+        assert _states(running) == {"replica-1": "UP", "replica-2": "UP"}
+    assert not load.lost
+
+
+def test_stop_finishes_what_is_in_flight_and_leaves_nothing(
+    running: replicas.ReplicasConfig,
+) -> None:
+    balancer = haproxy.running(running)
+    assert balancer
+    servers = [_server(running, number) for number in (1, 2)]
+    family = [psutil.Process(started.pid) for started in (balancer, *servers)]
+    family += [child for process in family for child in process.children(recursive=True)]
+    slow = ["é " * (MAX_COMMENT_BYTES // 3)] * MAX_BATCH_SIZE
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(score_comments, slow, url=_url(running, "http"))
+        while 'current_sessions{proxy="http_replicas"} 1' not in _metrics(balancer):
+            assert not asked.done()
+        replicas.stop(running)
+        assert len(asked.result().logit) == MAX_BATCH_SIZE
+    assert not any(process.is_running() for process in family)
+    assert haproxy.running(running) is None
+    with pytest.raises(BadInput, match=r"no server answers at .*make serve"):
+        score_comments([TEXT], url=_url(running, "http"))
+
+
+# --- Refusals ----------------------------------------------------------------------------
+def test_missing_haproxy_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(haproxy, "_SBIN", ())
+    with pytest.raises(BadInput, match=r"haproxy is not installed.*apt-get install haproxy"):
+        haproxy.executable()
+
+
+def test_one_server_without_haproxy_is_not_taken_over(served: triton.ServeConfig) -> None:
+    config = replicas.ReplicasConfig(**{**dataclasses.asdict(served), "replicas": 2})
+    with pytest.raises(BadInput, match=r"one server without haproxy runs.*make stop"):
+        replicas.start(config)
+    assert triton.running(served)
