@@ -166,7 +166,7 @@ def bias(
 
 
 def power_mean(auc_IR: np.ndarray) -> np.ndarray:
-    """Generalised mean with p = -5 over the first axis, the identities: the worst ones weigh most."""
+    """Mean with p = -5 over the first axis, the identities: the worst ones weigh most."""
     with np.errstate(divide="ignore"):
         return np.mean(auc_IR**_POWER, axis=0) ** (1 / _POWER)
 
