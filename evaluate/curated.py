@@ -50,12 +50,11 @@ def load_curated(paths: Sequence[str]) -> dict[str, Comments]:
     return sets
 
 
-def group_rates(comments: Comments, logits: np.ndarray, *, resamples: int, seed: int) -> Values:
-    """False-positive and false-negative rates at DECISION_THRESHOLD: of all, then of each group.
+def group_rates(comments: Comments, decided: np.ndarray, *, resamples: int, seed: int) -> Values:
+    """False-positive and false-negative rates of bool [n] decisions: of all, then of each group.
 
     Of two groups also `fpr_ratio`: the higher false-positive rate over the lower one.
     """
-    decided = probability_of(logits) >= DECISION_THRESHOLD
     groups = comments.extra[GROUP]
     names = list(dict.fromkeys(groups))
 

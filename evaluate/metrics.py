@@ -59,7 +59,8 @@ def interval(values: np.ndarray) -> dict[str, float | None]:
     """The value and the 95 % percentile interval; None where it is not defined."""
     low, high = np.nan, np.nan
     if np.isfinite(values[1:]).any():
-        low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+        # A ratio may be infinite: between two such values there is nothing to interpolate.
+        low, high = np.nanpercentile(values[1:], [2.5, 97.5], method="nearest")
     shown = {"value": values[0], "low": low, "high": high}
     return {name: float(x) if np.isfinite(x) else None for name, x in shown.items()}
 
