@@ -22,7 +22,7 @@ _SUFFIXES = (".csv", ".csv.gz")
 
 
 def load_curated(paths: Sequence[str]) -> dict[str, Comments]:
-    """Curated sets by file name; of a folder, its CSV files that have a `group` column.
+    """Curated sets by file name without its suffix; of a folder, its CSV files that have a `group` column.
 
     Raises BadInput for a file without that column, or a folder without such a file.
     """
@@ -46,7 +46,7 @@ def load_curated(paths: Sequence[str]) -> dict[str, Comments]:
                 f"{file} has no column '{GROUP}', expected text, label and {GROUP}; add it, or "
                 "give the file with --data"
             )
-        sets[file.name] = comments
+        sets[file.name.split(".")[0]] = comments
     return sets
 
 

@@ -17,7 +17,7 @@ from evaluate.metrics import Values, bootstrap, interval
 from evaluate.misspell import KINDS, misspell_all
 from evaluate.models import Model, load_model
 from train.artifacts import WEIGHTS_FILE, sha256_of
-from train.calibration import fit_platt, fit_temperature, quality
+from train.calibration import Platt, fit_platt, fit_temperature, quality
 from train.data import Comments, load_comments
 from train.evaluate import RELIABILITY_BINS, probability_of, reliability_bin
 from train.split import Split, comments_of_run
@@ -83,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             for name, comments in sets.items()
         },
         "calibration": {
-            name: _calibration(comments, logits[name], sets[VALIDATION], logits[VALIDATION])
+            name: _calibration(comments, logits[name], sets[VALIDATION], logits[VALIDATION], models)
             for name, comments in sets.items()
         },
         "curated": {
@@ -130,11 +130,8 @@ def _part(comments: Comments, rows: np.ndarray, part: str) -> Comments:
 
 
 def _score(models: Mapping[str, Model], name: str, texts: list[str]) -> Logits:
-    logits = {}
-    for model in models.values():
-        print(f"scoring {len(texts):,} comments of {name} with {model.name} ...", flush=True)
-        logits[model.name] = model.logits(texts)
-    return logits
+    print(f"scoring {len(texts):,} comments of {name} ...", flush=True)
+    return {model.name: model.logits(texts) for model in models.values()}
 
 
 # --- Labelled sets ---------------------------------------------------------------------------
@@ -205,17 +202,27 @@ def _reliability(labels: np.ndarray, logits: np.ndarray) -> list[dict[str, float
 
 
 def _calibration(
-    comments: Comments, logits: Logits, validation: Comments, by_model: Logits
+    comments: Comments,
+    logits: Logits,
+    validation: Comments,
+    by_model: Logits,
+    models: Mapping[str, Model],
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Log loss and ECE as served, and with maps fitted on the validation split."""
+    """Log loss and ECE before calibration, with maps fitted on the validation split, as served."""
     found = {}
-    for name, own in logits.items():
-        temperature = fit_temperature(validation.labels, by_model[name])
-        platt = fit_platt(validation.labels, by_model[name])
+    for name, served in logits.items():
+        # A cascade has one of each of its models.
+        about = models[name].about
+        known = None if about.get("cascade") else about.get("calibration")
+        applied = Platt(**known) if known else Platt(1.0)
+        before, fitted_on = applied.undone(served), applied.undone(by_model[name])
+        temperature = fit_temperature(validation.labels, fitted_on)
+        platt = fit_platt(validation.labels, fitted_on)
         found[name] = {
-            "served": quality(comments.labels, own),
-            "temperature": quality(comments.labels, temperature(own)),
-            "platt": quality(comments.labels, platt(own)),
+            "before": quality(comments.labels, before),
+            "temperature": quality(comments.labels, temperature(before)),
+            "slope and offset": quality(comments.labels, platt(before)),
+            "served": quality(comments.labels, served),
         }
     return found
 

@@ -76,7 +76,7 @@ def _checkpoint(folder: Path) -> Model:
 
     about = {
         "precision": "fp32" if model is checkpoint.model else "fp32, rounded as INT8 is",
-        "calibrated": checkpoint.config.get("calibration") is not None,
+        "calibration": checkpoint.config.get("calibration"),
         "checkpoint_sha256": sha256_of(folder / WEIGHTS_FILE),
     }
     return Model(f"{folder} {about['precision']}", "pytorch", about, logits)
@@ -89,7 +89,7 @@ def _published(repository: Path, version: int | None) -> Model:
     about = {
         "version": int(number),
         "precision": artifact["precision"],
-        "calibrated": artifact.get("calibrated", False),
+        "calibration": artifact.get("calibration"),
         "cascade": artifact.get("cascade"),
         "checkpoint_sha256": artifact.get("checkpoint_sha256"),
         "onnx_sha256": artifact["files"][ONNX_FILE]["sha256"],

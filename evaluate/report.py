@@ -76,7 +76,7 @@ def thresholds(document: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def calibration(document: Mapping[str, Any]) -> Iterator[Table]:
-    """ECE as served, by temperature alone, by slope and offset; the maps are of validation."""
+    """ECE and log loss before, by temperature alone, by slope and offset, and as served."""
     rows = [
         {
             "set": name,
@@ -87,7 +87,7 @@ def calibration(document: Mapping[str, Any]) -> Iterator[Table]:
         for name, of_set in document["calibration"].items()
         for model, ways in of_set.items()
     ]
-    yield "calibration, maps fitted on validation", pd.DataFrame(rows)
+    yield "calibration: temperature, and slope and offset, fitted on validation", pd.DataFrame(rows)
 
 
 def identities(document: Mapping[str, Any]) -> Iterator[Table]:

@@ -266,7 +266,7 @@ def _publish(
         "device": form.device,
         "max_len": subject.max_len,
         "qat": subject.ranges is not None,
-        "calibrated": subject.checkpoint.config.get("calibration") is not None,
+        "calibration": subject.checkpoint.config.get("calibration"),
         "attention_widths": report["attention_widths"],
         "cascade": report["cascade"],
         "tolerances": {finding.gate: finding.bound for finding in needed},

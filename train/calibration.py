@@ -34,6 +34,10 @@ class Platt:
         """Calibrated logits, float64 of the same shape."""
         return self.slope * logits.astype(np.float64) + self.offset
 
+    def undone(self, calibrated: np.ndarray) -> np.ndarray:
+        """The logits before, float64 of the same shape."""
+        return (calibrated.astype(np.float64) - self.offset) / self.slope
+
 
 def fit_platt(labels: np.ndarray, logits: np.ndarray) -> Platt:
     """Slope and offset of the least log loss; `labels` [n] are 0 or 1, `logits` [n].
