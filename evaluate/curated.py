@@ -22,9 +22,10 @@ _SUFFIXES = (".csv", ".csv.gz")
 
 
 def load_curated(paths: Sequence[str]) -> dict[str, Comments]:
-    """Curated sets by file name without its suffix; of a folder, its CSV files that have a `group` column.
+    """Curated sets by file name without its suffix.
 
-    Raises BadInput for a file without that column, or a folder without such a file.
+    Of a folder, its CSV files that have a column `group`. Raises BadInput for a file without that
+    column, or a folder without such a file.
     """
     files: list[Path] = []
     for path in map(Path, paths):
