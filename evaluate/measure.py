@@ -180,7 +180,6 @@ def _results(
         name: {
             "metrics": {key: interval(value) for key, value in own.items()},
             "difference": {key: interval(own[key] - first[key]) for key in own if key in first},
-            "reliability": _reliability(comments.labels, logits[name]),
         }
         for name, own in values.items()
     }
@@ -207,8 +206,8 @@ def _calibration(
     validation: Comments,
     by_model: Logits,
     models: Mapping[str, Model],
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Log loss and ECE before calibration, with maps fitted on the validation split, as served."""
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Log loss, ECE and reliability before calibration, by maps fitted on validation, as served."""
     found = {}
     for name, served in logits.items():
         # A cascade has one of each of its models.
@@ -218,11 +217,15 @@ def _calibration(
         before, fitted_on = applied.undone(served), applied.undone(by_model[name])
         temperature = fit_temperature(validation.labels, fitted_on)
         platt = fit_platt(validation.labels, fitted_on)
+        ways = {
+            "before": before,
+            "temperature": temperature(before),
+            "slope and offset": platt(before),
+            "served": served,
+        }
         found[name] = {
-            "before": quality(comments.labels, before),
-            "temperature": quality(comments.labels, temperature(before)),
-            "slope and offset": quality(comments.labels, platt(before)),
-            "served": quality(comments.labels, served),
+            way: {**quality(comments.labels, x), "reliability": _reliability(comments.labels, x)}
+            for way, x in ways.items()
         }
     return found
 

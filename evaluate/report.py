@@ -216,7 +216,8 @@ def _about(document: Mapping[str, Any]) -> str:
         f"<p>Trained on {trained_on}; thresholds, and the maps of the calibration table, from its "
         f"validation split. Intervals are 95 %, by bootstrap over the comments "
         f"({document['resamples']:,} resamples); differences are paired with the first model's. "
-        "The reliability diagrams show the share of toxic comments by predicted probability.</p>"
+        "The reliability diagrams show the share of toxic comments by predicted probability, "
+        "dashed before the calibration that a checkpoint carries.</p>"
     )
 
 
@@ -233,13 +234,13 @@ def _curves(
     roc, pr, reliability = figure.subplots(1, 3)
     for model, own in logits.items():
         fpr, tpr, _ = roc_curve(labels, own)
-        roc.plot(fpr, tpr, label=model)
+        (drawn,) = roc.plot(fpr, tpr, label=model)
         precision, recall, _ = precision_recall_curve(labels, own)
         pr.plot(recall, precision)
-        bins = document["results"][name][model]["reliability"]
-        reliability.plot(
-            [found["probability"] for found in bins], [found["toxic_share"] for found in bins], "o-"
-        )
+        for way, line in (("before", "--"), ("served", "o-")):
+            bins = document["calibration"][name][model][way]["reliability"]
+            points = ([found[key] for found in bins] for key in ("probability", "toxic_share"))
+            reliability.plot(*points, line, color=drawn.get_color(), markersize=4)
     reliability.plot([0, 1], [0, 1], ":", color="gray")
     roc.set(xlabel="false-positive rate", ylabel="recall", title="ROC")
     roc.set_xscale("symlog", linthresh=0.01)
