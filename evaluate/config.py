@@ -57,7 +57,7 @@ class EvaluateConfig:
     wanted_fpr: float = Field(
         0.02, gt=0, lt=1, description="false-positive rate that a threshold is chosen for"
     )
-    misspell: bool = Field(False, description="score the toxic comments misspelled, too")
+    misspell: bool = Field(False, description="score misspelled comments, too")
     resamples: int = Field(1000, ge=100, description="of the bootstrap")
     seed: int = Field(0, ge=0, description="of the bootstrap and the misspellings")
     out: Path = Field(Path("runs/eval"), description="folder of the JSON and the HTML report")

@@ -93,7 +93,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     }
     if config.misspell:
         document["misspelled"] = {
-            name: _misspelled(config, models, comments, logits[name])
+            name: _misspelled(config, models, name, comments, logits[name])
             for name, comments in sets.items()
             if name != VALIDATION
         }
@@ -206,9 +206,9 @@ def _calibration(
     validation: Comments,
     by_model: Logits,
     models: Mapping[str, Model],
-) -> dict[str, dict[str, dict[str, Any]]]:
+) -> dict[str, Any]:
     """Log loss, ECE and reliability before calibration, by maps fitted on validation, as served."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, served in logits.items():
         # A cascade has one of each of its models.
         about = models[name].about
@@ -223,10 +223,9 @@ def _calibration(
             "slope and offset": platt(before),
             "served": served,
         }
-        found[name] = {
-            way: {**quality(comments.labels, x), "reliability": _reliability(comments.labels, x)}
-            for way, x in ways.items()
-        }
+        found[name] = {way: quality(comments.labels, x) for way, x in ways.items()}
+        for way in ("before", "served"):
+            found[name][way]["reliability"] = _reliability(comments.labels, ways[way])
     return found
 
 
@@ -257,28 +256,44 @@ def _intervals(values: Values) -> dict[str, Any]:
 
 
 def _misspelled(
-    config: EvaluateConfig, models: Mapping[str, Model], comments: Comments, logits: Logits
+    config: EvaluateConfig,
+    models: Mapping[str, Model],
+    name: str,
+    comments: Comments,
+    logits: Logits,
 ) -> dict[str, Any]:
-    """AUROC with the toxic comments as they are and misspelled, and their unknown words."""
+    """AUROC by kind of misspelling, and the unknown words of the toxic comments.
+
+    "toxic": the toxic comments alone are misspelled. A model may then rank better than before,
+    because a spelling that only they have gives them away. "every": as many others are, too,
+    and these two halves are what is ranked; so it says what a model still reads.
+    """
     tokenizer = Tokenizer.from_json((config.run / TOKENIZER_FILE).read_text("utf-8"))
-    rows = np.flatnonzero(comments.labels)
-    toxic, plain = [comments.texts[row] for row in rows], np.ones((1, len(comments.texts)))
+    toxic, others = (np.flatnonzero(comments.labels == label) for label in (1, 0))
+    drawn = np.random.default_rng(config.seed).permutation(others)[: len(toxic)]
+    rows = np.concatenate([toxic, drawn])
+    texts = [comments.texts[row] for row in rows]
 
     def figures(texts: list[str], scores: Logits) -> dict[str, Any]:
-        aurocs = {
-            name: float(metrics.auroc(comments.labels, own, plain)[0])
-            for name, own in scores.items()
-        }
-        return {"oov": _oov(tokenizer, texts), "auroc": aurocs}
+        aurocs = {}
+        for model, own in scores.items():
+            attacked = logits[model].copy()
+            attacked[toxic] = own[: len(toxic)]
+            aurocs[model] = {
+                "toxic": _auroc(comments.labels, attacked),
+                "every": _auroc(comments.labels[rows], own),
+            }
+        return {"oov": _oov(tokenizer, texts[: len(toxic)]), "auroc": aurocs}
 
-    found = {"none": figures(toxic, logits)}
+    found = {"none": figures(texts, {model: own[rows] for model, own in logits.items()})}
     for kind, kinds in [*((kind, (kind,)) for kind in KINDS), ("any", KINDS)]:
-        changed = misspell_all(toxic, kinds, seed=config.seed)
-        scores = {name: own.copy() for name, own in logits.items()}
-        for name, own in _score(models, f"misspelled toxic ({kind})", changed).items():
-            scores[name][rows] = own
-        found[kind] = figures(changed, scores)
+        changed = misspell_all(texts, kinds, seed=config.seed)
+        found[kind] = figures(changed, _score(models, f"{name} misspelled ({kind})", changed))
     return found
+
+
+def _auroc(labels: np.ndarray, logits: np.ndarray) -> float:
+    return float(metrics.auroc(labels, logits, np.ones((1, len(labels))))[0])
 
 
 def _oov(tokenizer: Tokenizer, texts: list[str]) -> float:

@@ -315,6 +315,11 @@ def test_document_holds_every_figure(document: tuple[dict[str, Any], Path, str])
     assert (
         found["misspelled"]["test"]["swapped"]["oov"] > found["misspelled"]["test"]["none"]["oov"]
     )
+    clean = found["misspelled"]["test"]["none"]["auroc"][third]["toxic"]
+    assert clean == pytest.approx(
+        found["results"]["test"][third]["metrics"]["auroc"]["value"], abs=1e-9
+    )
+    assert found["misspelled"]["test"]["any"]["auroc"][third]["every"] < clean
     assert set(found["bars"]) == {
         "ece",
         "auroc_over_baseline-words.test",
