@@ -25,6 +25,9 @@ CAPACITY_ARGS ?=
 ENCODER_ARGS ?=
 LADDER_ARGS ?=
 TEST_ARGS ?=
+MODELS ?=
+CURATED ?=
+EVAL_ARGS ?=
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
 
 VENV := .venv
@@ -34,7 +37,7 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install train export serve status stop score test check bench bench-cache bench-encoder bench-peers capacity overload parity ladder clean
+.PHONY: help install train export serve status stop score eval baseline test check bench bench-cache bench-encoder bench-peers capacity overload parity ladder clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -68,6 +71,12 @@ stop: $(READY) ## end all of it, finishing what is in flight
 
 score: $(READY) ## score one comment against the running server|TEXT="..." HTTP_PORT
 	@$(VENV)/bin/score --url 127.0.0.1:$(HTTP_PORT) '$(subst ','\'',$(TEXT))'
+
+eval: $(READY) ## quality, fairness and calibration of several models, into runs/eval|DATA="file ..." (else the run's test split) MODELS="runs/model http://127.0.0.1:8000 ..." CURATED=folder EVAL_ARGS="--misspell ..."
+	$(RUN) -m evaluate $(if $(DATA),--data $(DATA)) $(if $(MODELS),--models $(MODELS)) $(if $(CURATED),--curated $(CURATED)) $(EVAL_ARGS)
+
+baseline: $(READY) ## the same of TF-IDF and logistic regression, on the run's training split|DATA="file ..." CURATED=folder EVAL_ARGS="..."
+	@$(MAKE) --no-print-directory eval MODELS="baseline baseline-words" EVAL_ARGS="--out runs/baseline $(EVAL_ARGS)"
 
 test: $(READY) ## run every test, the fast ones first|TEST_ARGS="-k tokenizer"
 	$(RUN) -m pytest $(TEST_ARGS)

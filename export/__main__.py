@@ -265,6 +265,7 @@ def _publish(
         "device": form.device,
         "max_len": subject.max_len,
         "qat": subject.ranges is not None,
+        "calibration": subject.checkpoint.config.get("calibration"),
         "attention_widths": report["attention_widths"],
         "cascade": report["cascade"],
         "tolerances": {finding.gate: finding.bound for finding in needed},

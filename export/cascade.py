@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from contract import INT8_LOGIT_ATOL, TOKENIZER_FILE, BadInput
 from train.artifacts import WEIGHTS_FILE, Checkpoint, check_split, load_checkpoint, sha256_of
 from train.batches import CommentIds
+from train.calibration import Platt, fold_in
 from train.evaluate import logits_of
 from train.model import ModelConfig, ToxicityEncoder
 from train.qat import ranges_of
@@ -256,7 +257,5 @@ def multiply_adds(config: ModelConfig, lengths: Sequence[int]) -> np.ndarray:
 def _on_teachers_scale(student: ToxicityEncoder, band: Band) -> ToxicityEncoder:
     """A copy whose head holds the band's linear map."""
     student = copy.deepcopy(student)
-    with torch.no_grad():
-        student.head.weight.mul_(band.scale)
-        student.head.bias.mul_(band.scale).add_(band.shift)
+    fold_in(student, Platt(band.scale, band.shift))
     return student

@@ -23,13 +23,12 @@ from export.qdq import qdq_logits
 from export.scorer import Scorer
 from export.serving_graph import linear_layers
 from export.torchscript import torchscript_runner
-from train.artifacts import Checkpoint, check_split, load_checkpoint
+from train.artifacts import Checkpoint, load_checkpoint
 from train.batches import TokenizedOnTheFly
-from train.data import load_comments
 from train.evaluate import logits_of
 from train.model import ToxicityEncoder
 from train.qat import Ranges, difference, int8_reference, ranges_of
-from train.split import Split, split_comments
+from train.split import Split, comments_of_run
 
 _SAMPLE = 64
 """Validation comments that the gates score in every company; each costs about 40 runs."""
@@ -84,14 +83,7 @@ class Subject:
 def load_subject(config: ExportConfig) -> Subject:
     """Raises BadInput when the comments are not those of the training run any more."""
     checkpoint = load_checkpoint(config.checkpoint)
-    settings = checkpoint.config["train"]
-    source = config.data or settings["data"]
-    comments = load_comments(
-        source, text_column=settings["text_column"], label_column=settings["label_column"]
-    )
-    fractions, seed = tuple(settings["fractions"]), settings["seed"]
-    split = split_comments(comments.texts, comments.labels, fractions=fractions, seed=seed)
-    check_split(config.checkpoint, split.fingerprint, source)
+    comments, split = comments_of_run(config.checkpoint, config.data)
     ids = TokenizedOnTheFly(comments.texts, checkpoint.tokenizer)
     validation = [parity.named(int(i), comments.texts[i], ids[i]) for i in split.validation]
     order = np.random.default_rng(config.seed).permutation(len(validation))

@@ -93,6 +93,7 @@ def test_report_and_artifact_name_the_published_bytes(
     artifact = read_artifact(config.repository)
     assert artifact["precision"] == "int8"
     assert artifact["tolerances"]["int8_logit_max"] == contract.INT8_LOGIT_ATOL
+    assert artifact["calibration"]["slope"] > 0
 
 
 def test_graph_has_the_contracts_names_types_and_dynamic_axes(

@@ -28,6 +28,7 @@ from train import qat
 from train.__main__ import StopRequest, train
 from train.artifacts import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, load_checkpoint
 from train.batches import TokenizedOnTheFly
+from train.calibration import quality
 from train.cli import parse_config
 from train.config import TrainConfig
 from train.data import Comments, load_comments
@@ -170,6 +171,10 @@ def test_metrics_are_those_of_the_fake_quantized_model(start: Path, tuned: Path)
     auroc = roc_auc_score(comments.labels[split.validation], logits)
     assert metrics["validation"]["auroc"] == pytest.approx(auroc, abs=2e-3)
     assert metrics["quantization"]["qat"]["auroc"] == pytest.approx(auroc, abs=2e-3)
+    # The start was calibrated, so this stayed on its scale and is calibrated as it is served.
+    assert metrics["pos_weight"] == 1.0
+    served = quality(comments.labels[split.validation], logits)["log_loss"]
+    assert metrics["calibration"]["platt"]["log_loss"] == pytest.approx(served, abs=5e-3)
     rows = qat.calibration_rows(split.train, 0)
     fresh = qat.calibrate(before.model, (ids[row] for row in rows))
     saved = qat.ranges_of(checkpoint)

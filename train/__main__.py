@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from contract import TOKENIZER_FILE, BadInput
-from train import artifacts, distill, qat
+from train import artifacts, calibration, distill, qat
 from train.batches import CommentIds, TokenizedOnTheFly, pretokenize, training_batches
 from train.cli import parse_config, run
 from train.config import TrainConfig
@@ -121,15 +121,17 @@ def train(
     torch.manual_seed(config.seed)
     if start:
         model = start.model.to(device)
-        calibration = qat.calibration_rows(split.train, config.seed)
-        ranges = qat.calibrate(model, (ids[row] for row in calibration))
+        observed = qat.calibration_rows(split.train, config.seed)
+        ranges = qat.calibrate(model, (ids[row] for row in observed))
         # Shares the parameters of `model`, which stays what is optimized and saved.
         trained: nn.Module = qat.FakeQuantizedEncoder(model, ranges)
     else:
         model = ToxicityEncoder(config.encoder_config(len(tokenizer.vocabulary))).to(device)
         trained = model
     positive = float(comments.labels[split.train].sum())
-    balance = 1.0 if teacher else (len(split.train) - positive) / positive
+    # A calibrated start must stay on the scale of its probabilities, as a student on its teacher's.
+    unweighted = teacher or (start and start.config.get("calibration"))
+    balance = 1.0 if unweighted else (len(split.train) - positive) / positive
     pos_weight = torch.tensor(balance, device=device)
     loss_of = nn.BCEWithLogitsLoss(pos_weight=pos_weight, reduction="none")
     optimizer = torch.optim.AdamW(
@@ -227,26 +229,32 @@ def train(
                 f"{metrics['loss']:.4f}, F1 {metrics['f1']:.4f}, AUROC {metrics['auroc']:.4f}"
             )
             if metrics["auroc"] > best_before:
-                artifacts.save_weights(work, model)
+                artifacts.save_weights(work / artifacts.BEST_FOLDER, model)
             progress["epoch_loss"] = []
             artifacts.save_progress(work, model, optimizer, progress)
         else:
             progress["epoch_loss"] = []
         _share_history(history, world)
 
-    # --- Best checkpoint, test metrics, the finished folder ----------------------------------
+    # --- Best checkpoint, calibrated; test metrics, the finished folder -----------------------
     if rank != 0:
         return
-    remedy = "start over with --restart"
-    model.load_state_dict(artifacts.load_tensors(work / artifacts.WEIGHTS_FILE, remedy))
+    weights = work / artifacts.BEST_FOLDER / artifacts.WEIGHTS_FILE
+    model.load_state_dict(artifacts.load_tensors(weights, "start over with --restart"))
     best = max(history, key=lambda entry: entry["auroc"])
+    validation_labels = comments.labels[split.validation]
+    validation_logits = logits_of(trained, ids, split.validation)
+    platt = calibration.fit_platt(validation_labels, validation_logits)
+    calibration.fold_in(model, platt)
+    artifacts.save_weights(work, model)
     results = {
         "synthetic_data": bool(comments.source["synthetic"]),
         "best_epoch": best["epoch"],
         "stopped_early": len(history) < config.epochs,
-        "validation": {k: best[k] for k in best if k not in ("epoch", "step", "train_loss")},
+        "validation": classification_metrics(validation_labels, platt(validation_logits)),
         "test": _metrics_on(trained, ids, split.test, comments.labels),
         "history": history,
+        "calibration": calibration.comparison(validation_labels, validation_logits),
         "pos_weight": pos_weight.item(),
         "comments_cut_at_max_len": _count_cut(comments.texts, tokenizer),
         "training_seconds": round(progress["seconds"], 1),
@@ -261,9 +269,8 @@ def train(
         }
     quantization = None
     if start:
-        labels_of_validation = comments.labels[split.validation]
         results["quantization"] = table = qat.compare(
-            start.folder, ranges, model, ids, split.validation, labels_of_validation
+            start.folder, ranges, model, ids, split.validation, validation_labels
         )
         quantization = {
             "start_sha256": artifacts.sha256_of(start.folder / artifacts.WEIGHTS_FILE),
@@ -286,6 +293,7 @@ def train(
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "processes": world,
             "quantization": quantization,
+            "calibration": dataclasses.asdict(platt),
             "distillation": distill.record(config, len(extra)) if teacher else None,
         },
     )
@@ -295,6 +303,7 @@ def train(
     artifacts.clear_progress(work)
     distill.clear(work)
     artifacts.replace_folder(work, config.out)
+    say(calibration.summary(results["calibration"]))
     for name in ("validation", "test", "test_file"):
         if name in results:
             say(_metrics_line(name, results[name]))

@@ -33,6 +33,8 @@ SPLIT_FILE = "split.json"
 CURVES_FILE = "curves.png"
 _OPTIMIZER_FILE = "optimizer.safetensors"
 PROGRESS_FILE = "progress.json"
+BEST_FOLDER = "best"
+"""Weights of the best epoch so far, before they are calibrated, in the folder of the progress."""
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -202,5 +204,6 @@ def load_progress(
 def clear_progress(folder: Path) -> None:
     """Drop what only an interrupted run needs, before the folder becomes the finished one."""
     (folder / PROGRESS_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder / BEST_FOLDER)
     for step in folder.glob("step-*"):
         shutil.rmtree(step)

@@ -63,6 +63,8 @@ class Comments:
     """float32 [n], share of the annotators who called the comment toxic, in [0, 1]."""
     identities: dict[str, np.ndarray]
     """float32 [n] by identity column, NaN where no annotator was asked."""
+    extra: dict[str, np.ndarray]
+    """str [n] by column that the caller asked for and the source has."""
     source: dict[str, Any] = field(compare=False)
     """Where the comments came from, and how many rows were dropped and why; JSON."""
 
@@ -85,6 +87,7 @@ def load_comments(
     text_column: str | None = None,
     label_column: str | None = None,
     both_classes: bool = True,
+    extra_columns: tuple[str, ...] = (),
 ) -> Comments:
     """Load labelled comments.
 
@@ -97,6 +100,7 @@ def load_comments(
             `false` count as 1 and 0.
         both_classes: False takes comments of one class too, as in a set of harmless ones that
             measures false alarms.
+        extra_columns: columns to take along as they are, where the source has them.
 
     Raises:
         BadInput: for a source that is missing, damaged, or without usable comments.
@@ -114,7 +118,7 @@ def load_comments(
             )
         frame = _read_file(path)
         details = {"kind": "file", "sha256": sha256_of(path)}
-    comments = _from_frame(frame, source, details, text_column, label_column)
+    comments = _from_frame(frame, source, details, text_column, label_column, extra_columns)
     _check_usable(comments, both_classes=both_classes)
     return comments
 
@@ -219,6 +223,7 @@ def _from_frame(
     details: dict[str, Any],
     text_column: str | None,
     label_column: str | None,
+    extra_columns: tuple[str, ...],
 ) -> Comments:
     text_name = _column(frame, source, "text", text_column, TEXT_COLUMNS)
     label_name = _column(frame, source, "label", label_column, LABEL_COLUMNS)
@@ -233,6 +238,11 @@ def _from_frame(
         name: _numbers(frame[lower[name]])[keep].astype(np.float32)
         for name in IDENTITY_COLUMNS
         if name in lower
+    }
+    extra = {
+        name: frame[name].astype(str).to_numpy(dtype=object)[keep]
+        for name in extra_columns
+        if name in frame.columns
     }
     counts = {
         "rows": len(frame),
@@ -250,7 +260,7 @@ def _from_frame(
         **counts,
         "identities": list(identities),
     }
-    return Comments(text[keep].tolist(), labels, targets, identities, about)
+    return Comments(text[keep].tolist(), labels, targets, identities, extra, about)
 
 
 def _check_usable(comments: Comments, *, both_classes: bool) -> None:

@@ -6,8 +6,8 @@
 The student takes the teacher's tokenizer and split, so that both read the same ids and are
 validated on comments that neither has seen. Its loss is the cross-entropy against the teacher's
 probability (Hinton et al. 2015 at temperature 1; with two classes that is one logistic output).
-No pos_weight: the teacher's logits already hold what its own was, and the student must come out
-on their scale for `export.cascade`, which puts the two side by side.
+No pos_weight: the teacher's probabilities are calibrated, and the student must come out on their
+scale for `export.cascade`, which puts the two side by side.
 
 The teacher scores each training comment once, without dropout; the logits lie in the run's
 `.partial` folder, so that a resumed run does not pay for them again.

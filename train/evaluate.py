@@ -15,6 +15,10 @@ from torch import nn
 from contract import DECISION_THRESHOLD
 from train.batches import CommentIds, evaluation_batches
 
+RELIABILITY_BINS = 15
+"""Equal-width bins of the probability, as in Guo et al. 2017, "On Calibration of Modern Neural
+Networks"."""
+
 
 def logits_of(
     model: nn.Module, ids: CommentIds, rows: np.ndarray, *, batch_size: int = 128
@@ -60,3 +64,21 @@ def classification_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, 
         "f1": float(f1),
         "auroc": float(roc_auc_score(labels, logits)),
     }
+
+
+def reliability_bin(probability: np.ndarray) -> np.ndarray:
+    """int64 [n], which of RELIABILITY_BINS equal parts of [0, 1] each probability lies in."""
+    return np.minimum((probability * RELIABILITY_BINS).astype(np.int64), RELIABILITY_BINS - 1)
+
+
+def expected_calibration_error(
+    labels: np.ndarray, probability: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """float64 [R]: mean over comments of |mean label - mean probability| of their bin.
+
+    The bins are those of the probability of toxic. `weights` [R, n] is how often a comment
+    counts in each of R resamples.
+    """
+    in_bin = reliability_bin(probability)[:, None] == np.arange(RELIABILITY_BINS)  # [n, bins]
+    gaps = weights @ (in_bin * (labels - probability)[:, None])
+    return np.abs(gaps).sum(axis=1) / weights.sum(axis=1)

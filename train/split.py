@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
 from contract import BadInput
+from train.artifacts import CONFIG_FILE, check_split, read_json
+from train.data import Comments, load_comments
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,23 @@ def split_comments(
         )
     fingerprint = _fingerprint(texts, part_of_row, fractions, seed)
     return Split(rows[0], rows[1], rows[2], fingerprint, seed, fractions)
+
+
+def comments_of_run(folder: Path, data: str | None = None) -> tuple[Comments, Split]:
+    """Comments and split of the finished training run in `folder`.
+
+    `data` says where its comments are now, if they moved. Raises BadInput when they are not those
+    of the run any more.
+    """
+    settings = read_json(folder / CONFIG_FILE, "run `make train`")["train"]
+    source = data or settings["data"]
+    comments = load_comments(
+        source, text_column=settings["text_column"], label_column=settings["label_column"]
+    )
+    fractions, seed = tuple(settings["fractions"]), settings["seed"]
+    split = split_comments(comments.texts, comments.labels, fractions=fractions, seed=seed)
+    check_split(folder, split.fingerprint, source)
+    return comments, split
 
 
 def _digest(text: str) -> bytes:

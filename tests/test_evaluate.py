@@ -1,0 +1,403 @@
+"""Evaluation: metrics against scikit-learn, sets whose answer is known, the command end to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as sk
+
+from contract import TOKENIZER_FILE, BadInput
+from evaluate import metrics
+from evaluate.curated import group_rates, load_curated, pair_shifts
+from evaluate.measure import bars
+from evaluate.metrics import bootstrap, interval
+from evaluate.misspell import KINDS, misspell_all
+from evaluate.models import load_model
+from export.repository import load_scorer, publish
+from export.serving_graph import build
+from serve import triton
+from train.artifacts import WEIGHTS_FILE, load_checkpoint, sha256_of
+from train.data import load_comments
+from train.evaluate import probability_of
+from train.split import comments_of_run
+
+ROOT = Path(__file__).parent.parent
+CHANCE = {"resamples": 200, "seed": 0}
+
+
+def drawn(n: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, logits with ties, and the weights of three resamples."""
+    rng = np.random.default_rng(1)
+    labels = (rng.random(n) < 0.3).astype(np.float32)
+    logits = np.round(rng.normal(2 * labels - 1, 1.5), 1).astype(np.float32)
+    return labels, logits, rng.integers(0, 4, (3, n)).astype(np.float64)
+
+
+def test_metrics_are_scikit_learns_with_weights() -> None:
+    labels, logits, weights = drawn()
+    found = metrics.classification(labels, logits, weights)
+    probability = probability_of(logits)
+    decided = probability >= 0.5
+    for row, weight in enumerate(weights):
+        by = {"sample_weight": weight}
+        expected = {
+            "auroc": sk.roc_auc_score(labels, logits, **by),
+            "average_precision": sk.average_precision_score(labels, logits, **by),
+            "accuracy": sk.accuracy_score(labels, decided, **by),
+            "precision": sk.precision_score(labels, decided, **by),
+            "recall": sk.recall_score(labels, decided, **by),
+            "f1": sk.f1_score(labels, decided, **by),
+            "ece": ece(labels, probability, weight),
+        }
+        assert {name: values[row] for name, values in found.items()} == pytest.approx(expected)
+
+
+def ece(labels: np.ndarray, probability: np.ndarray, weight: np.ndarray) -> float:
+    """As in the paper, bin by bin."""
+    total = 0.0
+    for low in np.arange(15) / 15:
+        chosen = (probability >= low) & (probability < low + 1 / 15)
+        if weight[chosen].sum():
+            gap = np.average(labels[chosen] - probability[chosen], weights=weight[chosen])
+            total += weight[chosen].sum() * abs(gap)
+    return total / weight.sum()
+
+
+def test_bootstrap_interval_covers_what_theory_says() -> None:
+    """The mean of n coin tosses has the standard error sqrt(p q / n)."""
+    tosses = (np.random.default_rng(0).random(2000) < 0.3).astype(float)
+    values = bootstrap(
+        lambda w: {"mean": w @ tosses / w.sum(axis=1)}, len(tosses), resamples=1000, seed=0
+    )
+    shown = interval(values["mean"])
+    assert shown["value"] == pytest.approx(tosses.mean())
+    assert shown["low"] is not None and shown["high"] is not None
+    assert shown["high"] - shown["low"] == pytest.approx(2 * 1.96 * (0.21 / 2000) ** 0.5, rel=0.1)
+
+
+def test_undefined_value_is_none_and_not_nan() -> None:
+    assert interval(np.array([np.nan, np.nan])) == {"value": None, "low": None, "high": None}
+    assert interval(np.array([np.inf, 1.0, np.inf]))["value"] is None
+
+
+def test_bias_metric_is_the_papers() -> None:
+    labels, logits, _ = drawn()
+    rng = np.random.default_rng(2)
+    mentioned = {name: rng.random(400) < 0.3 for name in ("male", "female", "atheist")}
+    found = metrics.bias(labels, logits, mentioned, np.ones((1, 400)))
+    toxic, aucs = labels > 0, {"subgroup": [], "bpsn": [], "bnsp": []}
+    for name, inside in mentioned.items():
+        for kind, rows in {
+            "subgroup": inside,
+            "bpsn": (toxic & ~inside) | (~toxic & inside),
+            "bnsp": (~toxic & ~inside) | (toxic & inside),
+        }.items():
+            auc = sk.roc_auc_score(labels[rows], logits[rows])
+            assert found[f"{kind}_auc.{name}"] == pytest.approx(auc)
+            if name != "atheist":  # not one of the nine of the combined metric
+                aucs[kind].append(auc)
+    means = [np.mean(np.array(of_kind) ** -5.0) ** (-1 / 5) for of_kind in aucs.values()]
+    expected = 0.25 * sk.roc_auc_score(labels, logits) + 0.25 * sum(means)
+    assert found["bias_metric"] == pytest.approx(expected)
+
+
+def test_thresholds_are_the_lowest_that_reach_the_target() -> None:
+    labels, logits, _ = drawn()
+    one = np.ones((1, 400))
+    at = metrics.threshold_for_precision(labels, logits, 0.8)
+    assert at is not None
+    assert metrics.at_threshold(labels, logits >= at, one)["precision"] >= 0.8
+    lower = logits[logits < at].max()
+    assert metrics.at_threshold(labels, logits >= lower, one)["precision"] < 0.8
+    at = metrics.threshold_for_fpr(labels, logits, 0.05)
+    assert at is not None
+    assert metrics.at_threshold(labels, logits >= at, one)["fpr"] <= 0.05
+    lower = logits[logits < at].max()
+    assert metrics.at_threshold(labels, logits >= lower, one)["fpr"] > 0.05
+    assert metrics.threshold_for_precision(labels, -np.arange(400.0) * labels, 0.999) is None
+
+
+def write_curated(folder: Path) -> Path:
+    rows = [f"harmless {i},0,{'named' if i % 2 else 'other'},{i // 2}" for i in range(40)]
+    file = folder / "curated.csv"
+    file.write_text("\n".join(["text,label,group,pair_id", *rows]) + "\n")
+    (folder / "plain.csv").write_text("text,label\na,0\nb,1\n")
+    return file
+
+
+def test_group_rates_and_pair_shifts(tmp_path: Path) -> None:
+    """15 of 20 named comments are called toxic, and 5 of 20 others, in the same pairs."""
+    write_curated(tmp_path)
+    sets = load_curated([str(tmp_path)])
+    assert list(sets) == ["curated"]  # the file without groups is none
+    comments = sets["curated"]
+    logits = np.full(40, -2.0, np.float32)
+    logits[np.arange(1, 30, 2)] = 2.0
+    logits[np.arange(0, 10, 2)] = 2.0
+    rates = group_rates(comments, logits >= 0, **CHANCE)
+    assert rates["fpr"][0] == 0.5
+    assert (rates["fpr.named"][0], rates["fpr.other"][0]) == (0.75, 0.25)
+    assert rates["fpr_ratio"][0] == pytest.approx(3)
+    assert "fnr" not in rates
+    low, high = (interval(rates["fpr_ratio"])[k] for k in ("low", "high"))
+    assert low is not None and high is not None and 1 < low < 3 < high
+    shifts = pair_shifts(comments, logits, **CHANCE)
+    assert shifts["pair_flipped"][0] == 0.5  # 10 of 20 pairs
+    expected = (probability_of(np.array(2.0)) - probability_of(np.array(-2.0))) / 2
+    assert shifts["pair_shift"][0] == pytest.approx(expected)
+
+
+def test_curated_file_without_groups_is_refused(tmp_path: Path) -> None:
+    write_curated(tmp_path)
+    with pytest.raises(BadInput, match="has no column 'group'"):
+        load_curated([str(tmp_path / "plain.csv")])
+    (tmp_path / "curated.csv").unlink()
+    with pytest.raises(BadInput, match="holds no"):
+        load_curated([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "holds"),
+    [
+        ("repeated", lambda word, new: len(new) > len(word) and set(new) == set(word)),
+        ("leet", lambda word, new: new.lower() != word and len(new) == len(word)),
+        ("asterisk", lambda word, new: new.count("*") == 1 and new[0] == word[0]),
+        ("swapped", lambda word, new: sorted(new) == sorted(word)),
+        ("spaced", lambda word, new: new == " ".join(word)),
+    ],
+)
+def test_misspellings_are_of_their_kind_and_seeded(kind: str, holds: Any) -> None:
+    text = "horrible idiots are posting nonsense about yesterday , again"
+    texts = [text] * 50
+    changed = misspell_all(texts, (kind,), seed=3)
+    assert changed == misspell_all(texts, (kind,), seed=3)
+    assert changed != misspell_all(texts, (kind,), seed=4)
+    known, touched = text.split(), 0
+    for new in changed:
+        if kind != "spaced":
+            pairs = [p for p in zip(known, new.split(), strict=True) if p[0] != p[1]]
+            touched += len(pairs)
+            assert all(holds(*pair) for pair in pairs), new
+    if kind == "spaced":
+        assert "i d i o t s" in " ".join(changed)
+        touched = sum(new != text for new in changed) * 4
+    assert 0.3 < touched / (50 * 8) < 0.7  # about half of the eight words
+    assert set(KINDS) >= {kind}
+
+
+# --- Models ----------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def published(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with the serving graph of `trained_run`, in FP32 and marked as INT8."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    checkpoint = load_checkpoint(trained_run)
+    graph, ragged = folder / "serving.onnx", folder / "ragged.onnx"
+    build(checkpoint.model, graph, (32, 64), ragged=ragged)
+    publish(
+        folder / "model_repository",
+        onnx_path=graph,
+        ragged_path=ragged,
+        tokenizer_path=trained_run / TOKENIZER_FILE,
+        artifact={
+            "precision": "int8",
+            "device": "cpu",
+            "calibration": checkpoint.config["calibration"],
+            "checkpoint_sha256": sha256_of(trained_run / WEIGHTS_FILE),
+        },
+        instances=1,
+    )
+    return folder / "model_repository"
+
+
+def test_checkpoint_and_its_artifact_give_the_same_logits(
+    trained_run: Path, published: Path
+) -> None:
+    comments, split = comments_of_run(trained_run)
+    texts = [*comments.texts[:60], "", "sh1t " * 300]
+    own, served = (
+        load_model(str(path), comments, split)
+        for path in (trained_run, published / "toxicity" / "1")
+    )
+    assert (own.kind, served.kind) == ("pytorch", "published")
+    np.testing.assert_allclose(own.logits(texts), served.logits(texts), atol=1e-4)
+    assert own.about["checkpoint_sha256"] == served.about["checkpoint_sha256"]
+
+
+def test_live_server_gives_its_own_logits(served: triton.ServeConfig, trained_run: Path) -> None:
+    comments, split = comments_of_run(trained_run)
+    texts = ["you are kind", "", "an awful idea"] * 30
+    for url in (f"http://127.0.0.1:{served.http_port}", f"grpc://127.0.0.1:{served.grpc_port}"):
+        model = load_model(url, comments, split)
+        logits = load_scorer(served.repository).score(texts).logit
+        np.testing.assert_allclose(model.logits(texts), logits, atol=1e-5)
+    assert model.about == {"version": 1}
+
+
+@pytest.mark.parametrize("spec", ["nowhere", "runs"])
+def test_unknown_model_is_bad_input(spec: str, trained_run: Path) -> None:
+    comments, split = comments_of_run(trained_run)
+    with pytest.raises(BadInput, match=f"--models names {spec}, expected"):
+        load_model(spec, comments, split)
+
+
+def test_baseline_learns_and_is_calibrated(trained_run: Path) -> None:
+    comments, split = comments_of_run(trained_run)
+    for name in ("baseline", "baseline-words"):
+        model = load_model(name, comments, split)
+        texts = [comments.texts[row] for row in split.validation]
+        labels, logits = comments.labels[split.validation], model.logits(texts)
+        assert sk.roc_auc_score(labels, logits) > 0.7
+        assert probability_of(logits).mean() == pytest.approx(labels.mean(), abs=0.01)
+
+
+# --- The command -----------------------------------------------------------------------------
+def evaluate(*flags: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "evaluate", *map(str, flags)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def document(
+    trained_run: Path, published: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path, str]:
+    folder = tmp_path_factory.mktemp("report")
+    comments = load_comments("synthetic:3000")
+    frame = pd.DataFrame({"text": comments.texts, "label": comments.labels}).head(200)
+    frame["male"], frame["female"] = frame.index % 2, (frame.index + 1) % 2
+    named, curated = folder / "civil_comments_like.csv", folder / "curated.csv"
+    frame.to_csv(named, index=False)
+    frame.assign(label=0, group=frame["male"]).to_csv(curated, index=False)
+    done = evaluate(
+        *("--run", trained_run, "--data", "test", named, "--curated", curated, "--misspell"),
+        *("--models", trained_run, published, "baseline-words"),
+        *("--out", folder, "--resamples", "100"),
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1], parse_constant=never), folder, done.stdout
+
+
+def never(word: str) -> float:
+    raise AssertionError(f"{word} is not JSON")
+
+
+def test_document_holds_every_figure(document: tuple[dict[str, Any], Path, str]) -> None:
+    found, folder, _ = document
+    assert json.loads((folder / "evaluation.json").read_text()) == found
+    assert list(found["results"]) == ["validation", "test", "civil_comments_like"]
+    first, second, third = found["models"]
+    for of_set in found["results"].values():
+        assert set(of_set) == {first, second, third}
+        for model, own in of_set.items():
+            shown = own["metrics"]["auroc"]
+            assert shown["low"] <= shown["value"] <= shown["high"]
+            gap = shown["value"] - of_set[first]["metrics"]["auroc"]["value"]
+            assert own["difference"]["auroc"]["value"] == pytest.approx(gap), model
+    assert found["sets"]["test"]["in_training"] == 0
+    assert found["sets"]["civil_comments_like"]["in_training"] > 100
+    assert "bias_metric" in found["results"]["civil_comments_like"][first]["metrics"]
+    before, served = (
+        found["calibration"]["validation"][second][way]["log_loss"] for way in ("before", "served")
+    )
+    assert served < before
+    assert set(found["misspelled"]["test"]) == {"none", "any", *KINDS}
+    assert (
+        found["misspelled"]["test"]["swapped"]["oov"] > found["misspelled"]["test"]["none"]["oov"]
+    )
+    clean = found["misspelled"]["test"]["none"]["auroc"][third]["toxic"]
+    assert clean == pytest.approx(
+        found["results"]["test"][third]["metrics"]["auroc"]["value"], abs=1e-9
+    )
+    assert found["misspelled"]["test"]["any"]["auroc"][third]["every"] < clean
+    assert set(found["bars"]) == {
+        "ece",
+        "auroc_over_baseline-words.test",
+        "auroc_over_baseline-words.civil_comments_like",
+        "fpr_ratio.curated",
+        "int8_auroc_difference",
+    }
+    assert found["bars"]["int8_auroc_difference"]["value"] < 1e-4
+
+
+def test_page_needs_no_other_file_and_shows_no_comment(
+    document: tuple[dict[str, Any], Path, str], trained_run: Path
+) -> None:
+    found, folder, printed = document
+    page = (folder / "evaluation.html").read_text()
+    assert page.count("data:image/png;base64,") == len(found["results"])
+    assert "http" not in page.replace(str(folder), "")
+    comments, split = comments_of_run(trained_run)
+    texts = [comments.texts[row] for row in split.test if len(comments.texts[row]) > 20]
+    assert not [text for text in texts if text in page or text in printed]
+
+
+def test_bars_are_broken_by_bad_figures() -> None:
+    def shown(value: float) -> dict[str, float]:
+        return {"value": value, "low": value, "high": value}
+
+    def results(own: float, int8: float, baseline: float) -> dict[str, Any]:
+        of = {"own": own, "int8": int8, "baseline": baseline}
+        return {
+            name: {
+                "metrics": {"auroc": shown(auroc), "ece": shown(0.03)},
+                "difference": {"auroc": shown(auroc - own)},
+            }
+            for name, auroc in of.items()
+        }
+
+    document = {
+        "models": {
+            "own": {"kind": "pytorch", "precision": "fp32", "checkpoint_sha256": "a"},
+            "int8": {
+                "kind": "published",
+                "precision": "int8",
+                "checkpoint_sha256": "a",
+                "cascade": None,
+            },
+            "baseline": {"kind": "baseline"},
+        },
+        "sets": {"one": {"toxic": 0}},
+        "results": {
+            "validation": results(0.97, 0.969, 0.96),
+            "test": results(0.97, 0.97, 0.96),
+            "civil_comments_gender": results(0.87, 0.87, 0.86),
+        },
+        "curated": {"one": {"own": {"rates": {"0.5": {"fpr_ratio": shown(3.5)}}}}},
+    }
+    holds = {name: bar["holds"] for name, bar in bars(document).items()}
+    assert holds == {
+        "ece": False,
+        "auroc_over_baseline.test": True,
+        "auroc_over_baseline.civil_comments_gender": False,
+        "fpr_ratio.one": False,
+        "int8_auroc_difference": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--run", "nowhere"), "nowhere/config.json is missing"),
+        (("--data", "test", "test"), "--data has two sets named 'test'"),
+        (("--data", "nowhere.csv"), "no file at nowhere.csv"),
+        (("--wanted-fpr", "2"), "--wanted-fpr is '2'"),
+    ],
+)
+def test_bad_flag_is_one_line_and_status_2(
+    flags: Sequence[str], message: str, trained_run: Path
+) -> None:
+    run = () if "--run" in flags else ("--run", trained_run)
+    done = evaluate(*run, "--models", "baseline-words", *flags)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert message in done.stderr
