@@ -58,6 +58,9 @@ _REMEDY = {
     "answers_counted_by_server": "let nothing else send comments to it meanwhile",
     "generator_busy": "the generator was the limit, not the server: give more --processes",
 }
+_GENERATOR_NICE = -10
+"""Priority of Locust where it may be raised: on one machine the server must not starve what
+measures it, which would have a machine of its own."""
 PERCENTILES = (50, 90, 95, 99, 99.9)
 
 
@@ -324,6 +327,8 @@ def _run_locust(
     environment = {**os.environ, "PYTHONPATH": str(root)}
     with log.open("wb") as file:
         locust = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+        with contextlib.suppress(psutil.AccessDenied):  # more than one's own share takes root
+            psutil.Process(locust.pid).nice(_GENERATOR_NICE)
         try:
             status = locust.wait()
         except BaseException:
