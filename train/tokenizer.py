@@ -11,7 +11,8 @@ The rule, for a comment given as a string of Unicode code points:
 2. Split. Categories L*, M* and N* are word characters. Z*, Cc and Cs separate. A token is a
    maximal run of word characters, or any one other character.
 3. Look up. The ids are [CLS], then one id for each token, [UNK] for a token outside the
-   vocabulary. Ids past `max_len` are cut.
+   vocabulary. A token of the vocabulary with a space in it is a phrase: from the left, its two
+   ids are replaced by its one. Ids past `max_len` are cut.
 
 With a `Respelling` (format version 2; without one the rule is that of version 1), a disguised word
 is looked for in the vocabulary before it becomes [UNK]; a known token keeps its id:
@@ -39,9 +40,9 @@ import unicodedata
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 from contract import CLS_ID, SPECIAL_TOKENS, UNK_ID, BadInput
@@ -211,6 +212,11 @@ class Tokenizer:
         return _Respeller(self.respelling, self) if self.respelling else None
 
     @functools.cached_property
+    def _phrases(self) -> dict[tuple[int, int], int]:
+        pairs = [(token.split(" "), i) for token, i in self._id_of.items() if " " in token]
+        return {(self._id_of[a], self._id_of[b]): i for (a, b), i in pairs}
+
+    @functools.cached_property
     def _rewrite(self) -> _Rewrite:
         return _rewrite(self.rule)
 
@@ -268,8 +274,27 @@ class Tokenizer:
             .replace("=", " = ")
             .replace("! ", " ! ")
         )
-        chunks = text.split(None, self.max_len)[: self.max_len]  # each gives an id at least
-        return array("i", b"".join(map(self._ids_of.__getitem__, chunks)))
+        most = self.max_len * (2 if self._phrases else 1)
+        chunks = text.split(None, most)[:most]  # each gives an id at least
+        ids = array("i", b"".join(map(self._ids_of.__getitem__, chunks)))
+        return self._merged(ids) if self._phrases else ids
+
+    def _merged(self, ids: array[int]) -> array[int]:
+        """`ids` with each pair that is a phrase, from the left, as the phrase's one id."""
+        merged, phrase_of = array("i"), self._phrases
+        previous = None
+        for i in ids:
+            if previous is None:
+                previous = i
+            elif phrase := phrase_of.get((previous, i)):
+                merged.append(phrase)
+                previous = None
+            else:
+                merged.append(previous)
+                previous = i
+        if previous is not None:
+            merged.append(previous)
+        return merged
 
     def to_json(self) -> str:
         """The whole tokenizer as JSON text; `from_json` reads it back to an equal one."""
@@ -461,17 +486,49 @@ class _Respeller:
 
 
 def build_tokenizer(
-    texts: Iterable[str], *, max_vocab: int, max_len: int, respelling: Respelling | None = None
+    texts: Iterable[str],
+    *,
+    max_vocab: int,
+    max_len: int,
+    respelling: Respelling | None = None,
+    phrases: int = 0,
 ) -> Tokenizer:
-    """The `max_vocab - 3` most frequent tokens of `texts` after the special ones.
+    """The special tokens and the `max_vocab - 3` most frequent tokens of `texts` by frequency.
 
+    `phrases` of them, the last, are the most frequent pairs of kept words that stand side by side.
     Ties go to the token that sorts first, so the same texts in any order give the same
     vocabulary. `max_len` counts [CLS].
     """
-    counts: Counter[str] = Counter()
     blank = Tokenizer(SPECIAL_TOKENS, max_len)
+    counts: Counter[str] = Counter()
+    pairs: Counter[tuple[str, str]] = Counter()
     for text in texts:
-        counts.update(blank.tokens(text))
+        tokens = list(blank.tokens(text))
+        counts.update(tokens)
+        if phrases:
+            pairs.update(pairwise(tokens))
+    kept = _most_frequent(counts, max_vocab - len(SPECIAL_TOKENS) - phrases)
+    words = {token for token in kept if token.isalnum()}
+    joined = {f"{a} {b}": n for (a, b), n in pairs.items() if a in words and b in words}
+    vocabulary = (*SPECIAL_TOKENS, *kept, *_most_frequent(joined, phrases))
+    return Tokenizer(vocabulary, max_len, respelling=respelling)
+
+
+def _most_frequent(counts: Mapping[str, int], most: int) -> list[str]:
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    kept = [token for token, _ in ranked[: max(0, max_vocab - len(SPECIAL_TOKENS))]]
-    return Tokenizer(SPECIAL_TOKENS + tuple(kept), max_len, respelling=respelling)
+    return [token for token, _ in ranked[: max(0, most)]]
+
+
+def oov_rates(texts: Iterable[str], tokenizer: Tokenizer) -> dict[str, float]:
+    """Shares of `texts` outside the vocabulary: "before", of the tokens as they are written;
+    "after", of the ids, which are [UNK]. What is cut at `max_len` does not count.
+    """
+    known = frozenset(tokenizer.vocabulary)
+    tokens = unknown = ids = unknown_ids = 0
+    for text in texts:
+        written = list(islice(tokenizer.tokens(text), tokenizer.max_len - 1))
+        encoded = tokenizer.encode(text)[1:]
+        tokens, ids = tokens + len(written), ids + len(encoded)
+        unknown += sum(token not in known for token in written)
+        unknown_ids += encoded.count(UNK_ID)
+    return {"before": unknown / max(1, tokens), "after": unknown_ids / max(1, ids)}
