@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STAGES = ["contract", "train", "export", "serve", "bench"]
+STAGES = ["contract", "train", "export", "serve", "evaluate", "bench"]
 """Each may import itself and what stands before it."""
 
 
