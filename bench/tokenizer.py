@@ -4,10 +4,10 @@
 
 Our rule with and without the respelling of unknown words; WordLevel of `tokenizers` with the
 same split as a regular expression, and with its BertPreTokenizer, which splits otherwise. One
-comment a call, one thread, CPU time. In each round every contender is new, meets the comments that the
-vocabulary is from, or so many of them, and is then timed on comments that it has not met. Where the
-rule is the same (ASCII text) the ids must be. Read ratios within one run. The last line is JSON;
-exit status 1 when a bar does not hold.
+comment a call, one thread, CPU time. In each round every contender is new, reads comments of the
+file that the vocabulary is from, and is then timed on comments that it has not met. Where the rule
+is the same (ASCII text) the ids must be. Read ratios within one run. The last line is JSON; exit
+status 1 when a bar does not hold.
 """
 
 from __future__ import annotations

@@ -17,12 +17,15 @@ The rule, for a comment given as a string of Unicode code points:
 With a `Respelling` (format version 2; without one the rule is that of version 1), a disguised word
 is looked for in the vocabulary before it becomes [UNK]; a known token keeps its id:
 
-a. Before step 2, letters and digits that stand alone, one separator apart, 3 to 64 in a row, are
-   joined and cut into known words, the likeliest by rank ("i d i o t"); left if there are none.
+a. Before step 2, ASCII letters and digits that stand alone, one separator apart, 3 to 64 in a row,
+   are joined and cut into known words, the likeliest by rank ("i d i o t"); left if it has none.
 b. A run of ASCII letters, digits and marks ("f*ck", "$h1t") is one word when, read with its
-   look-alikes as letters and each `*` as any letter, it is a known one.
-c. An unknown word takes the known word that it is with runs of a letter cut to two or one
-   ("stuuupid"), or that and its digits read as letters ("sh1t").
+   look-alikes as letters and `*`, or every mark, as any letter, it is a known one; of several, the
+   most frequent.
+c. An unknown word takes the known word that it is with runs of a letter cut to two, or with all
+   runs cut to one as in the known word ("stuuupid"), or so with its digits as letters ("sh1t").
+
+A reading counts only for what is a third letters or more.
 
 The tables of steps 1 and 2 are read from the interpreter's Unicode database once, when the
 vocabulary is built, and saved with it, so that a server with a newer Unicode gives the same
@@ -112,6 +115,8 @@ def unicode_rule() -> UnicodeRule:
 
 _ASCII_TOKEN = re.compile("[a-z0-9]+|[^a-z0-9\x00-\x20\x7f]")
 """Steps 1 and 2 for lower-cased ASCII text, on which every Unicode version agrees."""
+_LAZY_FROM_CHARS = 4096
+"""From this length on, ASCII tokens are taken one by one: only the first `max_len` count."""
 _ASCII_FOLD = bytes(0x20 if i < 0x20 or i == 0x7F else ord(chr(i).lower()) for i in range(128))
 _ASCII_FOLD += bytes(range(128, 256))
 """Step 1 for ASCII as `bytes.translate` takes it; what separates becomes a space."""
@@ -228,7 +233,9 @@ class Tokenizer:
         """Tokens of `text` in order by steps 1 and 2, without [CLS] and without a cut."""
         if not text.isascii():
             return text.translate(self._rewrite).split()
-        return _ASCII_TOKEN.findall(text.lower())
+        if len(text) < _LAZY_FROM_CHARS:
+            return _ASCII_TOKEN.findall(text.lower())
+        return (match.group() for match in _ASCII_TOKEN.finditer(text.lower()))
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`: [CLS] first, between 1 and `max_len` of them."""
@@ -377,10 +384,14 @@ def _bytes(ids: Iterable[int]) -> bytes:
     return array("i", ids).tobytes()
 
 
+def _has_letters(word: str) -> bool:
+    return 3 * sum(map(str.isalpha, word)) >= len(word)
+
+
 class _Respeller:
     """Steps a to c of the rule over one vocabulary."""
 
-    spelled_out = re.compile(" [a-z0-9](?: [a-z0-9]){2,63}(?= )")
+    spelled_out = re.compile(" [a-z0-9](?: [a-z0-9]){2,63}(?=[ .,!?])")
 
     def __init__(self, respelling: Respelling, tokenizer: Tokenizer) -> None:
         self._id_of, self._tokens = tokenizer._id_of, tokenizer.tokens
@@ -406,10 +417,9 @@ class _Respeller:
 
     def known_words(self, chunk: str) -> Iterator[str]:
         """Tokens of a chunk, those outside the vocabulary respelled where that leads to one."""
-        for run in self._runs.findall(chunk) if chunk.isascii() else [chunk]:
-            found = None
-            if run.isascii() and not run.isalnum():
-                found = self._disguised(run)
+        runs = (match[0] for match in self._runs.finditer(chunk)) if chunk.isascii() else [chunk]
+        for run in runs:
+            found = self._disguised(run) if run.isascii() and not run.isalnum() else None
             before, word, after = found or (run, "", "")
             for token in self._tokens(before):
                 yield token if token in self._id_of else self._respelled(token)
@@ -421,7 +431,7 @@ class _Respeller:
         """Step c; the token itself where no known word is found."""
         token = token[:_MEMO_CHARS]
         readings = [token]
-        if 2 * sum(map(str.isalpha, token)) >= len(token):
+        if _has_letters(token):
             readings += [token.translate(reading) for reading in self._readings]
         return next(filter(None, map(self._known_form, readings)), token)
 
@@ -433,13 +443,13 @@ class _Respeller:
 
     def _disguised(self, run: str) -> tuple[str, str, str] | None:
         """Step b: what stands before the word, the known word, what stands after it."""
-        core = run[:_MEMO_CHARS].lstrip("!" + self._mask)
+        if len(run) > _MEMO_CHARS:
+            return None
+        core = run.lstrip("!" + self._mask)
         before = run[: len(run) - len(core)]
         for strip in ("!" + self._mask, self._marks):
             word = core.rstrip(strip)
-            if word.isalnum() or len(word) < _SHORTEST_WORD:
-                continue
-            if 2 * sum(map(str.isalpha, word)) < len(word):
+            if word.isalnum() or len(word) < _SHORTEST_WORD or not _has_letters(word):
                 continue
             candidates = {
                 word.translate(reading) for reading in (*self._readings, self._all_masked)
@@ -460,7 +470,7 @@ class _Respeller:
     def joined(self, spelled_out: re.Match[str]) -> str:
         """Step a: known words for " i d i o t", or the match as it is."""
         letters = spelled_out[0].replace(" ", "")
-        if 2 * sum(map(str.isalpha, letters)) < len(letters):
+        if not _has_letters(letters):
             return spelled_out[0]
         words = self._cut_into_words(letters.translate(self._readings[0]))
         return " ".join(["", *words]) if words else spelled_out[0]
