@@ -165,6 +165,7 @@ def _words(text: str, tokenizer: Tokenizer = RESPELLING) -> str:
         ("asss thhhis", "ass this"),  # two of a letter before one
         ("f\u200bu*k ｆ*ck", "fuck fuck"),
         ("f@ck", "fuck"),  # a mark may stand for any letter, too
+        ("sutpid idoit si", "stupid idiot [UNK]"),
         ("a*b", "a * b"),
         ("**idiot**", "* * idiot * *"),
         ("this is a b", "this is a b"),

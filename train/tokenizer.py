@@ -23,7 +23,8 @@ b. A run of ASCII letters, digits and marks ("f*ck", "$h1t") is one word when, r
    look-alikes as letters and `*`, or every mark, as any letter, it is a known one; of several, the
    most frequent.
 c. An unknown word takes the known word that it is with runs of a letter cut to two, or with all
-   runs cut to one as in the known word ("stuuupid"), or so with its digits as letters ("sh1t").
+   runs cut to one as in the known word ("stuuupid"), or so with its digits as letters ("sh1t");
+   else the most frequent one that two neighbouring characters swapped make of it ("sutpid").
 
 A reading counts only for what is a third letters or more.
 
@@ -417,7 +418,9 @@ class _Respeller:
 
     def known_words(self, chunk: str) -> Iterator[str]:
         """Tokens of a chunk, those outside the vocabulary respelled where that leads to one."""
-        runs = (match[0] for match in self._runs.finditer(chunk)) if chunk.isascii() else [chunk]
+        runs: Iterable[str] = [chunk]
+        if chunk.isascii() and not chunk.isalnum():
+            runs = (match[0] for match in self._runs.finditer(chunk))
         for run in runs:
             found = self._disguised(run) if run.isascii() and not run.isalnum() else None
             before, word, after = found or (run, "", "")
@@ -430,16 +433,31 @@ class _Respeller:
     def _respelled(self, token: str) -> str:
         """Step c; the token itself where no known word is found."""
         token = token[:_MEMO_CHARS]
-        readings = [token]
-        if _has_letters(token):
-            readings += [token.translate(reading) for reading in self._readings]
-        return next(filter(None, map(self._known_form, readings)), token)
+        known = self._known_form(token)
+        if not known and not token.isalpha() and _has_letters(token):
+            readings = map(token.translate, self._readings)
+            known = next(filter(None, map(self._known_form, readings)), None)
+        return known or self._unswapped(token) or token
 
     def _known_form(self, word: str) -> str | None:
         if word in self._id_of:
             return word
-        twice = _THREE_OR_MORE.sub(r"\1\1", word)
-        return twice if twice in self._id_of else self._of_skeleton.get(_REPEATED.sub(r"\1", word))
+        once = _REPEATED.sub(r"\1", word)
+        if len(once) <= len(word) - 2:
+            twice = _THREE_OR_MORE.sub(r"\1\1", word)
+            if twice in self._id_of:
+                return twice
+        return self._of_skeleton.get(once)
+
+    def _unswapped(self, word: str) -> str | None:
+        if len(word) <= _SHORTEST_WORD:
+            return None
+        known = {
+            swapped
+            for i in range(len(word) - 1)
+            if (swapped := word[:i] + word[i + 1] + word[i] + word[i + 2 :]) in self._id_of
+        }
+        return min(known, key=self._id_of.__getitem__, default=None)
 
     def _disguised(self, run: str) -> tuple[str, str, str] | None:
         """Step b: what stands before the word, the known word, what stands after it."""
