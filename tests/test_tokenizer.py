@@ -166,6 +166,7 @@ def _words(text: str, tokenizer: Tokenizer = RESPELLING) -> str:
         ("f\u200bu*k ｆ*ck", "fuck fuck"),
         ("f@ck", "fuck"),  # a mark may stand for any letter, too
         ("sutpid idoit si", "stupid idiot [UNK]"),
+        ("idiotidiot assassassassass", "idiot idiot ass ass ass ass"),  # at most four
         ("a*b", "a * b"),
         ("**idiot**", "* * idiot * *"),
         ("this is a b", "this is a b"),

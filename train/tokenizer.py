@@ -25,6 +25,8 @@ b. A run of ASCII letters, digits and marks ("f*ck", "$h1t") is one word when, r
 c. An unknown word takes the known word that it is with runs of a letter cut to two, or with all
    runs cut to one as in the known word ("stuuupid"), or so with its digits as letters ("sh1t");
    else the most frequent one that two neighbouring characters swapped make of it ("sutpid").
+d. What is still unknown is cut into the likeliest known words of three letters or more, of which
+   the first four count ("ballsballs").
 
 A reading counts only for what is a third letters or more.
 
@@ -125,7 +127,7 @@ _HEAD_CHARS = 8
 """Of a long text, this many characters for each id that fits are read first: English has five."""
 _HEAD_ENDS = re.compile("[A-Za-z0-9]{2} ")
 """Where a text can be cut in two without a change of its tokens: no single letter is there."""
-_MEMO_CHUNKS, _MEMO_CHARS = 1 << 15, 64
+_MEMO_CHUNKS, _MEMO_CHARS = 1 << 15, 32
 """Most chunks beside the vocabulary whose ids are kept, and the longest of them."""
 _SHORTEST_WORD, _LONGEST_WORD = 3, 16
 """Letters of the known words that disguised and spaced-out ones are read as."""
@@ -134,15 +136,17 @@ _REPEATED, _THREE_OR_MORE = re.compile(r"(.)\1+"), re.compile(r"(.)\1{2,}")
 
 @dataclass(frozen=True)
 class Respelling:
-    """Steps a to c of the rule: how a word that is not in the vocabulary may be read.
+    """Steps a to d of the rule: how a word that is not in the vocabulary may be read.
 
     Each string of `readings` gives the letters that the characters of `lookalikes` stand for, the
-    first that leads to a known word counting; `mask` stands for any letter.
+    first that leads to a known word counting; `mask` stands for any letter. An unknown word is cut
+    into at most `pieces` known ones.
     """
 
     lookalikes: str = "013457$@!"
     readings: tuple[str, ...] = ("oieastsai", "oleastsal")
     mask: str = "*"
+    pieces: int = 4
 
 
 class _Fold(dict[int, str]):
@@ -334,7 +338,10 @@ class Tokenizer:
                 )
             spelling = document["respelling"] if version > 1 else None
             respelling = spelling and Respelling(
-                spelling["lookalikes"], tuple(spelling["readings"]), spelling["mask"]
+                spelling["lookalikes"],
+                tuple(spelling["readings"]),
+                spelling["mask"],
+                spelling["pieces"],
             )
             rule = UnicodeRule(
                 unicode_version=document["unicode_version"],
@@ -390,13 +397,13 @@ def _has_letters(word: str) -> bool:
 
 
 class _Respeller:
-    """Steps a to c of the rule over one vocabulary."""
+    """Steps a to d of the rule over one vocabulary."""
 
     spelled_out = re.compile(" [a-z0-9](?: [a-z0-9]){2,63}(?=[ .,!?])")
 
     def __init__(self, respelling: Respelling, tokenizer: Tokenizer) -> None:
         self._id_of, self._tokens = tokenizer._id_of, tokenizer.tokens
-        self._mask = respelling.mask
+        self._mask, self._pieces = respelling.mask, respelling.pieces
         self._readings: list[dict[int, str]] = [
             {
                 ord(alike): letter
@@ -425,19 +432,24 @@ class _Respeller:
             found = self._disguised(run) if run.isascii() and not run.isalnum() else None
             before, word, after = found or (run, "", "")
             for token in self._tokens(before):
-                yield token if token in self._id_of else self._respelled(token)
+                if token in self._id_of:
+                    yield token
+                else:
+                    yield from self._respelled(token)
             if found:
                 yield word
                 yield from self._tokens(after)
 
-    def _respelled(self, token: str) -> str:
-        """Step c; the token itself where no known word is found."""
+    def _respelled(self, token: str) -> list[str]:
+        """Steps c and d; the token itself where no known word is found."""
         token = token[:_MEMO_CHARS]
         known = self._known_form(token)
         if not known and not token.isalpha() and _has_letters(token):
             readings = map(token.translate, self._readings)
             known = next(filter(None, map(self._known_form, readings)), None)
-        return known or self._unswapped(token) or token
+        if known := known or self._unswapped(token):
+            return [known]
+        return self._cut_into_words(token, _SHORTEST_WORD)[: self._pieces] or [token]
 
     def _known_form(self, word: str) -> str | None:
         if word in self._id_of:
@@ -490,18 +502,18 @@ class _Respeller:
         letters = spelled_out[0].replace(" ", "")
         if not _has_letters(letters):
             return spelled_out[0]
-        words = self._cut_into_words(letters.translate(self._readings[0]))
+        words = self._cut_into_words(letters.translate(self._readings[0]), 1)
         return " ".join(["", *words]) if words else spelled_out[0]
 
-    def _cut_into_words(self, letters: str) -> list[str]:
-        """The known words that `letters` most likely are, or none.
+    def _cut_into_words(self, letters: str, shortest: int) -> list[str]:
+        """The known words of `shortest` letters or more that `letters` most likely are, or none.
 
         Word number r by frequency has a probability of about 1/(11 r) (Zipf's law), so it costs
         log2 r + 3.5 bits; in whole numbers, so that every machine adds up the same.
         """
         best: list[tuple[int, list[str]] | None] = [(0, [])] + [None] * len(letters)
         for end in range(1, len(letters) + 1):
-            for start in range(max(0, end - _LONGEST_WORD), end):
+            for start in range(max(0, end - _LONGEST_WORD), end - shortest + 1):
                 word, so_far = letters[start:end], best[start]
                 rank = self._id_of.get(word)
                 if so_far is None or rank is None or (len(word) == 1 and word not in "ai"):
