@@ -46,7 +46,7 @@ class TrainConfig:
     seed: int = Field(0, ge=0, description="seed of the split, the weights and the batches")
     max_vocab: int = Field(30_000, ge=4, description="tokens kept, special ones included")
     respell: bool = Field(
-        False, description="read a disguised word, as in sh1t or i d i o t, as the known one"
+        True, description="read a disguised word, as in sh1t or i d i o t, as known ones"
     )
     phrases: int = Field(
         0, ge=0, description="of the tokens kept, so many are frequent pairs of words"
