@@ -48,7 +48,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any
 
 from contract import CLS_ID, SPECIAL_TOKENS, UNK_ID, BadInput
@@ -260,7 +260,7 @@ class Tokenizer:
             ids = self._ids(text)
         return [CLS_ID, *ids[: self.max_len - 1]], len(ids) >= self.max_len
 
-    def _ids(self, text: str) -> array[int]:
+    def _ids(self, text: str) -> list[int]:
         """All ids of `text`, or at least `max_len` of them; without [CLS]."""
         if text.isascii():
             text = text.encode().translate(_ASCII_FOLD).decode()
@@ -288,12 +288,16 @@ class Tokenizer:
         )
         most = self.max_len * (2 if self._phrases else 1)
         chunks = text.split(None, most)[:most]  # each gives an id at least
-        ids = array("i", b"".join(map(self._ids_of.__getitem__, chunks)))
-        return self._merged(ids) if self._phrases else ids
+        found: list[Any] = list(map(self._ids_of.__getitem__, chunks))
+        try:
+            array("i", found)  # the quickest way to see that no chunk has several ids
+        except TypeError:
+            found = list(chain.from_iterable((i,) if isinstance(i, int) else i for i in found))
+        return self._merged(found) if self._phrases else found
 
-    def _merged(self, ids: array[int]) -> array[int]:
+    def _merged(self, ids: list[int]) -> list[int]:
         """`ids` with each pair that is a phrase, from the left, as the phrase's one id."""
-        merged, phrase_of = array("i"), self._phrases
+        merged, phrase_of = list[int](), self._phrases
         previous = None
         for i in ids:
             if previous is None:
@@ -359,37 +363,30 @@ class Tokenizer:
             ) from error
 
 
-class _IdsOf(dict[str, bytes]):
-    """Chunk -> its ids as native int32: every known token, and the chunks met last.
+class _IdsOf(dict[str, int | tuple[int, ...]]):
+    """Chunk -> its id, or its ids where there are several: the vocabulary, and the chunks met last.
 
     A chunk is folded text without a separator. What is kept depends on what was met, what is
     found does not. Threads may share it: at worst two of them resolve the same chunk.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__()
+        super().__init__(tokenizer._id_of)
         self._id_of, self._tokens = tokenizer._id_of, tokenizer.tokens
         self._max_len, self._respeller = tokenizer.max_len, tokenizer._respeller
-        self._forget()
 
-    def _forget(self) -> None:
-        self.clear()
-        self.update((token, _bytes([i])) for token, i in self._id_of.items())
-
-    def __missing__(self, chunk: str) -> bytes:
+    def __missing__(self, chunk: str) -> int | tuple[int, ...]:
         tokens: Iterable[str] = self._tokens(chunk)
         if self._respeller:
             tokens = self._respeller.known_words(chunk)
-        ids = _bytes(self._id_of.get(token, UNK_ID) for token in islice(tokens, self._max_len))
+        ids = tuple(self._id_of.get(token, UNK_ID) for token in islice(tokens, self._max_len))
+        found = ids[0] if len(ids) == 1 else ids
         if len(chunk) <= _MEMO_CHARS:
             if len(self) >= len(self._id_of) + _MEMO_CHUNKS:
-                self._forget()
-            self[chunk] = ids
-        return ids
-
-
-def _bytes(ids: Iterable[int]) -> bytes:
-    return array("i", ids).tobytes()
+                self.clear()
+                self.update(self._id_of)
+            self[chunk] = found
+        return found
 
 
 def _has_letters(word: str) -> bool:
@@ -511,18 +508,19 @@ class _Respeller:
         Word number r by frequency has a probability of about 1/(11 r) (Zipf's law), so it costs
         log2 r + 3.5 bits; in whole numbers, so that every machine adds up the same.
         """
-        best: list[tuple[int, list[str]] | None] = [(0, [])] + [None] * len(letters)
-        for end in range(1, len(letters) + 1):
-            for start in range(max(0, end - _LONGEST_WORD), end - shortest + 1):
-                word, so_far = letters[start:end], best[start]
-                rank = self._id_of.get(word)
-                if so_far is None or rank is None or (len(word) == 1 and word not in "ai"):
+        best: dict[int, tuple[int, list[str]]] = {0: (0, [])}  # letters read -> cost, words
+        for start in range(len(letters)):
+            if start not in best:
+                continue
+            spent, words = best[start]
+            for end in range(start + shortest, min(start + _LONGEST_WORD, len(letters)) + 1):
+                rank = self._id_of.get(word := letters[start:end])
+                if rank is None or (end == start + 1 and word not in "ai"):
                     continue
-                cost = so_far[0] + rank.bit_length() + 4
-                so_far_best = best[end]
-                if so_far_best is None or cost < so_far_best[0]:
-                    best[end] = cost, [*so_far[1], word]
-        return best[-1][1] if best[-1] else []
+                cost = spent + rank.bit_length() + 4
+                if end not in best or cost < best[end][0]:
+                    best[end] = cost, [*words, word]
+        return best.get(len(letters), (0, []))[1]
 
 
 def build_tokenizer(
