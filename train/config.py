@@ -11,6 +11,9 @@ from pydantic.dataclasses import dataclass
 
 from train.model import ModelConfig, check_heads
 
+BEFORE_RESPELLING = {"respell": False, "phrases": 0}
+"""What a run did whose config.json is older than these fields."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:

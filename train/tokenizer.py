@@ -19,9 +19,9 @@ is looked for in the vocabulary before it becomes [UNK]; a known token keeps its
 
 a. Before step 2, ASCII letters and digits that stand alone, one separator apart, 3 to 64 in a row,
    are joined and cut into known words, the likeliest by rank ("i d i o t"); left if it has none.
-b. A run of ASCII letters, digits and marks ("f*ck", "$h1t") is one word when, read with its
-   look-alikes as letters and `*`, or every mark, as any letter, it is a known one; of several, the
-   most frequent.
+b. A run of ASCII letters, digits and marks ("f*ck", "$h1t") without the `*` and `!` round it, or
+   without any mark behind it, is one word when, read with its look-alikes as letters and `*`, or
+   every mark, as any letter, it is a known one; of several, the most frequent.
 c. An unknown word takes the known word that it is with runs of a letter cut to two, or with all
    runs cut to one as in the known word ("stuuupid"), or so with its digits as letters ("sh1t");
    else the most frequent one that two neighbouring characters swapped make of it ("sutpid").
