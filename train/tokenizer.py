@@ -413,8 +413,11 @@ class _Respeller:
         marks = re.escape(self._marks)
         self._runs = re.compile(f"[a-z0-9{marks}]+|[^a-z0-9{marks}]+")
         self._of_skeleton: dict[str, str] = {}
+        self._of_letters: dict[str, list[str]] = {}
         alike: dict[tuple[str, int], list[str]] = {}
         for word in self._id_of:  # the most frequent first
+            if len(word) > _SHORTEST_WORD:
+                self._of_letters.setdefault("".join(sorted(word)), []).append(word)
             if len(word) >= _SHORTEST_WORD and word.isascii() and word.isalpha():
                 self._of_skeleton.setdefault(_REPEATED.sub(r"\1", word), word)
                 alike.setdefault((word[0], len(word)), []).append(word)
@@ -459,14 +462,11 @@ class _Respeller:
         return self._of_skeleton.get(once)
 
     def _unswapped(self, word: str) -> str | None:
-        if len(word) <= _SHORTEST_WORD:
-            return None
-        known = {
-            swapped
-            for i in range(len(word) - 1)
-            if (swapped := word[:i] + word[i + 1] + word[i] + word[i + 2 :]) in self._id_of
-        }
-        return min(known, key=self._id_of.__getitem__, default=None)
+        for known in self._of_letters.get("".join(sorted(word)), ()):
+            at = next((i for i, (a, b) in enumerate(zip(word, known, strict=True)) if a != b), 0)
+            if word[:at] + word[at + 1 : at + 2] + word[at] + word[at + 2 :] == known:
+                return known
+        return None
 
     def _disguised(self, run: str) -> tuple[str, str, str] | None:
         """Step b: what stands before the word, the known word, what stands after it."""
@@ -508,19 +508,25 @@ class _Respeller:
         Word number r by frequency has a probability of about 1/(11 r) (Zipf's law), so it costs
         log2 r + 3.5 bits; in whole numbers, so that every machine adds up the same.
         """
-        best: dict[int, tuple[int, list[str]]] = {0: (0, [])}  # letters read -> cost, words
-        for start in range(len(letters)):
-            if start not in best:
+        rank_of, length = self._id_of.get, len(letters)
+        costs: list[int | None] = [0] + [None] * length  # by letters read
+        starts = [0] * (length + 1)  # of the last word
+        for start, spent in enumerate(costs):
+            if spent is None:
                 continue
-            spent, words = best[start]
-            for end in range(start + shortest, min(start + _LONGEST_WORD, len(letters)) + 1):
-                rank = self._id_of.get(word := letters[start:end])
-                if rank is None or (end == start + 1 and word not in "ai"):
+            for end in range(start + shortest, min(start + _LONGEST_WORD, length) + 1):
+                rank = rank_of(letters[start:end])
+                if rank is None or (end == start + 1 and letters[start] not in "ai"):
                     continue
-                cost = spent + rank.bit_length() + 4
-                if end not in best or cost < best[end][0]:
-                    best[end] = cost, [*words, word]
-        return best.get(len(letters), (0, []))[1]
+                cost, least = spent + rank.bit_length() + 4, costs[end]
+                if least is None or cost < least:
+                    costs[end], starts[end] = cost, start
+        words: list[str] = []
+        end = length if costs[length] is not None else 0
+        while end:
+            words.append(letters[starts[end] : end])
+            end = starts[end]
+        return words[::-1]
 
 
 def build_tokenizer(
