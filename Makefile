@@ -37,7 +37,7 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install train export serve status stop score eval baseline test check bench bench-cache bench-encoder bench-peers capacity overload parity ladder clean
+.PHONY: help install train export serve status stop score eval baseline test check bench bench-cache bench-encoder bench-peers bench-tokenizer capacity tune overload parity ladder clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -100,8 +100,15 @@ bench-peers: $(READY) ## ours beside FastAPI, LitServe and the plain graph on Tr
 	@$(RUN) -m pip install -q -c constraints.txt fastapi litserve uvicorn || echo 'FastAPI and LitServe cannot be installed: skipped' >&2
 	$(RUN) -m bench.peers --repository '$(REPOSITORY)' $(if $(COMMENTS),--comments '$(COMMENTS)') $(CAPACITY_ARGS)
 
+bench-tokenizer: $(READY) ## time text -> ids beside Hugging Face's tokenizers|COMMENTS=file BENCH_ARGS="--vocabulary file"
+	@$(RUN) -m pip install -q -c constraints.txt tokenizers || echo 'tokenizers cannot be installed: skipped' >&2
+	$(RUN) -m bench.tokenizer $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
+
 capacity: $(READY) ## search the highest rate that meets the objective, rung by rung|COMMENTS=file CAPACITY_ARGS="--p99-ms 50 ..."
 	$(RUN) -m bench.capacity --repository '$(REPOSITORY)' $(if $(COMMENTS),--comments '$(COMMENTS)') $(CAPACITY_ARGS)
+
+tune: $(READY) ## choose instances, window and largest batch by measurement, for the next start|REPOSITORY COMMENTS=file CAPACITY_ARGS="..."
+	$(RUN) -m bench.tune --repository '$(REPOSITORY)' $(if $(COMMENTS),--comments '$(COMMENTS)') $(CAPACITY_ARGS)
 
 overload: $(READY) ## load the running server at three times its capacity for a minute|CAPACITY=requests/s COMMENTS=file
 	$(RUN) -m bench.overload --capacity '$(CAPACITY)' $(if $(COMMENTS),--comments '$(COMMENTS)')

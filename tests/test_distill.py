@@ -52,6 +52,16 @@ def test_run_has_the_teachers_ids_and_split_and_names_it(teacher: Path, tmp_path
     assert not list(out.glob("teacher-*"))
 
 
+def test_defaults_of_a_teacher_from_before_respelling(teacher: Path, tmp_path: Path) -> None:
+    recorded = json.loads((teacher / CONFIG_FILE).read_text())
+    assert distill.defaults_of(teacher)["respell"] is True
+    for name in ("respell", "phrases"):
+        del recorded["train"][name]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(recorded))
+    older = distill.defaults_of(tmp_path)
+    assert (older["respell"], older["phrases"]) == (False, 0)
+
+
 def test_student_follows_the_teacher_and_not_the_labels(teacher: Path, tmp_path: Path) -> None:
     """A teacher whose head is turned round teaches the opposite of what the labels say."""
     turned = tmp_path / "turned"

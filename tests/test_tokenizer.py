@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
 import sys
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +18,15 @@ from hypothesis import strategies as st
 
 from contract import CLS_ID, SPECIAL_TOKENS, UNK_ID, BadInput
 from train import tokenizer as tokenizer_module
-from train.tokenizer import Tokenizer, build_tokenizer
+from train.tokenizer import Respelling, Tokenizer, build_tokenizer, oov_rates
 
 TEXTS = ["you are a wonderful person !", "you are an idiot", "don't be an idiot , you"] * 3
 TOKENIZER = build_tokenizer(TEXTS, max_vocab=100, max_len=12)
+WORDS = "you are an idiot stupid shit asshole fuck ass as is a this the of and wonderful".split()
+ENGLISH = [*"abcdefghijklmnopqrstuvwxyz*!$@.,1", *WORDS]
+RESPELLING = Tokenizer(SPECIAL_TOKENS + tuple(ENGLISH), 64, respelling=Respelling())
+UNKNOWN_TO_IT = Tokenizer(RESPELLING.vocabulary, RESPELLING.max_len)
+EVASIVE_TEXT = st.lists(st.sampled_from([*ENGLISH, " ", " ", "  ", "\n", "\u200b", "é", "ß", "4"]))
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=200)
 
 
@@ -126,7 +134,7 @@ def test_vocabulary_is_by_frequency_and_does_not_depend_on_order() -> None:
     [
         ("not json", "the tokenizer file is not readable"),
         ("{}", "the tokenizer file is not readable"),
-        (TOKENIZER.to_json().replace('"format_version":1', '"format_version":9'), "is 9"),
+        (TOKENIZER.to_json().replace('"format_version":2', '"format_version":9'), "is 9"),
         (TOKENIZER.to_json().replace('"[PAD]",', ""), "the vocabulary starts with"),
     ],
 )
@@ -141,3 +149,163 @@ def test_module_needs_nothing_but_the_standard_library() -> None:
     source = Path(tokenizer_module.__file__).read_text("utf-8")
     imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
     assert imported - set(sys.stdlib_module_names) - {"__future__"} == {"contract"}
+
+
+def _words(text: str, tokenizer: Tokenizer = RESPELLING) -> str:
+    return " ".join(tokenizer.vocabulary[i] for i in tokenizer.encode(text)[1:])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("F*CK 1d10t sh1t stuuupid", "fuck idiot shit stupid"),
+        ("you are an i d i o t!", "you are an idiot !"),
+        ("y o u a r e a n i d i o t", "you are an idiot"),
+        ("$h1t!! a$$hole @ss", "shit ! ! asshole ass"),
+        ("asss thhhis", "ass this"),  # two of a letter before one
+        ("f\u200bu*k ｆ*ck", "fuck fuck"),
+        ("f@ck", "fuck"),  # a mark may stand for any letter, too
+        ("sutpid idoit si", "stupid idiot [UNK]"),
+        ("idiotidiot assassassassass", "idiot idiot ass ass ass ass"),  # at most four
+        ("a*b", "a * b"),
+        ("**idiot**", "* * idiot * *"),
+        ("this is a b", "this is a b"),
+        ("x q z", "x q z"),  # no known words
+        ("4 1 1 a", "[UNK] 1 1 a"),
+        ("naïve*", "[UNK] *"),
+        ("qwertz", "[UNK]"),
+    ],
+)
+def test_disguised_words_are_read_as_known_ones(text: str, words: str) -> None:
+    assert _words(text) == words
+
+
+@given(st.lists(st.sampled_from([w for w in ENGLISH if len(w) > 1])))
+def test_known_words_keep_their_ids(words: list[str]) -> None:
+    text = " ".join(words)
+    assert RESPELLING.encode(text) == UNKNOWN_TO_IT.encode(text)
+
+
+@given(ANY_TEXT | EVASIVE_TEXT.map("".join))
+def test_ids_without_respelling_are_those_of_the_tokens(text: str) -> None:
+    id_of = {token: i for i, token in enumerate(UNKNOWN_TO_IT.vocabulary)}
+    ids = [CLS_ID, *(id_of.get(token, UNK_ID) for token in UNKNOWN_TO_IT.tokens(text))]
+    most = UNKNOWN_TO_IT.max_len
+    assert UNKNOWN_TO_IT.encode_and_cut(text) == (ids[:most], len(ids) > most)
+
+
+@given(EVASIVE_TEXT.map("".join), st.integers(1, 8))
+def test_a_cut_changes_no_id_before_it(text: str, max_len: int) -> None:
+    for tokenizer in (RESPELLING, _with_phrases()):
+        whole, _ = replace(tokenizer, max_len=10_000).encode_and_cut(text)
+        short, cut = replace(tokenizer, max_len=max_len).encode_and_cut(text)
+        assert short == whole[:max_len]
+        assert cut == (len(whole) > max_len)
+
+
+@given(st.lists(EVASIVE_TEXT.map("".join), max_size=8))
+def test_ids_do_not_depend_on_what_was_read_before(texts: list[str]) -> None:
+    expected = [replace(RESPELLING).encode(text) for text in texts]
+    reader = replace(RESPELLING)
+    assert [reader.encode(text) for text in reversed(texts)] == expected[::-1]
+
+
+def test_memory_is_bounded_and_forgetting_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"sh1t{i} f*ck{i} stuuupid idiot" for i in range(500)]
+    expected = [RESPELLING.encode(text) for text in texts]
+    monkeypatch.setattr(tokenizer_module, "_MEMO_CHUNKS", 10)
+    reader = replace(RESPELLING)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: [reader.encode(text) for text in texts], range(8)):
+            assert found == expected
+    assert len(reader._ids_of) <= len(RESPELLING.vocabulary) + 10 + 4
+    reader.encode("x" * 10_000)
+    assert max(map(len, reader._ids_of)) < 100
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " ".join(f"sh1t{i}q" for i in range(30_000)),
+        "&".join(f"sh1t{i}q" for i in range(30_000)),
+        "f*c" * 80_000,
+        "a b c d " * 30_000,
+        "\x00 " * 100_000 + "sh1t",
+    ],
+    ids=["words", "one chunk", "one word", "spelled out", "nothing"],
+)
+def test_hostile_text_is_read_no_further_than_it_counts(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    real = tokenizer_module._Respeller._known_form
+
+    def counted(self: object, word: str) -> str | None:
+        tried.append(len(word))
+        return real(self, word)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tokenizer_module._Respeller, "_known_form", counted)
+    ids, cut = replace(RESPELLING).encode_and_cut(text)
+    assert len(ids) == min(RESPELLING.max_len, len(ids)) and cut == (len(ids) > 2)
+    assert len(tried) <= 4 * RESPELLING.max_len
+    assert max(tried, default=0) <= 64
+
+
+def test_file_of_version_1_gives_the_same_ids() -> None:
+    document = json.loads(UNKNOWN_TO_IT.to_json())
+    assert document.pop("respelling") is None
+    document["format_version"] = 1
+    loaded = Tokenizer.from_json(json.dumps(document))
+    assert loaded == UNKNOWN_TO_IT
+    assert _words("f*ck sh1t i d i", loaded) == "f * [UNK] [UNK] i d i"
+    assert Tokenizer.from_json(RESPELLING.to_json()) == RESPELLING
+
+
+def test_the_file_decides_how_words_are_read() -> None:
+    document = json.loads(RESPELLING.to_json())
+    document["respelling"] |= {"lookalikes": "9", "readings": ["h"], "mask": "#"}
+    other = Tokenizer.from_json(json.dumps(document))
+    assert _words("s9it sh1t f#ck", other) == "shit [UNK] fuck"
+
+
+def test_served_copy_gives_the_same_ids(tmp_path: Path) -> None:
+    """The two files as `make export` copies them, in an interpreter without the project."""
+    for module in (tokenizer_module, sys.modules["contract"]):
+        source = Path(str(module.__file__))
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    (tmp_path / "tokenizer.json").write_text(RESPELLING.to_json(), "utf-8")
+    texts = ["F*CK you", "i d i o t", "stuuupid naïve sh1t", "ｆ*ck\u00a0qq"]
+    program = (
+        "import json, sys; from tokenizer import Tokenizer; "
+        "t = Tokenizer.from_json(open('tokenizer.json', encoding='utf-8').read()); "
+        "print(json.dumps([t.encode(text) for text in json.loads(sys.argv[1])]))"
+    )
+    served = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(texts)],
+        cwd=tmp_path,
+        env={"PYTHONHASHSEED": "7"},
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(served.stdout) == [RESPELLING.encode(text) for text in texts]
+
+
+def _with_phrases() -> Tokenizer:
+    return replace(RESPELLING, vocabulary=(*RESPELLING.vocabulary, "you are", "are an"))
+
+
+def test_phrases_are_frequent_pairs_of_words() -> None:
+    tokenizer = build_tokenizer(TEXTS, max_vocab=12, max_len=12, phrases=2)
+    assert tokenizer.vocabulary[-2:] == ("an idiot", "you are")  # "! you" is no pair of words
+    assert len(tokenizer.vocabulary) == 12
+    assert _words("you are an idiot , you", tokenizer) == "you are an idiot , you"
+    assert len(tokenizer.encode("you are an idiot , you")) == 5
+    # From the left: "are an" finds its first word taken.
+    assert _words("you are an", _with_phrases()).split() == ["you", "are", "an"]
+    assert len(_with_phrases().encode("you are an are an")) == 4
+
+
+def test_oov_rates_before_and_after() -> None:
+    rates = oov_rates(["sh1t sh1t qwertz you"], RESPELLING)
+    assert rates == {"before": 0.75, "after": 0.25}
+    assert oov_rates([], RESPELLING) == {"before": 0, "after": 0}

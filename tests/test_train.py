@@ -35,6 +35,7 @@ from train.data import load_comments
 from train.evaluate import classification_metrics, logits_of
 from train.model import ModelConfig, ToxicityEncoder
 from train.split import split_comments
+from train.tokenizer import Respelling
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -95,6 +96,21 @@ def small(out: Path, **changes: Any) -> TrainConfig:
         "device": "cpu",
     }
     return TrainConfig(**{**values, **changes})
+
+
+def test_tokenizer_is_as_asked_for_and_its_unknown_words_are_counted(tmp_path: Path) -> None:
+    config = small(tmp_path / "run", respell=False, phrases=20, epochs=1)
+    train(config, CPU)
+    tokenizer = load_checkpoint(config.out).tokenizer
+    assert tokenizer.respelling is None
+    assert sum(" " in token for token in tokenizer.vocabulary) == 20
+    unknown = json.loads((config.out / METRICS_FILE).read_text())["out_of_vocabulary"]
+    assert 0 < unknown["before"] < 0.5 and unknown["after"] > 0
+    respelling = small(tmp_path / "respelling", epochs=1)
+    train(respelling, CPU)
+    assert load_checkpoint(respelling.out).tokenizer.respelling == Respelling()
+    rates = json.loads((respelling.out / METRICS_FILE).read_text())["out_of_vocabulary"]
+    assert 0 < rates["after"] < rates["before"]
 
 
 class StopAfter(StopRequest):

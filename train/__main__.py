@@ -37,7 +37,7 @@ from train.data import Comments, load_comments
 from train.evaluate import classification_metrics, logits_of
 from train.model import ToxicityEncoder
 from train.split import split_comments
-from train.tokenizer import build_tokenizer
+from train.tokenizer import Respelling, build_tokenizer, oov_rates
 
 _SECONDS_BETWEEN_LINES = 10.0
 """Progress without a terminal: one plain line this often."""
@@ -106,7 +106,14 @@ def train(
             (comments.texts[row] for row in split.train),
             max_vocab=config.max_vocab,
             max_len=config.max_len,
+            respelling=Respelling() if config.respell else None,
+            phrases=config.phrases,
         )
+    unknown = oov_rates([comments.texts[row] for row in split.validation], tokenizer)
+    say(
+        f"vocabulary of {len(tokenizer.vocabulary):,}; {unknown['before']:.2%} of the validation "
+        f"comments' tokens are not in it, {unknown['after']:.2%} stay [UNK]"
+    )
     extra = distill.unlabelled_texts(config, comments.texts) if config.unlabelled else []
     texts = comments.texts + extra
     training_rows = np.concatenate([split.train, np.arange(len(comments.texts), len(texts))])
@@ -256,6 +263,7 @@ def train(
         "history": history,
         "calibration": calibration.comparison(validation_labels, validation_logits),
         "pos_weight": pos_weight.item(),
+        "out_of_vocabulary": unknown,
         "comments_cut_at_max_len": _count_cut(comments.texts, tokenizer),
         "training_seconds": round(progress["seconds"], 1),
         "real_tokens_per_second": round(progress["tokens"] / max(progress["seconds"], 1e-9)),

@@ -11,6 +11,9 @@ from pydantic.dataclasses import dataclass
 
 from train.model import ModelConfig, check_heads
 
+BEFORE_RESPELLING = {"respell": False, "phrases": 0}
+"""What a run did whose config.json is older than these fields."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -45,6 +48,12 @@ class TrainConfig:
     )
     seed: int = Field(0, ge=0, description="seed of the split, the weights and the batches")
     max_vocab: int = Field(30_000, ge=4, description="tokens kept, special ones included")
+    respell: bool = Field(
+        True, description="read a disguised word, as in sh1t or i d i o t, as known ones"
+    )
+    phrases: int = Field(
+        0, ge=0, description="of the tokens kept, so many are frequent pairs of words"
+    )
     max_len: int = Field(256, ge=2, description="longest comment in tokens, [CLS] included")
     d_model: int = Field(192, ge=1, description="width of the residual stream")
     n_layers: int = Field(4, ge=1, description="encoder blocks")

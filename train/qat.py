@@ -38,7 +38,7 @@ from contract import DECISION_THRESHOLD, BadInput
 from train.artifacts import CONFIG_FILE, Checkpoint, load_checkpoint, read_json
 from train.batches import CommentIds
 from train.cli import make_config
-from train.config import TrainConfig
+from train.config import BEFORE_RESPELLING, TrainConfig
 from train.evaluate import logits_of, probability_of
 from train.model import Block, ModelConfig, ToxicityEncoder
 
@@ -57,7 +57,7 @@ _SCHEDULE = {"epochs": 1, "lr": 2e-5, "precision": "fp32", "out": "runs/qat"}
 digits to hold eight exact bits and a scale."""
 _SOURCE = ("data", "text_column", "label_column")
 _FIXED = (
-    *("fractions", "seed", "max_vocab"),
+    *("fractions", "seed", "max_vocab", "respell", "phrases"),
     *("max_len", "d_model", "n_layers", "n_heads", "mlp_ratio", "dropout"),
 )
 """What a checkpoint fixes: its split, its tokenizer and its shape."""
@@ -70,7 +70,7 @@ def defaults_of(folder: Path) -> dict[str, Any]:
     Raises BadInput when there is no checkpoint.
     """
     remedy = "run `make train` to write a checkpoint"
-    trained = read_json(folder / CONFIG_FILE, remedy).get("train", {})
+    trained = BEFORE_RESPELLING | read_json(folder / CONFIG_FILE, remedy).get("train", {})
     missing = {*_SOURCE, *_FIXED} - trained.keys()
     if missing:
         raise BadInput(f"{folder / CONFIG_FILE} has no {min(missing)} of its training; {remedy}")

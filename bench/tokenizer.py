@@ -1,0 +1,191 @@
+"""What text -> ids costs, beside Hugging Face's `tokenizers`: `make bench-tokenizer`.
+
+    python -m bench.tokenizer --vocabulary train.csv.gz --comments test.csv.gz
+
+Our rule with and without the respelling of unknown words; WordLevel of `tokenizers` with the
+same split as a regular expression, and with its BertPreTokenizer, which splits otherwise. One
+comment a call, one thread, CPU time. In each round every contender is new, reads comments of the
+file that the vocabulary is from, and is then timed on comments that it has not met. Where the rule
+is the same (ASCII text) the ids must be. Read ratios within one run. The last line is JSON; exit
+status 1 when a bar does not hold.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from pydantic import dataclasses as pydantic_dataclasses
+
+from bench.comments import default_source, load_pool
+from bench.run import hardware, report_broken_bars
+from contract import SPECIAL_TOKENS
+from train.cli import parse_config, run
+from train.data import load_comments
+from train.tokenizer import Respelling, Tokenizer, build_tokenizer, oov_rates
+
+Encode = Callable[[str], list[int]]
+TOKENS = 85
+"""All times are for a comment of so many tokens: the mean of Wikipedia talk pages."""
+_FEWEST, _MOST = 43, 170
+"""Tokens of the comments that are timed: none is cut, and none is mostly the cost of a call."""
+_US = 10.0
+_WARM_UP = 20_000
+_SPLIT = r"[\p{L}\p{M}\p{N}]+|[^\p{L}\p{M}\p{N}\p{Z}\p{Cc}\p{Cs}]"
+OURS, UNK, WORD_LEVEL, BERT = "ours", "ours, without respelling", "WordLevel", "BertPreTokenizer"
+
+
+@pydantic_dataclasses.dataclass(frozen=True)
+class TokenizerBenchConfig:
+    """Flags of `python -m bench.tokenizer`."""
+
+    comments: str = Field(default_source(), description="a labelled file, or 'synthetic'")
+    vocabulary: str | None = Field(
+        None, description="comments that the vocabulary is from; default: half of --comments"
+    )
+    max_vocab: int = Field(30_000, ge=4, description="tokens kept, special ones included")
+    rounds: int = Field(5, ge=1, description="turns of every contender; the median counts")
+
+
+def main() -> None:
+    config = parse_config(
+        TokenizerBenchConfig,
+        None,
+        prog="python -m bench.tokenizer",
+        description="Time text -> ids.",
+    )
+    document = measure(config)
+    _print(document)
+    print(json.dumps(document))
+    report_broken_bars(document)
+
+
+def measure(config: TokenizerBenchConfig) -> dict[str, Any]:
+    """The whole comparison as one document. Raises BadInput when comments cannot be read."""
+    known, new = _comments(config)
+    plain = build_tokenizer(known, max_vocab=config.max_vocab, max_len=256)
+    lengths = {text: len(list(plain.tokens(text))) for text in new}
+    timed = [text for text in new if _FEWEST <= lengths[text] <= _MOST]
+    tokens = sum(lengths[text] for text in timed)
+    contenders = _contenders(plain)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    ids: dict[str, list[list[int]]] = {}
+    for _ in range(config.rounds):
+        for name, make in contenders.items():
+            encode = make()
+            for text in known[:_WARM_UP]:
+                encode(text)
+            began = time.thread_time()
+            found = [encode(text) for text in timed]
+            seconds[name].append(time.thread_time() - began)
+            ids[name] = found
+    us = {name: 1e6 * statistics.median(s) / tokens * TOKENS for name, s in seconds.items()}
+    ascii_rows = [row for row, text in enumerate(timed) if text.isascii()]
+    equal = {
+        name: float(np.mean([found[row] == ids[UNK][row] for row in ascii_rows]))
+        for name, found in ids.items()
+    }
+    return {
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), "tokenizers": _tokenizers_version()},
+        "comments": {
+            "timed": len(timed),
+            "of": config.comments,
+            "mean_tokens": tokens / len(timed),
+        },
+        "vocabulary": {"of": config.vocabulary or config.comments, "tokens": len(plain.vocabulary)},
+        "oov": oov_rates(timed, _respelling(plain)),
+        "us_per_85_tokens": us,
+        "equal_ids_on_ascii": equal,
+        "bars": _bars(us, equal),
+    }
+
+
+def _bars(us: dict[str, float], equal: dict[str, float]) -> dict[str, Any]:
+    bars = {
+        "us_over_10": {"value": us[OURS] / _US, "bar": "<= 1", "holds": us[OURS] <= _US},
+    }
+    if WORD_LEVEL in us:
+        ratio = us[OURS] / us[WORD_LEVEL]
+        bars["time_over_word_level"] = {"value": ratio, "bar": "<= 1", "holds": ratio <= 1}
+        same = equal[WORD_LEVEL]
+        bars["word_level_equal_ids"] = {"value": same, "bar": "1", "holds": same == 1}
+    return bars
+
+
+# --- Contenders -----------------------------------------------------------------------------
+def _contenders(plain: Tokenizer) -> dict[str, Callable[[], Encode]]:
+    """Name -> what makes a new one of it, that has met no comment."""
+    made: dict[str, Callable[[], Encode]] = {
+        OURS: lambda: _respelling(plain).encode,
+        UNK: lambda: Tokenizer(plain.vocabulary, plain.max_len, plain.rule).encode,
+    }
+    if _tokenizers_version() is None:
+        print("SKIPPED tokenizers: not installed; `make bench-tokenizer` installs it", flush=True)
+        return made
+    from tokenizers import Regex, pre_tokenizers
+
+    by_regex = pre_tokenizers.Split(Regex(_SPLIT), behavior="removed", invert=True)
+    made[WORD_LEVEL] = lambda: _word_level(plain, by_regex)
+    made[BERT] = lambda: _word_level(plain, pre_tokenizers.BertPreTokenizer())
+    return made
+
+
+def _respelling(plain: Tokenizer) -> Tokenizer:
+    return Tokenizer(plain.vocabulary, plain.max_len, plain.rule, Respelling())
+
+
+def _word_level(plain: Tokenizer, split: Any) -> Encode:
+    from tokenizers import Tokenizer as HubTokenizer
+    from tokenizers import models, normalizers, processors
+
+    _, unk, cls = SPECIAL_TOKENS
+    id_of = {token: i for i, token in enumerate(plain.vocabulary)}
+    made = HubTokenizer(models.WordLevel(id_of, unk_token=unk))
+    made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    made.pre_tokenizer = split
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A", special_tokens=[(cls, id_of[cls])]
+    )
+    made.enable_truncation(plain.max_len)
+    return lambda text: made.encode(text).ids
+
+
+def _tokenizers_version() -> str | None:
+    try:
+        return version("tokenizers")
+    except PackageNotFoundError:
+        return None
+
+
+def _comments(config: TokenizerBenchConfig) -> tuple[list[str], list[str]]:
+    """Comments that the vocabulary is from, and others to be timed."""
+    texts = load_pool(config.comments).texts
+    if config.vocabulary is None:
+        return texts[: len(texts) // 2], texts[len(texts) // 2 :]
+    return load_comments(config.vocabulary).texts, texts
+
+
+def _print(document: dict[str, Any]) -> None:
+    comments, oov = document["comments"], document["oov"]
+    print(
+        f"{comments['timed']:,} comments of {comments['of']}, mean {comments['mean_tokens']:.0f} "
+        f"tokens; {oov['before']:.2%} of them unknown, {oov['after']:.2%} after respelling"
+    )
+    print(f"{'':26}{'us a comment of ' + str(TOKENS):>20}{'ids equal on ASCII':>20}")
+    for name, us in document["us_per_85_tokens"].items():
+        print(f"{name:26}{us:20.1f}{document['equal_ids_on_ascii'][name]:20.1%}")
+    for name, bar in document["bars"].items():
+        holds = "holds" if bar["holds"] else "does NOT hold"
+        print(f"{name:26}{bar['value']:20.3f}{bar['bar']:>10} {holds}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,51 @@
+"""bench.tokenizer: ids that must be equal are, other ids show, a slow rule breaks its bar."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bench import tokenizer as bench
+from bench.comments import SYNTHETIC
+from bench.tokenizer import OURS, UNK, WORD_LEVEL, TokenizerBenchConfig, measure
+
+CONFIG = TokenizerBenchConfig(comments=SYNTHETIC, max_vocab=400, rounds=1)
+
+
+def test_every_contender_is_timed_on_the_same_comments() -> None:
+    document = measure(CONFIG)
+    assert {OURS, UNK} <= document["us_per_85_tokens"].keys()
+    assert all(us > 0 for us in document["us_per_85_tokens"].values())
+    assert document["equal_ids_on_ascii"][UNK] == 1
+    assert document["oov"]["after"] < document["oov"]["before"]
+    assert 43 <= document["comments"]["mean_tokens"] <= 170
+
+
+def test_word_level_with_our_split_gives_our_ids() -> None:
+    pytest.importorskip("tokenizers")
+    document = measure(CONFIG)
+    assert document["equal_ids_on_ascii"][WORD_LEVEL] == 1
+    assert document["bars"]["word_level_equal_ids"]["holds"]
+
+
+def test_other_ids_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tokenizers")
+    monkeypatch.setattr(bench, "_SPLIT", r"[^ ]+")
+    document = measure(CONFIG)
+    assert document["equal_ids_on_ascii"][WORD_LEVEL] < 1
+    assert not document["bars"]["word_level_equal_ids"]["holds"]
+
+
+def test_bars_can_fail() -> None:
+    fast = bench._bars({OURS: 9.0, WORD_LEVEL: 10.0}, {WORD_LEVEL: 1.0})
+    assert all(bar["holds"] for bar in fast.values())
+    slow = bench._bars({OURS: 11.0, WORD_LEVEL: 10.0}, {WORD_LEVEL: 1.0})
+    assert not slow["us_over_10"]["holds"] and not slow["time_over_word_level"]["holds"]
+    assert "time_over_word_level" not in bench._bars({OURS: 9.0}, {})
+
+
+def test_contenders_are_skipped_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_tokenizers_version", lambda: None)
+    document = measure(replace(CONFIG, max_vocab=100))
+    assert document["us_per_85_tokens"].keys() == {OURS, UNK}
