@@ -532,7 +532,7 @@ def _feature_map(g: _Graph, x: str) -> str:
 
 
 def _attend_linearly(g: _Graph, q: str, k: str, v: str) -> str:
-    """Context q (k' v) / q sum(k)', [n, H, W, C]; all are [W, n, H, C], and `k` is 0 for padding."""
+    """Context [n, H, W, C], q (k' v) / q sum(k)'; all are [W, n, H, C], `k` is 0 for padding."""
     sums = g("FusedMatMul", k, v, transA=1, transBatchA=1, transBatchB=1, domain=_CONTRIB)
     values = g("FusedMatMul", q, sums, transBatchA=1, domain=_CONTRIB)
     total = g("Unsqueeze", g("ReduceSum", k, g.constant([0]), keepdims=0), g.constant([3]))
