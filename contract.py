@@ -134,6 +134,9 @@ INT8_FLIPPED_SHARE = 0.01
 PARITY_BATCHES = (1, 3, 8, 32)
 PARITY_LENGTHS = (1, 2, 7, 64)
 """Lengths in tokens, [CLS] included; max_len is always added."""
+PARITY_PAIRS = 32 * 1024 * 1024
+"""Most pairs of tokens, padding included, that a gate gives the traced graph at once: it holds a
+float32 for each of them and each head. Batches of long comments are that much smaller."""
 
 # --- Addresses of a local server ---------------------------------------------------------
 HOST = "127.0.0.1"

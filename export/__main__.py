@@ -7,6 +7,7 @@ the version that serves stays, and the exit status is 3.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import time
@@ -274,6 +275,7 @@ def _publish(
         "max_len": subject.max_len,
         "qat": subject.ranges is not None,
         "attention_widths": report["attention_widths"],
+        "long_text": dataclasses.asdict(subject.long_text),
         "cascade": report["cascade"],
         "tolerances": {finding.gate: finding.bound for finding in needed},
         "measured": {finding.gate: finding.value for finding in needed},

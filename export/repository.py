@@ -37,7 +37,7 @@ from contract import (
     TOKENIZER_FILE,
     BadInput,
 )
-from export.scorer import Scorer
+from export.scorer import LongText, Scorer
 from train.artifacts import read_json, sha256_of, write_atomically, write_json
 
 CONFIG_FILE = "config.pbtxt"
@@ -160,7 +160,8 @@ def publish(
         onnx_path: graph with the tensors of the contract, one file.
         ragged_path: the same graph with the ragged interface.
         tokenizer_path: JSON of `train.tokenizer.Tokenizer`.
-        artifact: what the version is; needs `device` ("cpu" or "cuda"). The version number and
+        artifact: what the version is; needs `device` ("cpu" or "cuda"), and `long_text` with the
+            fields of `export.scorer.LongText` unless comments are cut. The version number and
             the size and sha256 of every file are added to it (`files`; `ragged` for the graph).
         instances: model processes of each server; of each GPU when `device` is "cuda".
         cache_bytes: memory of each process for the logits of repeated comments, 0 for none.
@@ -317,4 +318,5 @@ def load_scorer(repository: Path, version: int | None = None) -> Scorer:
     artifact = verify(repository, version)
     folder = version_folder(repository, version)
     tokenizer = train.tokenizer.Tokenizer.from_json((folder / TOKENIZER_FILE).read_text("utf-8"))
-    return Scorer(folder / ONNX_FILE, tokenizer, artifact["device"])
+    long_text = LongText.of_artifact(artifact)
+    return Scorer(folder / ONNX_FILE, tokenizer, artifact["device"], long_text=long_text)
