@@ -124,7 +124,7 @@ def run_batches(run: Runner, comments: Sequence[Comment], most: int | None = Non
     for comment in comments:
         longest = max(len(other.ids) for other in [*batches[-1], comment])
         rows = max(1, contract.PARITY_PAIRS // longest**2)
-        if len(batches[-1]) == min(rows, most or rows):
+        if len(batches[-1]) >= min(rows, most or rows):
             batches.append([])
         batches[-1].append(comment)
     return np.concatenate([run_batch(run, batch) for batch in batches])
