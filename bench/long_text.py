@@ -68,7 +68,7 @@ def bench(config: LongTextBenchConfig) -> dict[str, Any]:
     if len(set(comments.labels[long])) < 2:
         raise BadInput(
             f"{config.data} has {long.sum()} comments beyond max_len, {tokenizer.max_len}, "
-            "expected some of each label; give another --data, or a --checkpoint with a shorter max_len"
+            "expected some of each label; give another --data"
         )
     long_texts = [text for text, is_long in zip(comments.texts, long, strict=True) if is_long]
     logits, windows = {}, {}

@@ -34,7 +34,14 @@ from export import gates, parity
 from export.admission import Admission
 from export.config import ExportConfig
 from export.parity import Comment
-from export.repository import load_scorer, publish, read_artifact
+from export.repository import (
+    batch_size,
+    encoder_config,
+    load_scorer,
+    publish,
+    ragged_config,
+    read_artifact,
+)
 from export.scorer import CUT, LogitCache, LongText, Scorer, _batches
 from export.serving_graph import build_int8
 from serve import triton
@@ -214,6 +221,12 @@ def test_evaluation_and_parity_batches_are_bounded_too() -> None:
     assert all(rows * width**2 <= contract.PARITY_PAIRS for rows, width in seen)
     assert len(parity.run_batches(run, comments, 10)) == len(lengths)
     assert max(rows for rows, _ in seen[-20:]) == 10
+
+
+def test_a_stock_triton_batches_no_more_than_memory_holds() -> None:
+    assert [batch_size(n) for n in (16, 256, 512, 1024, MAX_LEN)] == [64, 64, 16, 4, 1]
+    assert encoder_config(1, batch=batch_size(1024)).max_batch_size == 4
+    assert ragged_config(1, batch=batch_size(1024)).max_batch_size == 4
 
 
 def test_admission_weighs_windows() -> None:
