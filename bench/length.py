@@ -39,7 +39,7 @@ from export.parity import Comment, Runner, feeds_of, onnx_runner, run_batch, tor
 from export.scorer import LongText
 from export.serving_graph import build, build_int8
 from train.artifacts import sha256_of, write_atomically, write_json
-from train.cli import parse_config, run
+from train.cli import make_config, parse_config, run
 from train.model import Attention, ModelConfig, ToxicityEncoder
 
 _VOCABULARY = 30_000
@@ -102,7 +102,7 @@ def bench(config: LengthBenchConfig) -> dict[str, Any]:
     for precision, tokens in found.items():
         where = f"from {tokens} tokens on" if tokens else "at no measured length"
         print(f"{precision.upper()}: linear attention is cheaper {where}")
-    document = {
+    document: dict[str, Any] = {
         "bench": "length",
         "hardware": {**hardware(), "pinned_to": cpu},
         "versions": {"torch": torch.__version__, "onnxruntime": ort.__version__},
@@ -123,7 +123,8 @@ def bench(config: LengthBenchConfig) -> dict[str, Any]:
 # --- Measuring ------------------------------------------------------------------------------
 def _model(attention: Attention, max_len: int) -> ToxicityEncoder:
     torch.manual_seed(0)
-    return ToxicityEncoder(ModelConfig(_VOCABULARY, max_len=max_len, attention=attention)).eval()
+    shape = {"vocab_size": _VOCABULARY, "max_len": max_len, "attention": attention}
+    return ToxicityEncoder(make_config(ModelConfig, shape)).eval()
 
 
 def _comments(length: int, count: int) -> list[Comment]:

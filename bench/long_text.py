@@ -26,7 +26,7 @@ from export.config import ExportConfig
 from export.parity import reference_logits, windows_of
 from export.scorer import LongTextRule
 from train.artifacts import WEIGHTS_FILE, load_checkpoint, sha256_of
-from train.cli import parse_config, run
+from train.cli import make_config, parse_config, run
 from train.data import load_comments
 from train.evaluate import classification_metrics
 
@@ -71,18 +71,20 @@ def bench(config: LongTextBenchConfig) -> dict[str, Any]:
             "expected some of each label; give another --data"
         )
     long_texts = [text for text, is_long in zip(comments.texts, long, strict=True) if is_long]
-    logits, windows = {}, {}
+    logits: dict[str, np.ndarray] = {}
+    windows: dict[str, int] = {}
     for name in _RULES:
         stride = None if name == "cut" else config.stride
-        rule = ExportConfig(long_text=name, stride=stride).long_text_for(tokenizer.max_len)
-        texts = comments.texts if name == "cut" else long_texts
-        scored = reference_logits(checkpoint.model, texts, tokenizer, rule)
-        logits[name] = logits["cut"].copy() if name != "cut" else scored
-        if name != "cut":  # the others are the very same rows
-            logits[name][long] = scored
+        chosen = make_config(ExportConfig, {"long_text": name, "stride": stride})
+        rule = chosen.long_text_for(tokenizer.max_len)
+        if name == "cut":
+            logits[name] = reference_logits(checkpoint.model, comments.texts, tokenizer, rule)
+        else:  # short comments have the same logits by every rule
+            logits[name] = logits["cut"].copy()
+            logits[name][long] = reference_logits(checkpoint.model, long_texts, tokenizer, rule)
         windows[name] = sum(windows_of(long_texts, tokenizer, rule)[1])
     labels = comments.labels
-    results = {
+    results: dict[str, Any] = {
         name: {
             "windows_of_long_comments": windows[name],
             "long": classification_metrics(labels[long], logits[name][long]),
@@ -116,12 +118,13 @@ def _gain(
     labels: np.ndarray, before: np.ndarray, after: np.ndarray, config: LongTextBenchConfig
 ) -> dict[str, Any]:
     """AUROC gained, and its 95 % interval; all arrays are of the same comments, [n]."""
-    rng, gains = np.random.default_rng(config.seed), []
+    rng = np.random.default_rng(config.seed)
+    gains: list[float] = []
     while len(gains) < _RESAMPLES:
         rows = rng.integers(0, len(labels), len(labels))
         if 0 < labels[rows].sum() < len(rows):
-            pair = (roc_auc_score(labels[rows], logits[rows]) for logits in (after, before))
-            gains.append(next(pair) - next(pair))
+            new, old = (roc_auc_score(labels[rows], x[rows]) for x in (after, before))
+            gains.append(new - old)
     low, high = np.percentile(gains, [2.5, 97.5])
     gain = roc_auc_score(labels, after) - roc_auc_score(labels, before)
     return {"auroc": float(gain), "low": float(low), "high": float(high)}

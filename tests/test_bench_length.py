@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench import length, long_text
 from bench.length import Cost, LengthBenchConfig, overtakes
 from bench.long_text import LongTextBenchConfig
 from contract import BadInput
+from export.parity import reference_logits
+from export.scorer import CUT
+from train.artifacts import load_checkpoint
 from train.data import load_comments
 
 
@@ -46,14 +50,19 @@ def test_the_bench_of_lengths_runs_and_checks_every_logit(
     assert (tmp_path / "length.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_windows_find_what_the_cut_drops(trained_run: Path, tmp_path: Path) -> None:
+def test_windows_find_what_the_cut_drops(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Long comments that are toxic at their end only: cut is blind there, max is not."""
-    source = load_comments("synthetic:3000")
-    kind = [t for t, label in zip(source.texts, source.labels, strict=True) if label < 0.5]
-    toxic = [t for t, label in zip(source.texts, source.labels, strict=True) if label >= 0.5]
-    bodies = [" ".join(kind[at : at + 12]) for at in range(0, 960, 12)]
-    rows = [(body, 0) for body in bodies[:40]]
-    rows += [(f"{body} {end}", 1) for body, end in zip(bodies[40:], toxic[:40], strict=True)]
+    monkeypatch.setattr(long_text, "_RESAMPLES", 100)
+    texts = load_comments("synthetic:3000").texts
+    checkpoint = load_checkpoint(trained_run)
+    logits = reference_logits(checkpoint.model, texts, checkpoint.tokenizer, CUT)
+    by_logit = [texts[row] for row in np.argsort(logits)]
+    # Surely kind to the model, and surely toxic: what it thinks of a seam is not the point.
+    bodies = [" ".join(by_logit[at : at + 6]) for at in range(0, 240, 6)]
+    rows = [(body, 0) for body in bodies[:20]]
+    rows += [(f"{body} {' '.join(by_logit[-3:])}", 1) for body in bodies[20:]]
     path = tmp_path / "long.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([("text", "toxic"), *rows, ("short and kind", 0)])
@@ -63,7 +72,7 @@ def test_windows_find_what_the_cut_drops(trained_run: Path, tmp_path: Path) -> N
     results = document["results"]
     assert results["cut"]["gain_on_long"] == {"auroc": 0.0, "low": 0.0, "high": 0.0}
     assert results["max"]["gain_on_long"]["low"] > 0.05
-    assert results["max"]["windows_of_long_comments"] > 3 * document["long_comments"]
+    assert results["max"]["windows_of_long_comments"] >= 2 * document["long_comments"]
     assert results["cut"]["windows_of_long_comments"] == document["long_comments"]
 
 
