@@ -89,6 +89,8 @@ CACHE_BYTES = "cache_bytes"
 """Parameter in the public model's config.pbtxt: most memory that the logits of repeated comments
 take in each model process; 0 turns that cache off."""
 DEFAULT_CACHE_BYTES = 64 << 20
+MAX_BATCH = "max_batch"
+"""Parameter there: most comments that the graph runs together, at most MAX_BATCH_SIZE."""
 
 # --- Files of one published version ------------------------------------------------------
 ONNX_FILE = "model.onnx"

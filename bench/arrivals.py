@@ -62,15 +62,18 @@ def hot_rows(pool: int, repeat_share: float) -> int:
     return min(HOT_COMMENTS, pool // 2) if repeat_share else 0
 
 
-def comment(texts: Sequence[str], hot: int, number: int) -> str:
+def comment(texts: Sequence[str], hot: int, number: int, first_pass: int = 0) -> str:
     """Text of a number of `rows`; in a second pass with the first words of another in front.
 
     Otherwise the server's cache would know every comment of that pass. Long ones lose as many
-    words at their end.
+    words at their end. `first_pass` counts passes of earlier runs on the same server.
     """
-    passes, row = divmod(number - hot, len(texts) - hot)
-    if passes <= 0:
+    if number < hot:
         return texts[number]
+    passes, row = divmod(number - hot, len(texts) - hot)
+    passes += first_pass
+    if passes % len(texts) == 0:
+        return texts[hot + row]
     words, others = texts[hot + row].split(), texts[(row + passes) % len(texts)].split()
     kept = words[:-_SPLICED] if len(words) > 2 * _SPLICED else words
     return " ".join([*others[:_SPLICED], *kept])

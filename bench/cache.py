@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import shutil
 import statistics
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from google.protobuf import text_format
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 from tritonclient.grpc import model_config_pb2
 
 from bench.comments import default_source, load_pool
+from bench.counters import server_counters, settled
 from bench.run import artifact_of, hardware, report_broken_bars
 from contract import CACHE_BYTES, HOST, PUBLIC_MODEL
 from export.repository import CONFIG_FILE, verify
@@ -47,7 +45,6 @@ _HOT = 100
 """Comments that are repeated, the n-th with a weight of 1 / n."""
 _MISS_COST = 1.03
 """Most that the look-up may add to the CPU time of a request that repeats nothing."""
-_COUNTED = ("cache_hits_total", "comments_total")
 
 
 @pydantic_dataclasses.dataclass(frozen=True)
@@ -176,34 +173,19 @@ def _measure(
                 latencies.append(time.monotonic() - sent)
         return latencies
 
-    before, cpu_before, began = _counters(server), _cpu_s(server), time.monotonic()
+    before, began = settled(server_counters, server), time.monotonic()
     with ThreadPoolExecutor(config.clients) as pool:
         asking = [pool.submit(ask) for _ in range(config.clients)]
         latencies_ms = 1e3 * np.concatenate([future.result() for future in asking])
-    wall_s, cpu_s, after = time.monotonic() - began, _cpu_s(server), _counters(server)
-    hits, comments = (after[name] - before[name] for name in _COUNTED)
+    wall_s, after = time.monotonic() - began, settled(server_counters, server)
+    used = {name: after[name] - before[name] for name in after}
     return Measurement(
         rate_rps=round(len(latencies_ms) / wall_s, 1),
-        cpu_us=round(1e6 * (cpu_s - cpu_before) / len(latencies_ms), 1),
+        cpu_us=round(1e6 * (used["front_end_cpu_s"] + used["model_cpu_s"]) / len(latencies_ms), 1),
         p50_ms=round(float(np.percentile(latencies_ms, 50)), 2),
         p99_ms=round(float(np.percentile(latencies_ms, 99)), 2),
-        hit_share=round(hits / comments, 3),
+        hit_share=round(used["cache_hits"] / used["comments"], 3),
     )
-
-
-def _counters(server: triton.Server) -> dict[str, float]:
-    time.sleep(0.2)  # they are a moment behind the answers
-    url = f"http://{HOST}:{server.metrics_port}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        text = str(answer.read(), "utf-8")
-    found = dict(re.findall(rf"^{PUBLIC_MODEL}_(\w+){{.*}} (\d+)", text, re.MULTILINE))
-    return {name: float(found[name]) for name in _COUNTED}
-
-
-def _cpu_s(server: triton.Server) -> float:
-    process = psutil.Process(server.pid)
-    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
-    return float(sum(one.user + one.system for one in times))
 
 
 def _median(rows: list[Measurement]) -> dict[str, float]:

@@ -3,8 +3,9 @@
     python -m bench.capacity --p99-ms 50 --seconds 10 --steps 4
 
 Each rung is served from a repository of its own, made in a temporary folder, by a server of its
-own on `--http-port` and the next two; an open loop loads it. Prints a table, a projection and, as
-its last line, one JSON document; the same goes to `bench/out/capacity.json` and `.png`.
+own on `--http-port` and the next two; an open loop loads it. Where wrk is installed it loads one
+rung too, as a check of Locust. Prints a table, a projection and, as its last line, one JSON
+document; the same goes to `bench/out/capacity.json` and `.png`.
 """
 
 from __future__ import annotations
@@ -12,32 +13,41 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from google.protobuf import text_format
-from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 from tritonclient.grpc import model_config_pb2 as pb
 
+from bench import wrk
 from bench.comments import default_source, load_pool
+from bench.counters import CountersOf, parts_of, server_counters
+from bench.plot import plot_capacity
 from bench.run import BenchConfig, Result, find_server, hardware, load, report_broken_bars
 from contract import ONNX_FILE, PUBLIC_MODEL, RAGGED_MODEL, TOKENIZER_FILE
-from export.repository import CONFIG_FILE, publish, verify, version_folder
-from serve import triton
+from export.repository import CONFIG_FILE, Tuning, publish, tune, verify, version_folder
+from serve import haproxy, replicas, triton
 from train.artifacts import write_atomically, write_json
 from train.cli import make_config, parse_config, run
 
 TARGET_RPS, TARGET_LOAD = 10_000, 0.65
 _CLOSED_USERS = 32
 """Users of the closed loop whose rate bounds the search: enough to keep two instances busy."""
+_STEP = 1.25
+"""Factor between two rates until one misses."""
 _BUSY = 0.9
 """Share of the machine's CPU from which the part that uses most of it is said to bind."""
+
+
+_CORES = os.cpu_count() or 1
+_ONE, _ALL = Tuning(1), Tuning(_CORES)
 
 
 @dataclass(frozen=True)
@@ -48,23 +58,24 @@ class Rung:
     graph: Literal["published", "traced", "student"] = "published"
     """"traced" is the plain FP32 graph, padded to the batch; "student" is of `--student`."""
     batching: bool = True
-    instances: int = 1
-    window_ms: float = 0
+    tuning: Tuning = _ONE
     repeats: float = 0
     """Share of comments that come again, for the cache to know."""
+    replicas: int | None = None
+    """Servers behind haproxy, each with so many instances."""
 
 
-_CORES = os.cpu_count() or 1
 _PLAIN, _OURS = "traced FP32, dynamic batching", "published, an instance a core"
 RUNGS = (
-    Rung("traced FP32, no batching", "traced", batching=False, instances=_CORES),
-    Rung(_PLAIN, "traced", instances=_CORES),
+    Rung("traced FP32, no batching", "traced", batching=False, tuning=_ALL),
+    Rung(_PLAIN, "traced", tuning=_ALL),
     Rung("published, one instance"),
-    Rung(_OURS, instances=_CORES),
-    Rung("published, 20 % repeats", instances=_CORES, repeats=0.2),
-    Rung("published, 50 % repeats", instances=_CORES, repeats=0.5),
-    Rung("student, an instance a core", "student", instances=_CORES),
-    Rung("student, 50 % repeats", "student", instances=_CORES, repeats=0.5),
+    Rung(_OURS, tuning=_ALL),
+    Rung("published, a replica a core", replicas=_CORES),
+    Rung("published, 20 % repeats", tuning=_ALL, repeats=0.2),
+    Rung("published, 50 % repeats", tuning=_ALL, repeats=0.5),
+    Rung("student, an instance a core", "student", tuning=_ALL),
+    Rung("student, 50 % repeats", "student", tuning=_ALL, repeats=0.5),
 )
 
 
@@ -81,7 +92,9 @@ class CapacityConfig:
         Path("runs/export/traced.onnx"), description="traced graph of the same export"
     )
     student: Path | None = Field(None, description="published repository of a student")
-    http_port: int = Field(8100, ge=1, le=65533, description="first of three free ports")
+    http_port: int = Field(
+        8100, ge=1, le=65500, description="first of three free ports; of replicas, each 10 above"
+    )
     comments: str = Field(default_source(), description="labelled file, or 'synthetic'")
     out: Path = Field(Path("bench/out"), description="folder of the results")
 
@@ -101,8 +114,17 @@ def main() -> None:
         if rung.graph == "student" and config.student is None:
             print(f"{rung.name}: skipped; give --student", flush=True)
             continue
+        if rung.replicas and not haproxy.found():
+            print(f"{rung.name}: skipped, haproxy is not installed", flush=True)
+            continue
         with served(config, rung) as server:
             rows.append(search(config, rung, server))
+            if rung.name == _OURS and wrk.found():
+                again = wrk.closed_loop(
+                    server, pool.texts, users=_CLOSED_USERS, seconds=config.seconds
+                )
+                rows[-1]["wrk_closed_loop"] = again
+                print(f"  wrk, closed loop: {again['rate_rps']:.0f}/s", flush=True)
     document = {
         "bench": "capacity",
         "objective": {"p99_ms": config.p99_ms, "errors": 0},
@@ -116,7 +138,7 @@ def main() -> None:
         "bars": bars(rows),
     }
     write_json(config.out / "capacity.json", document)
-    _plot(rows, config.out / "capacity.png")
+    plot_capacity(rows, config.out / "capacity.png")
     print(table(rows))
     print(json.dumps(document))
     report_broken_bars(document)
@@ -130,9 +152,10 @@ def served(config: CapacityConfig, rung: Rung) -> Iterator[triton.Server]:
         repository = Path(folder) / "model_repository"
         make_repository(config, rung, repository)
         settings = make_config(
-            triton.ServeConfig,
+            replicas.ReplicasConfig,
             {
                 "action": "start",
+                "replicas": rung.replicas,
                 "repository": repository,
                 "run_dir": Path(folder) / "serve",
                 "http_port": config.http_port,
@@ -142,10 +165,11 @@ def served(config: CapacityConfig, rung: Rung) -> Iterator[triton.Server]:
         )
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                triton.start(settings)
+                replicas.start(settings)
             yield find_server(settings.run_dir)
         finally:
-            triton.stop(settings, quiet=True)
+            with contextlib.redirect_stdout(io.StringIO()):
+                replicas.stop(settings)
 
 
 def make_repository(config: CapacityConfig, rung: Rung, repository: Path) -> None:
@@ -162,27 +186,26 @@ def make_repository(config: CapacityConfig, rung: Rung, repository: Path) -> Non
         ragged_path=ragged,
         tokenizer_path=folder / TOKENIZER_FILE,
         artifact=verify(source),
-        instances=rung.instances,
     )
-    path = repository / PUBLIC_MODEL / CONFIG_FILE
-    served = text_format.Parse(path.read_text("utf-8"), pb.ModelConfig())
+    tune(repository, rung.tuning, {})
     if not rung.batching:
+        path = repository / PUBLIC_MODEL / CONFIG_FILE
+        served = text_format.Parse(path.read_text("utf-8"), pb.ModelConfig())
         served.ClearField("dynamic_batching")
         served.max_batch_size = 1
-    elif rung.window_ms:
-        served.dynamic_batching.max_queue_delay_microseconds = int(1e3 * rung.window_ms)
-    write_atomically(path, text_format.MessageToString(served))
+        write_atomically(path, text_format.MessageToString(served))
 
 
 def search(
     config: CapacityConfig,
     rung: Rung,
     server: triton.Server,
-    counters_of: Callable[[triton.Server], dict[str, float]] | None = None,
+    counters_of: CountersOf = server_counters,
 ) -> dict[str, Any]:
-    """Bisect the rate of an open loop below what a closed loop reached; one row of the table.
+    """Highest rate of an open loop that meets the objective; one row of the table.
 
-    The closed loop is the warm-up too.
+    Starts from what a closed loop reached, which is the warm-up too: up in steps of _STEP until a
+    run misses, then by bisection.
     """
     settings = make_config(
         BenchConfig,
@@ -198,7 +221,7 @@ def search(
     )
     closed = load(settings, "http", server, counters_of)
     print(f"{rung.name}: closed loop {closed.rate_rps:.0f} requests/s", flush=True)
-    low, high, rate = 0.0, closed.rate_rps, 0.7 * closed.rate_rps
+    low, high, rate = 0.0, math.inf, closed.rate_rps / _STEP
     best: Result | None = None
     failed: Result | None = None
     runs = []
@@ -217,10 +240,10 @@ def search(
             low, best = rate, result
         else:
             high, failed = rate, result
-        rate = (low + high) / 2
+        rate = low * _STEP if math.isinf(high) else (low + high) / 2
     shown = best or failed
     assert shown is not None  # steps >= 1
-    cpu_us = shown.cpu_us["front_end"] + shown.cpu_us["model"]
+    cpu_us = sum(shown.cpu_us.values()) - shown.cpu_us["generator"]
     return {
         "rung": asdict(rung),
         "capacity_rps": round(low, 1),
@@ -247,7 +270,7 @@ def binds(result: Result, failed: Result | None, rate: float) -> str:
     """
     if failed is not None and failed.check["invalid"]:
         return "generator"
-    part = max(result.cpu_us, key=lambda name: result.cpu_us[name])
+    part = max(result.cpu_us, key=result.cpu_us.__getitem__)
     share = sum(result.cpu_us.values()) * rate / 1e6 / (os.cpu_count() or 1)
     name = part.replace("_", " ")
     return name if share > _BUSY else f"{name} (waits; cores {share:.0%} busy)"
@@ -267,8 +290,11 @@ def bars(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """One line a rung: at its capacity, or at the lowest rate tried when none met the objective."""
+    parts = parts_of(rows)
     head = f"{'rung':36} {'req/s':>6} {'p50':>6} {'p95':>6} {'p99':>6} {'p99.9':>6} {'batch':>6}"
-    head += f" {'queue':>6} {'comp.':>6} {'load us':>8} {'front us':>8} {'model us':>8}"
+    head += f" {'queue':>6} {'comp.':>6} {'hits':>5}  CPU us:" + "".join(
+        f" {part:>9}" for part in parts
+    )
     lines = [head + f" {'cores for 10k':>13}  binds"]
     for row in rows:
         r = row["result"]
@@ -276,24 +302,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         values += [r["mean_batch"], r["queue_ms"], r["compute_ms"]]
         line = f"{row['rung']['name']:36} {row['capacity_rps']:6.0f} "
         line += " ".join(f"{value:6.1f}" for value in values)
-        line += " " + " ".join(f"{value:8.0f}" for value in r["cpu_us"].values())
+        line += f" {r['cache_hit_share']:5.0%}" + " " * 9
+        line += "".join(f" {r['cpu_us'].get(part, 0):9.0f}" for part in parts)
         lines.append(f"{line} {row['cores_for_10k']:13.1f}  {row['binds']}")
     lines.append(
-        f"cores for {TARGET_RPS:,} requests/s at {TARGET_LOAD:.0%} load: CPU of front end and "
-        "model a request, projected from this machine, not measured"
+        f"cores for {TARGET_RPS:,} requests/s at {TARGET_LOAD:.0%} load: CPU a request without "
+        "the generator's, projected from this machine, not measured"
     )
     return "\n".join(lines)
-
-
-def _plot(rows: list[dict[str, Any]], path: Path) -> None:
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    axes = figure.subplots()
-    axes.barh([row["rung"]["name"] for row in rows], [row["capacity_rps"] for row in rows])
-    axes.set(title="Capacity at the objective", xlabel="requests/s")
-    axes.invert_yaxis()
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    write_atomically(path, image.getvalue())
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from bench.comments import default_source
+from bench.counters import family
 from bench.run import BenchConfig, Result, find_server, hardware, load, report_broken_bars
 from contract import HOST, ToxicityError
 from serve.client import score_comments
@@ -99,10 +99,10 @@ class Watch:
         self._thread.join()
 
     def _watch(self) -> None:
-        process = psutil.Process(self._server.pid)
-        family = [process, *process.children(recursive=True)]
+        servers = self._server.replicas or (self._server,)
+        processes = [process for server in servers for process in family(server)]
         while not self._stopping.wait(_PROBE_S):
-            self.rss.append(sum(member.memory_info().rss for member in family))
+            self.rss.append(sum(process.memory_info().rss for process in processes))
             began = time.monotonic()
             try:
                 score_comments(["a kind answer"], url=f"{HOST}:{self._server.http_port}")

@@ -30,19 +30,20 @@ from pydantic.dataclasses import dataclass
 
 from bench.capacity import CapacityConfig, Rung, search, served, table
 from bench.comments import load_pool
+from bench.counters import process_counters
 from bench.peer_app import INFER_PATH
-from bench.run import COUNTERS, cpu_of, hardware, report_broken_bars
+from bench.run import hardware, report_broken_bars
 from contract import HOST, LOGIT, TEXT, ToxicityError
 from export.qdq import write_dynamic
-from export.repository import verify
+from export.repository import Tuning, verify
 from serve.process import refuse_taken_port, spawn, wait_or_kill
 from serve.triton import Server
 from train.artifacts import write_json
 from train.cli import parse_config, run
 
-_CORES = os.cpu_count() or 1
+_ALL = Tuning(os.cpu_count() or 1)
 _READY_S = 90.0
-_OURS = Rung("ours: published version", instances=_CORES)
+_OURS = Rung("ours: published version", tuning=_ALL)
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ def main() -> None:
             print(f"{words}: skipped, {framework} is not installed", flush=True)
             continue
         with _peer(config, framework) as server:
-            rows.append(search(config, Rung(words, instances=_CORES), server, _counters))
+            rows.append(search(config, Rung(words, tuning=_ALL), server, process_counters))
     with tempfile.TemporaryDirectory() as folder:
         dynamic = Path(folder) / "dynamic.onnx"
         write_dynamic(config.traced, dynamic)
         for words, traced in (("FP32", config.traced), ("dynamic INT8", dynamic)):
-            rung = Rung(f"Triton, traced {words}", "traced", instances=_CORES)
+            rung = Rung(f"Triton, traced {words}", "traced", tuning=_ALL)
             with served(replace(config, traced=traced), rung) as server:
                 rows.append(search(config, rung, server))
     with served(config, _OURS) as server:
@@ -141,11 +142,6 @@ def ask(port: int, texts: list[str]) -> list[float]:
     with urllib.request.urlopen(request, timeout=_READY_S) as answer:
         outputs = {output["name"]: output["data"] for output in json.load(answer)["outputs"]}
     return [float(value) for value in outputs[LOGIT]]
-
-
-def _counters(server: Server) -> dict[str, float]:
-    """A peer counts nothing but its CPU time."""
-    return {**dict.fromkeys(COUNTERS.values(), 0.0), **cpu_of(server)}
 
 
 def bars(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Draw the results of `bench.run` and of `bench.encoder`."""
+"""Draw the results of `bench.run`, `bench.capacity` and `bench.encoder`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from bench.counters import parts_of
 from train.artifacts import write_atomically
 
 
@@ -47,6 +49,25 @@ def plot_results(document: dict[str, Any], path: Path) -> None:
     )
     for axes in (left, middle, right):
         axes.grid(alpha=0.3, axis="y")
+    _save(figure, path)
+
+
+def plot_capacity(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write a PNG: capacity by rung, and whose CPU time a request takes."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    rates, costs = figure.subplots(1, 2, sharey=True)
+    names = [row["rung"]["name"] for row in rows]
+    bars = rates.barh(names, [row["capacity_rps"] for row in rows])
+    rates.bar_label(bars, fmt="{:.0f}", padding=3)
+    rates.set(title="Capacity at the objective", xlabel="requests/s")
+    left = np.zeros(len(rows))
+    for part in parts_of(rows):
+        us = np.array([row["result"]["cpu_us"].get(part, 0.0) for row in rows])
+        costs.barh(names, us, left=left, label=part.replace("_", " "))
+        left += us
+    costs.set(title="CPU a request", xlabel="µs")
+    costs.legend()
+    rates.invert_yaxis()
     _save(figure, path)
 
 

@@ -21,10 +21,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,44 +30,37 @@ from typing import Any, Literal
 
 import numpy as np
 import psutil
-from prometheus_client.parser import text_string_to_metric_families
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 
 from bench.arrivals import Arrivals, self_check
 from bench.comments import default_source, load_pool
+from bench.counters import CountersOf, cpu_us, server_counters, settled
 from bench.plot import plot_results
 from contract import (
     HOST,
     MAX_COMMENT_BYTES,
     ONNX_FILE,
-    PUBLIC_MODEL,
     BadInput,
     ToxicityError,
 )
 from export.repository import read_artifact
-from serve import triton
+from serve import haproxy, triton
 from serve.client import Protocol, score_comments
 from train.artifacts import write_atomically, write_json
 from train.cli import make_config, parse_config, run
 
 _USER_CLASS = {"http": "HttpCommentUser", "grpc": "GrpcCommentUser"}
 _WARM_UP_COMMENTS = 200
-_SETTLE_S, _SETTLE_TRIES = 0.1, 20
-_OWN = ("requests", "requests_refused", "comments", "tokens", "batches", "compute_us")
-COUNTERS = {
-    **{f"{PUBLIC_MODEL}_{name}_total": name for name in _OWN},
-    "nv_inference_request_success_total": "triton_requests",
-    "nv_inference_queue_duration_us_total": "queue_us",
-}
-"""Counters on the metrics port, as the parser names them, by short name: the model's own, and
-Triton's of the model."""
 _REMEDY = {
     "invalid_runs": "the generator fell behind: give more --processes, or a lower --rate",
     "failed_share": "the reasons are above, and in the log of the server",
     "answers_counted_by_server": "let nothing else send comments to it meanwhile",
     "generator_busy": "the generator was the limit, not the server: give more --processes",
 }
+_GENERATOR_NICE = -10
+"""Priority of Locust where it may be raised: on one machine the server must not starve what
+measures it, which would have a machine of its own."""
 PERCENTILES = (50, 90, 95, 99, 99.9)
 
 
@@ -118,8 +109,10 @@ class Result:
     """Mean time to score a batch; every request of it waits that long."""
     tokens: float
     """Mean tokens a comment as the encoder saw it: [CLS] counted, cut at max_len."""
+    cache_hit_share: float
+    """Of comments: their logit was known to the server."""
     cpu_us: dict[str, float]
-    """CPU time by who spent it: generator, front_end (tritonserver), model (its processes)."""
+    """CPU time by who spent it, see `bench.counters.cpu_us`."""
     check: dict[str, Any]
     """`bench.self_check`; without a schedule (closed loop) only `busy` says something."""
     comments_per_s: float
@@ -182,9 +175,9 @@ def main() -> None:
 
 
 def find_server(run_dir: Path) -> triton.Server:
-    """The server that runs from `run_dir`. Raises BadInput when there is none."""
-    settings = {"action": "status", "run_dir": run_dir}
-    server = triton.running(make_config(triton.ServeConfig, settings))
+    """The server or the balancer that runs from `run_dir`. Raises BadInput without one."""
+    settings = make_config(triton.ServeConfig, {"action": "status", "run_dir": run_dir})
+    server = triton.running(settings) or haproxy.running(settings)
     if server is None:
         raise BadInput(f"no server runs from {run_dir}, expected one; run `make serve`")
     return server
@@ -220,17 +213,16 @@ def load(
     config: BenchConfig,
     protocol: Protocol,
     server: triton.Server,
-    counters_of: Callable[[triton.Server], dict[str, float]] | None = None,
+    counters_of: CountersOf = server_counters,
 ) -> Result:
     """Run Locust once on `server`. Raises ToxicityError when nothing was answered.
 
-    `counters_of` gives the totals of `server_counters`, which is the default.
+    `counters_of` is another than `server_counters` for a server that is not ours.
     """
-    counters_of = counters_of or server_counters
     with tempfile.TemporaryDirectory() as record:
-        before = _settled(counters_of, server)
+        before = settled(counters_of, server)
         _run_locust(config, protocol, server, record)
-        after = _settled(counters_of, server)
+        after = settled(counters_of, server)
         parts = [np.load(path, allow_pickle=False) for path in Path(record).glob("*.npz")]
     used = {name: after[name] - before[name] for name in after}
     errors: Counter[str] = Counter()
@@ -302,10 +294,8 @@ def _result(
         queue_ms=round(used["queue_us"] / max(1, used["triton_requests"]) / 1e3, 3),
         compute_ms=round(used["compute_us"] / batches / 1e3, 3),
         tokens=round(used["tokens"] / max(1, used["comments"]), 1),
-        cpu_us={
-            name: round(1e6 * used[f"{name}_cpu_s"] / sent, 1)
-            for name in ("generator", "front_end", "model")
-        },
+        cache_hit_share=round(used["cache_hits"] / max(1, used["comments"]), 3),
+        cpu_us=cpu_us(used, sent),
         check=check,
         failed_p50_ms=round(float(np.median(failed_ms)), 3) if len(failed_ms) else None,
         last_send=last_send,
@@ -337,6 +327,8 @@ def _run_locust(
     environment = {**os.environ, "PYTHONPATH": str(root)}
     with log.open("wb") as file:
         locust = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+        with contextlib.suppress(psutil.AccessDenied):  # more than one's own share takes root
+            psutil.Process(locust.pid).nice(_GENERATOR_NICE)
         try:
             status = locust.wait()
         except BaseException:
@@ -348,56 +340,6 @@ def _run_locust(
     if status != 0:
         last = log.read_text("utf-8", "replace").strip().splitlines()[-1:]
         raise ToxicityError(f"locust ended with status {status}: {''.join(last)}; see {log}")
-
-
-def _settled(
-    counters_of: Callable[[triton.Server], dict[str, float]], server: triton.Server
-) -> dict[str, float]:
-    """Counters once they stand still: the model publishes them a little later."""
-    counters = counters_of(server)
-    for _ in range(_SETTLE_TRIES):  # somebody else's requests may never let them stand still
-        time.sleep(_SETTLE_S)
-        before, counters = counters, counters_of(server)
-        if counters["requests"] == before["requests"]:
-            break
-    return counters
-
-
-def server_counters(server: triton.Server) -> dict[str, float]:
-    """Totals of COUNTERS by short name, and the CPU seconds of the server's processes.
-
-    Raises BadInput when the served model counts other things.
-    """
-    url = f"http://{HOST}:{server.metrics_port}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        text = answer.read().decode()
-    counters: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name in COUNTERS and sample.labels.get("model") in (None, PUBLIC_MODEL):
-                name = COUNTERS[sample.name]
-                counters[name] = counters.get(name, 0.0) + sample.value  # one a version
-    if missing := COUNTERS.values() - counters.keys():
-        raise BadInput(
-            f"{url} does not count {', '.join(sorted(missing))}, expected the counters of this "
-            "release's model; run `make export serve`"
-        )
-    return {**counters, **cpu_of(server)}
-
-
-def cpu_of(server: triton.Server) -> dict[str, float]:
-    """CPU seconds of the server's own process and of those that it started."""
-    process = psutil.Process(server.pid)
-    children = process.children(recursive=True)
-    return {
-        "front_end_cpu_s": _cpu_s(process),
-        "model_cpu_s": sum(_cpu_s(child) for child in children),
-    }
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 # --- What it ran on ------------------------------------------------------------------------
@@ -464,12 +406,13 @@ def bars(results: list[Result]) -> dict[str, dict[str, Any]]:
 def table(results: list[Result]) -> str:
     """The results for people, one line a protocol."""
     head = ["", "requests", "failed", "req/s", "p50 ms", "p95 ms", "p99 ms", "p99.9 ms", "max ms"]
-    head += ["batch", "queue ms", "compute ms", "CPU us: load", "front end", "model"]
-    head += ["load busy", "lag p99 ms", "generator"]
+    head += ["batch", "queue ms", "compute ms", "CPU us:"]
+    head += [part.replace("_", " ") for part in results[0].cpu_us]
+    head += ["load busy", "lag p99 ms", "schedule"]
     lines = []
     for r in results:
         latency = [f"{r.latency_ms[name]:.1f}" for name in ("p50", "p95", "p99", "p99.9", "max")]
-        cpu = [f"{r.cpu_us[name]:.0f}" for name in ("generator", "front_end", "model")]
+        cpu = ["", *(f"{value:.0f}" for value in r.cpu_us.values())]
         server = [f"{r.mean_batch:.2f}", f"{r.queue_ms:.2f}", f"{r.compute_ms:.2f}"]
         counts = [r.protocol, str(r.requests), str(r.failures), f"{r.rate_rps:.0f}"]
         own = [f"{100 * r.generator_busy:.0f} %", f"{r.check['lag_p99_ms']:.2f}"]

@@ -8,7 +8,6 @@ the version that serves stays, and the exit status is 3.
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -289,7 +288,7 @@ def _publish(
         tokenizer_path=config.checkpoint / contract.TOKENIZER_FILE,
         artifact=artifact,
         cache_bytes=config.cache_bytes,
-        instances=config.instances or (1 if form.device == "cuda" else os.cpu_count() or 1),
+        instances=config.instances,
     )
     folder = config.repository / contract.PUBLIC_MODEL / str(version)
     return {

@@ -56,7 +56,8 @@ class ExportConfig:
     instances: int | None = Field(
         None,
         ge=1,
-        description="model processes side by side; left out: one a CPU core, on a GPU one a GPU",
+        description="model processes side by side; left out: as `make tune` found, else one a CPU "
+        "core, on a GPU one a GPU",
     )
     cache_bytes: int = Field(
         DEFAULT_CACHE_BYTES,

@@ -2,6 +2,7 @@
 
     model_repository/
         toxicity/config.pbtxt            text in, score out; Python backend
+        toxicity/tuning.json             after `make tune`: what it chose, and why
         toxicity/<N>/                    one version, never changed once it is there
         toxicity_encoder/config.pbtxt    ids in, logit out; onnxruntime backend of a stock image
         toxicity_encoder/<N>/model.onnx  the same bytes
@@ -18,6 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ from export.scorer import LongText, Scorer
 from train.artifacts import read_json, sha256_of, write_atomically, write_json
 
 CONFIG_FILE = "config.pbtxt"
+_TUNING_FILE = "tuning.json"
+_CORES = os.cpu_count() or 1
 _MODELS = (RAGGED_MODEL, ENCODER_MODEL, PUBLIC_MODEL)
 """In the order in which a version is put in place: with the last one it counts."""
 _REMEDY = "run `make export` to publish a new version"
@@ -54,11 +58,22 @@ _CODE = {
 """Served file -> its source. Copies, so that a version stays what it was when it was tested."""
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """How the public model is served, as `make tune` measured it best on the machine."""
+
+    instances: int
+    window_ms: float = 0.0
+    """Longest wait of a request for batch-mates."""
+    max_batch: int = MAX_BATCH_SIZE
+    """Most comments that the graph runs together."""
+
+
 # --- Configurations ----------------------------------------------------------------------
 def public_config(
-    instances: int, device: str = "cpu", cache_bytes: int = contract.DEFAULT_CACHE_BYTES
+    tuning: Tuning, device: str = "cpu", cache_bytes: int = contract.DEFAULT_CACHE_BYTES
 ) -> pb.ModelConfig:
-    """Text -> score with `instances` processes, for Triton's Python backend."""
+    """Text -> score with `tuning.instances` processes, for Triton's Python backend."""
     config = pb.ModelConfig(
         name=PUBLIC_MODEL,
         backend="python",
@@ -69,10 +84,12 @@ def public_config(
             pb.ModelOutput(name=contract.LOGIT, data_type=pb.TYPE_FP32, dims=[1]),
             pb.ModelOutput(name=contract.MODEL_VERSION, data_type=pb.TYPE_STRING, dims=[1]),
         ],
-        instance_group=[_instances(instances, device)],
+        instance_group=[_instances(tuning.instances, device)],
     )
-    config.dynamic_batching.SetInParent()  # no delay: a batch is what queued while one ran
+    # Without a delay a batch is what queued while one ran.
+    config.dynamic_batching.max_queue_delay_microseconds = int(1e3 * tuning.window_ms)
     config.parameters[contract.CACHE_BYTES].string_value = str(cache_bytes)
+    config.parameters[contract.MAX_BATCH].string_value = str(tuning.max_batch)
     return config
 
 
@@ -158,7 +175,7 @@ def publish(
     ragged_path: Path,
     tokenizer_path: Path,
     artifact: dict[str, Any],
-    instances: int,
+    instances: int | None = None,
     cache_bytes: int = contract.DEFAULT_CACHE_BYTES,
     keep_versions: int = 3,
 ) -> int:
@@ -173,7 +190,8 @@ def publish(
             `long_text` with the fields of `export.scorer.LongText` unless comments are cut. The
             version number and the size and sha256 of every file are added to it (`files`;
             `ragged` for the graph).
-        instances: model processes of each server; of each GPU when `device` is "cuda".
+        instances: model processes of each server; of each GPU when `device` is "cuda". Left out:
+            what `make tune` found in this repository, else one a core, or one a GPU.
         cache_bytes: memory of each process for the logits of repeated comments, 0 for none.
         keep_versions: newest versions that stay when the new one is in place.
 
@@ -197,10 +215,13 @@ def publish(
             _link_or_copy(public / ONNX_FILE, encoder / ONNX_FILE)
             for folder in staged:
                 _fsync_folder(folder)
+            device = artifact["device"]
+            tuning = read_tuning(repository) or Tuning(1 if device == "cuda" else _CORES)
+            tuning = replace(tuning, instances=instances or tuning.instances)
             batch = batch_size(artifact["max_len"])
             for config_of in (ragged_config, encoder_config):
-                _write_config(repository, config_of(instances, artifact["device"], batch))
-            _write_config(repository, public_config(instances, artifact["device"], cache_bytes))
+                _write_config(repository, config_of(tuning.instances, device, batch))
+            _write_config(repository, public_config(tuning, device, cache_bytes))
             try:
                 for model, folder in zip(_MODELS, staged, strict=True):
                     _put(folder, repository / model / str(version))
@@ -211,6 +232,29 @@ def publish(
             for model in reversed(_MODELS):
                 shutil.rmtree(repository / model / str(old), ignore_errors=True)
     return version
+
+
+def tune(repository: Path, tuning: Tuning, evidence: dict[str, Any]) -> None:
+    """Serve as `tuning` says from the next start on, and publish so in future.
+
+    `evidence`, JSON, is kept beside the configuration. A stock image's models stay as they are.
+    """
+    artifact = read_artifact(repository)
+    with _locked(repository):
+        path = repository / PUBLIC_MODEL / CONFIG_FILE
+        served = text_format.Parse(path.read_text("utf-8"), pb.ModelConfig())
+        cache_bytes = int(served.parameters[contract.CACHE_BYTES].string_value)
+        document = {"tuning": asdict(tuning), "evidence": evidence}
+        write_json(repository / PUBLIC_MODEL / _TUNING_FILE, document)
+        _write_config(repository, public_config(tuning, artifact["device"], cache_bytes))
+
+
+def read_tuning(repository: Path) -> Tuning | None:
+    """What `tune` wrote last, if it did."""
+    path = repository / PUBLIC_MODEL / _TUNING_FILE
+    if not path.is_file():
+        return None
+    return Tuning(**read_json(path, "delete it, or run `make tune`")["tuning"])
 
 
 def _versions(model_folder: Path) -> list[int]:

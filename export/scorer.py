@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,6 +148,9 @@ class Scores:
     """Comments that were read in more than one window."""
     hits: int
     """Comments whose logit was known already, or is another's of this call; 0 without a cache."""
+    tokenizer_cpu_s: float
+    encoder_cpu_s: float
+    """CPU seconds of this thread: ids of the texts, then their logits, known ones included."""
 
 
 class LogitCache:
@@ -208,6 +212,7 @@ class Scorer:
         device: str = "cpu",
         device_id: int = 0,
         cache: LogitCache | None = None,
+        max_batch: int = MAX_BATCH_SIZE,
         long_text: LongText = CUT,
     ) -> None:
         """Load the graph on `device`, see `open_session`. Raises BadInput without that device."""
@@ -216,10 +221,13 @@ class Scorer:
         self._long_text = long_text
         self._tokenizer = long_text.reader(tokenizer)
         self._cache = cache
+        self._max_batch = max_batch
 
     def score(self, texts: Sequence[str]) -> Scores:
         """Logits of any number of comments, none included; an empty comment is valid."""
+        began = time.thread_time()
         encoded = [self._tokenizer.encode_and_cut(text) for text in texts]
+        tokenized = time.thread_time()
         lengths = [len(ids) for ids, _ in encoded]
         rows = computed = [array("i", ids).tobytes() for ids, _ in encoded]
         if self._cache is None:
@@ -232,6 +240,8 @@ class Scorer:
             cut=sum(was_cut for _, was_cut in encoded),
             windowed=sum(length > self._max_len for length in lengths),
             hits=len(rows) - len(computed),
+            tokenizer_cpu_s=tokenized - began,
+            encoder_cpu_s=time.thread_time() - tokenized,
         )
 
     def windows(self, texts: Sequence[str]) -> int:
@@ -258,9 +268,10 @@ class Scorer:
 
     def _logits(self, rows: list[bytes]) -> NDArray[np.float32]:
         """Logits of any number of rows of int32 ids, none included."""
-        ids = (np.frombuffer(row, np.intc) for row in rows)
-        windows = [self._long_text.split(row, self._max_len) for row in ids]
-        logits = [self._run(batch) for batch in _batches(w for parts in windows for w in parts)]
+        ids_of = (np.frombuffer(row, np.intc) for row in rows)
+        windows = [self._long_text.split(ids, self._max_len) for ids in ids_of]
+        batches = _batches((ids for parts in windows for ids in parts), self._max_batch)
+        logits = [self._run(batch) for batch in batches]
         logit_W = np.concatenate(logits) if logits else np.empty(0, np.float32)
         return self._long_text.combine(logit_W, [len(parts) for parts in windows])
 
@@ -275,12 +286,14 @@ class Scorer:
         return logit_B
 
 
-def _batches(windows: Iterator[NDArray[np.intc]]) -> Iterator[list[NDArray[np.intc]]]:
-    """In the order in which they came, as many at a time as the contract allows."""
+def _batches(
+    windows: Iterator[NDArray[np.intc]], most: int = MAX_BATCH_SIZE
+) -> Iterator[list[NDArray[np.intc]]]:
+    """In the order in which they came, at most `most` and MAX_BATCH_PAIRS at a time."""
     batch: list[NDArray[np.intc]] = []
     pairs = 0
     for ids in windows:
-        if len(batch) == MAX_BATCH_SIZE or (batch and pairs + len(ids) ** 2 > MAX_BATCH_PAIRS):
+        if len(batch) == most or (batch and pairs + len(ids) ** 2 > MAX_BATCH_PAIRS):
             yield batch
             batch, pairs = [], 0
         batch.append(ids)

@@ -33,6 +33,7 @@ from contract import (  # noqa: E402, I001  the served names, none of the projec
     ARTIFACT_FILE,
     CACHE_BYTES,
     LOGIT,
+    MAX_BATCH,
     MAX_COMMENT_BYTES,
     MAX_REQUEST_WINDOWS,
     MODEL_VERSION,
@@ -73,6 +74,7 @@ class TritonPythonModel:
             artifact["device"],
             gpu,
             self._cache,
+            int(parameters[MAX_BATCH]["string_value"]),
             LongText.of_artifact(artifact),
         )
         self._scorer.warm_up()
@@ -141,6 +143,8 @@ class TritonPythonModel:
             windowed=scores.windowed,
             tokens=scores.tokens,
             compute_us=int(1e6 * seconds),
+            tokenizer_cpu_us=round(1e6 * scores.tokenizer_cpu_s),
+            encoder_cpu_us=round(1e6 * scores.encoder_cpu_s),
             hits=scores.hits,
             misses=len(scores.logit) - scores.hits if self._cache else 0,
             cached_bytes=self._cached_bytes() - cached_bytes,
@@ -200,6 +204,8 @@ class _Counters:
         ("tokens", "toxicity_tokens_total", "Tokens run through the encoder"),
         ("batches", "toxicity_batches_total", "Batches of comments scored together"),
         ("compute_us", "toxicity_compute_us_total", "Microseconds of scoring, summed by batch"),
+        ("tokenizer_cpu_us", "toxicity_tokenizer_cpu_us_total", "CPU time of texts to ids"),
+        ("encoder_cpu_us", "toxicity_encoder_cpu_us_total", "CPU time of ids to logits"),
         ("hits", "toxicity_cache_hits_total", "Comments that the encoder had no need to run"),
         ("misses", "toxicity_cache_misses_total", "Comments that the cache did not know"),
         ("cached_bytes", "toxicity_cache_bytes", "Memory of the cached logits, all processes"),

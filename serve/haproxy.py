@@ -95,15 +95,20 @@ def render(config: ServeConfig, servers: Sequence[Server]) -> str:
     )
 
 
+def found() -> str | None:
+    """Path of haproxy, if it is installed."""
+    return shutil.which("haproxy", path=os.pathsep.join([os.environ.get("PATH", ""), *_SBIN]))
+
+
 def executable() -> str:
-    """Path of haproxy. Raises BadInput where there is none."""
-    found = shutil.which("haproxy", path=os.pathsep.join([os.environ.get("PATH", ""), *_SBIN]))
-    if found is None:
+    """`found`. Raises BadInput where there is none."""
+    path = found()
+    if path is None:
         raise BadInput(
             "haproxy is not installed, expected it before more than one replica; "
             "run `apt-get install haproxy`, or serve without REPLICAS"
         )
-    return found
+    return path
 
 
 def start(config: ServeConfig, servers: Sequence[Server]) -> Server:
@@ -131,6 +136,7 @@ def start(config: ServeConfig, servers: Sequence[Server]) -> Server:
         http_port=config.http_port,
         grpc_port=config.grpc_port,
         metrics_port=config.metrics_port,
+        replicas=tuple(servers),
     )
     write_json(config.run_dir / _PROCESS_FILE, dataclasses.asdict(balancer))
     _wait_until_up(config, balancer, len(servers))

@@ -78,6 +78,8 @@ class Server:
     http_port: int
     grpc_port: int
     metrics_port: int
+    replicas: tuple[Server, ...] = ()
+    """The servers behind it, when it is a balancer."""
 
     @property
     def http_url(self) -> str:
@@ -168,8 +170,10 @@ def running(config: ServeConfig) -> Server | None:
 def read_running(process_file: Path) -> Server | None:
     """What a process file describes, if it still runs."""
     try:
-        server = Server(**json.loads(process_file.read_text("utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        fields = json.loads(process_file.read_text("utf-8"))
+        replicas = tuple(Server(**one) for one in fields.pop("replicas"))
+        server = Server(**fields, replicas=replicas)
+    except (FileNotFoundError, ValueError, TypeError, LookupError, AttributeError):
         return None
     return server if alive(server.pid, server.create_time) else None
 

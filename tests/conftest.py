@@ -67,7 +67,9 @@ class TinyModel:
         with torch.no_grad():
             return float(self.model(ids, torch.ones_like(ids)))
 
-    def publish(self, repository: Path, *, instances: int = 1, keep_versions: int = 3) -> int:
+    def publish(
+        self, repository: Path, *, instances: int | None = 1, keep_versions: int = 3
+    ) -> int:
         return publish(
             repository,
             onnx_path=self.onnx_path,

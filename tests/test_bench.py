@@ -62,6 +62,7 @@ def test_every_answer_is_counted_on_both_sides(served: triton.ServeConfig, tmp_p
         assert result["mean_batch"] >= 1
         assert latency["mean"] >= result["queue_ms"] + result["compute_ms"] / 2 > 0
         assert all(value > 0 for value in result["cpu_us"].values())
+        assert result["cache_hit_share"] < 0.1  # though one run came after another
         assert result["requests"] / result["rate_rps"] > 2.5  # of 3 s
     assert all(bar["holds"] for bar in document["bars"].values())
     assert document["artifact"]["precision"] == "fp32"
@@ -261,7 +262,8 @@ RESULT = Result(
     queue_ms=0.1,
     compute_ms=0.5,
     tokens=50.0,
-    cpu_us={"generator": 10.0, "front_end": 20.0, "model": 50.0},
+    cache_hit_share=0.0,
+    cpu_us={"generator": 10.0, "front_end": 20.0, "backend": 5.0, "encoder": 50.0},
     check={"lag_p99_ms": 1.0, "invalid": []},
     comments_per_s=10.0,
     failed_p50_ms=None,

@@ -23,8 +23,10 @@ from bench.capacity import (
     table,
 )
 from bench.comments import SYNTHETIC
+from bench.counters import PARTS
 from contract import PUBLIC_MODEL
 from export.repository import CONFIG_FILE, verify
+from serve import haproxy
 from tests.test_bench import RESULT
 
 IDLE = replace(RESULT, latency_ms={**RESULT.latency_ms, "p99": 10.0})
@@ -37,13 +39,18 @@ def config(tiny_model: TinyModel, tmp_path: Path) -> CapacityConfig:
         repository=tmp_path / "published",
         student=tmp_path / "published",
         traced=tiny_model.onnx_path,
-        http_port=free_port(),
+        http_port=_port(),
         comments=SYNTHETIC,
         out=tmp_path / "out",
         seconds=3,
         steps=1,
         p99_ms=10_000,
     )
+
+
+def _port() -> int:
+    """Leaves room for the ports of replicas."""
+    return min(free_port(), 65_000)
 
 
 @pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
@@ -55,15 +62,22 @@ def test_every_rung_has_a_whole_repository(
     path = tmp_path / "rung" / PUBLIC_MODEL / CONFIG_FILE
     parsed = text_format.Parse(path.read_text("utf-8"), pb.ModelConfig())
     assert parsed.HasField("dynamic_batching") is rung.batching
-    assert parsed.instance_group[0].count == rung.instances
+    assert parsed.instance_group[0].count == rung.tuning.instances
 
 
-def test_a_rung_is_served_and_searched(config: CapacityConfig) -> None:
-    with served(config, RUNGS[-1]) as server:
-        row = search(config, RUNGS[-1], server)
-    (run,) = row["runs"]
-    assert run["requests"] == run["server_requests"] > 0
-    assert row["capacity_rps"] == (run["rate"] if run["meets"] else 0)
+def test_replicas_are_served_and_searched(config: CapacityConfig) -> None:
+    if not haproxy.found():
+        pytest.skip("haproxy is not installed; `apt-get install haproxy`")
+    (rung,) = (rung for rung in RUNGS if rung.replicas)
+    with served(config, rung) as server:
+        assert len(server.replicas) == rung.replicas
+        row = search(replace(config, steps=2), rung, server)
+    first, second = row["runs"]
+    for run in (first, second):
+        assert run["requests"] == run["server_requests"] + run["failures"] > 0  # of both
+        assert all(run["cpu_us"][part] > 0 for part in PARTS)
+    assert second["rate"] == pytest.approx(first["rate"] * (1.25 if first["meets"] else 0.5), 0.01)
+    assert row["capacity_rps"] == max((r["rate"] for r in (first, second) if r["meets"]), default=0)
     assert row["cores_for_10k"] > 0
     assert len(table([row]).splitlines()) == 3
 
@@ -78,9 +92,9 @@ def test_meets_needs_a_p99_no_error_and_a_generator_that_kept_up() -> None:
 def test_what_binds() -> None:
     late = replace(IDLE, check={**IDLE.check, "invalid": ["late"]})
     assert binds(IDLE, late, 100) == "generator"
-    assert binds(IDLE, None, 1e9) == "model"
-    assert binds(IDLE, None, 1).startswith("model (waits")
-    front = replace(IDLE, cpu_us={"generator": 1.0, "front_end": 9.0, "model": 2.0})
+    assert binds(IDLE, None, 1e9) == "encoder"
+    assert binds(IDLE, None, 1).startswith("encoder (waits")
+    front = replace(IDLE, cpu_us={"generator": 1.0, "front_end": 9.0, "encoder": 2.0})
     assert binds(front, None, 1e9) == "front end"
 
 

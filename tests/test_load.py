@@ -170,6 +170,8 @@ def test_sources_share_no_comment_and_a_second_pass_repeats_none() -> None:
     assert len(fresh) > 4000
     assert len(set(fresh)) > 0.99 * len(fresh)
     assert np.isclose(np.mean([len(t.split()) for t in fresh]), 20.5, atol=1)
+    later = {comment(texts, 0, number, first_pass=7) for number in range(900)}
+    assert len(later & set(texts)) < 0.1 * len(later)
 
 
 def test_send_times_have_the_rate() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -202,6 +203,33 @@ def test_overload_is_refused_in_words_and_passes(
     assert _post(config, _body(["calm again"]))[0] == 200
     assert f'toxicity_requests_refused_total{{version="1"}} {len(refused)}' in _metrics(config)
     triton.stop(config)
+
+
+def test_requests_whose_clients_gave_up_are_dropped(served: triton.ServeConfig) -> None:
+    """They wait in Triton while a long batch runs, and are neither scored nor refused."""
+    long = _body(["é " * (MAX_COMMENT_BYTES // 3)] * 64)
+    tensor = tritonclient.grpc.InferInput(TEXT, [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[b"never mind"]], np.object_))
+    counted = re.compile(r"toxicity_(?:comments|requests_refused)_total{.*} (\d+)")
+
+    def give_up(_: int) -> None:
+        with (
+            tritonclient.grpc.InferenceServerClient(_url(served, "grpc")) as client,
+            pytest.raises(InferenceServerException, match="Deadline Exceeded"),
+        ):
+            client.infer(PUBLIC_MODEL, [tensor], client_timeout=0.05)
+
+    time.sleep(0.2)  # the counters of earlier tests come a moment late
+    before = sum(map(int, counted.findall(_metrics(served))))
+    with ThreadPoolExecutor(17) as pool:
+        running = pool.submit(_post, served, long)
+        time.sleep(0.2)  # it has been taken on
+        list(pool.map(give_up, range(16)))
+        assert not running.done()
+        assert running.result()[0] == 200
+    assert score_comments(["after them"], url=_url(served, "http")).model_version
+    time.sleep(0.2)
+    assert sum(map(int, counted.findall(_metrics(served)))) - before == 64 + 1
 
 
 def _metrics(config: triton.ServeConfig) -> str:

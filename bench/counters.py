@@ -1,0 +1,131 @@
+"""What a server counts of itself, and whose CPU time went where."""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from contract import HOST, PUBLIC_MODEL, BadInput
+from serve.triton import Server
+
+_SETTLE_S, _SETTLE_TRIES = 0.1, 20
+_OWN = (
+    "requests",
+    "requests_refused",
+    "comments",
+    "tokens",
+    "batches",
+    "compute_us",
+    "tokenizer_cpu_us",
+    "encoder_cpu_us",
+    "cache_hits",
+)
+COUNTERS = {
+    **{f"{PUBLIC_MODEL}_{name}_total": name for name in _OWN},
+    "nv_inference_request_success_total": "triton_requests",
+    "nv_inference_queue_duration_us_total": "queue_us",
+}
+"""Counters on the metrics port, as the parser names them, by short name: the model's own, and
+Triton's of the model."""
+
+Totals = dict[str, float]
+"""Totals since the start: COUNTERS by short name, and of `cpu_seconds` by `<part>_cpu_s`."""
+CountersOf = Callable[[Server], Totals]
+
+
+def server_counters(server: Server) -> Totals:
+    """Totals of a server, or of all replicas behind a balancer.
+
+    Raises BadInput when the served model counts other things.
+    """
+    totals: Totals = {}
+    for one in server.replicas or (server,):
+        url = f"http://{HOST}:{one.metrics_port}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        found = set()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name in COUNTERS and sample.labels.get("model") in (None, PUBLIC_MODEL):
+                    name = COUNTERS[sample.name]
+                    found.add(name)
+                    totals[name] = totals.get(name, 0.0) + sample.value  # one a version
+        if missing := set(COUNTERS.values()) - found:
+            raise BadInput(
+                f"{url} does not count {', '.join(sorted(missing))}, expected the counters of "
+                "this release's model; run `make export serve`"
+            )
+    return {**totals, **cpu_seconds(server)}
+
+
+def process_counters(server: Server) -> Totals:
+    """Of a server that counts nothing: zeros, but for the CPU time of its processes."""
+    return {**dict.fromkeys(COUNTERS.values(), 0.0), **cpu_seconds(server)}
+
+
+def settled(counters_of: CountersOf, server: Server) -> Totals:
+    """Counters once they stand still: the model publishes them a little later."""
+    counters = counters_of(server)
+    for _ in range(_SETTLE_TRIES):  # somebody else's requests may never let them stand still
+        time.sleep(_SETTLE_S)
+        before, counters = counters, counters_of(server)
+        if counters["requests"] == before["requests"]:
+            break
+    return counters
+
+
+PARTS = ("generator", "balancer", "front_end", "backend", "tokenizer", "encoder")
+"""Who spends CPU time, in the order of a request's way."""
+
+
+def cpu_us(used: Totals, requests: int) -> dict[str, float]:
+    """CPU time a request by part, of differences between two `Totals` and `generator_cpu_s`.
+
+    generator: Locust; balancer: haproxy, where there is one; front_end: tritonserver itself;
+    tokenizer and encoder: the model's processes by their own clocks; backend: the rest of them.
+    """
+    inside = {part: used[f"{part}_cpu_us"] / 1e6 for part in ("tokenizer", "encoder")}
+    seconds = {"generator": used["generator_cpu_s"]}
+    if "balancer_cpu_s" in used:
+        seconds["balancer"] = used["balancer_cpu_s"]
+    seconds["front_end"] = used["front_end_cpu_s"]
+    seconds["backend"] = max(0.0, used["model_cpu_s"] - sum(inside.values()))
+    return {part: round(1e6 * s / requests, 1) for part, s in {**seconds, **inside}.items()}
+
+
+def parts_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """PARTS that some `result` of the rows knows."""
+    return [part for part in PARTS if any(part in row["result"]["cpu_us"] for row in rows)]
+
+
+def cpu_seconds(server: Server) -> Totals:
+    """CPU seconds of the server's own process, of those that it started, and of a balancer."""
+    totals = {"front_end_cpu_s": 0.0, "model_cpu_s": 0.0}
+    for one in server.replicas or (server,):
+        front_end, *model = family(one)
+        totals["front_end_cpu_s"] += _cpu_s(front_end)
+        totals["model_cpu_s"] += sum(map(_cpu_s, model))
+    if server.replicas:
+        totals["balancer_cpu_s"] = sum(map(_cpu_s, family(server)))
+    return totals
+
+
+def family(server: Server) -> list[psutil.Process]:
+    """The server's process, then those that it started. Raises BadInput when it has ended."""
+    try:
+        process = psutil.Process(server.pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess as error:
+        raise BadInput(
+            f"process {server.pid} of the server has ended, expected it to live; run `make serve`"
+        ) from error
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
