@@ -24,6 +24,7 @@ CAPACITY ?=
 CAPACITY_ARGS ?=
 ENCODER_ARGS ?=
 LADDER_ARGS ?=
+LENGTH_ARGS ?=
 TEST_ARGS ?=
 MODELS ?=
 CURATED ?=
@@ -37,7 +38,7 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install train export serve status stop score eval baseline test check bench bench-cache bench-encoder bench-peers bench-tokenizer capacity tune overload parity ladder clean
+.PHONY: help install train export serve status stop score eval baseline test check bench bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity ladder clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -95,6 +96,9 @@ bench-cache: $(READY) ## what the cache of repeated comments costs and saves|REP
 bench-encoder: $(READY) ## compare the serving graph with other runtimes, on one thread and on all cores|COMMENTS=file ENCODER_ARGS="--checkpoint runs/model ..."
 	@$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install -q -c constraints.txt openvino || echo 'OpenVINO cannot be installed: skipped' >&2
 	$(RUN) -m bench.encoder $(if $(COMMENTS),--comments '$(COMMENTS)') $(ENCODER_ARGS)
+
+bench-length: $(READY) ## cost of a comment up to 4,096 tokens, softmax beside linear attention|LENGTH_ARGS="--rounds 5 ..."
+	$(RUN) -m bench.length $(LENGTH_ARGS)
 
 bench-peers: $(READY) ## ours beside FastAPI, LitServe and the plain graph on Triton, at one objective|COMMENTS=file CAPACITY_ARGS="--p99-ms 50 ..."
 	@$(RUN) -m pip install -q -c constraints.txt fastapi litserve uvicorn || echo 'FastAPI and LitServe cannot be installed: skipped' >&2

@@ -40,6 +40,10 @@ PAD_ID, UNK_ID, CLS_ID = range(3)
 MAX_COMMENT_BYTES = 256 * 1024
 """Longest comment that the server reads, in bytes of UTF-8. Reddit allows 40,000 characters
 (at most 160,000 bytes), which is the longest limit of a large comment platform that we know of."""
+MAX_LEN = 4096
+"""Most tokens of a comment that an encoder can be trained to read at once, [CLS] included."""
+MAX_WINDOWS = 16
+"""Most windows in which a comment beyond the encoder's length is read, when it is not just cut."""
 
 # --- Labels and decisions ----------------------------------------------------------------
 LABEL_THRESHOLD = 0.5
@@ -73,7 +77,12 @@ MODEL_VERSION = "model_version"
 MAX_REQUEST_COMMENTS = 256
 """Most comments of one request, and of all requests that Triton hands over in one call."""
 MAX_BATCH_SIZE = 64
-"""Most comments that the graph runs together."""
+"""Most comments, or windows of them, that the graph runs together."""
+MAX_REQUEST_WINDOWS = MAX_BATCH_SIZE * MAX_WINDOWS
+"""Most windows of one request's comments: they take the time of as many whole comments."""
+MAX_BATCH_PAIRS = MAX_BATCH_SIZE * 256 * 256
+"""Most pairs of tokens, summed over the comments that the graph runs together: attention's memory
+grows with them. A single comment may have more."""
 CALM_WAIT_S, OVERLOADED_WAIT_S = 0.25, 0.01
 """Longest wait for its turn of a request that was taken on, and of one while others are refused."""
 CACHE_BYTES = "cache_bytes"
@@ -127,6 +136,9 @@ INT8_FLIPPED_SHARE = 0.01
 PARITY_BATCHES = (1, 3, 8, 32)
 PARITY_LENGTHS = (1, 2, 7, 64)
 """Lengths in tokens, [CLS] included; max_len is always added."""
+PARITY_PAIRS = 32 * 1024 * 1024
+"""Most pairs of tokens, padding included, that a gate gives the traced graph at once: it holds a
+float32 for each of them and each head. Batches of long comments are that much smaller."""
 
 # --- Addresses of a local server ---------------------------------------------------------
 HOST = "127.0.0.1"

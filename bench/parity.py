@@ -20,11 +20,12 @@ import contract
 from bench.comments import default_source, load_pool
 from bench.run import artifact_of, find_server, hardware, report_broken_bars
 from contract import DECISION_THRESHOLD, HOST, BadInput
+from export.parity import reference_logits
+from export.scorer import LongText
 from serve.client import score_comments
 from train.artifacts import WEIGHTS_FILE, load_checkpoint, sha256_of
-from train.batches import TokenizedOnTheFly
 from train.cli import parse_config, run
-from train.evaluate import logits_of, probability_of
+from train.evaluate import probability_of
 from train.qat import int8_reference
 
 
@@ -51,10 +52,10 @@ def main() -> None:
         )
     pool = load_pool(config.comments, size=config.count)
     checkpoint = load_checkpoint(config.checkpoint)
-    ids = TokenizedOnTheFly(pool.texts, checkpoint.tokenizer)
     int8 = artifact["precision"] == "int8"
     model = int8_reference(checkpoint) if int8 else checkpoint.model
-    reference = logits_of(model, ids, np.arange(len(pool.texts)))
+    long_text = LongText.of_artifact(artifact)
+    reference = reference_logits(model, pool.texts, checkpoint.tokenizer, long_text)
     http_url, grpc_url = f"{HOST}:{server.http_port}", f"{HOST}:{server.grpc_port}"
     alone = np.concatenate([score_comments([t], url=http_url).logit for t in pool.texts])
     batched = score_comments(pool.texts, protocol="grpc", url=grpc_url).logit

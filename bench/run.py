@@ -370,6 +370,7 @@ def artifact_of(server: triton.Server) -> dict[str, Any]:
         "version": number,
         "precision": artifact["precision"],
         "max_len": artifact["max_len"],
+        "long_text": artifact.get("long_text", {}),
         "checkpoint_sha256": artifact.get("checkpoint_sha256"),
         "onnx_sha256": artifact["files"][ONNX_FILE]["sha256"],
     }

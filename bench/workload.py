@@ -44,7 +44,7 @@ class Subject:
         lengths = [len(ids[row]) for row in range(len(ids))]
         rows = length_mix(lengths, sample)
         self.sample = [Comment(f"comment {row}", ids[row]) for row in rows]
-        self.groups = serving_graph.choose_groups(lengths, self.model.config.max_len)
+        self.groups = serving_graph.groups_for(self.model.config, lengths)
         self._write_files([ids[-row] for row in range(1, CALIBRATION + 1)])
         self._logits: dict[tuple[bool, str], float] = {}
 

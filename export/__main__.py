@@ -7,6 +7,7 @@ the version that serves stays, and the exit status is 3.
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from export.parity import Finding, onnx_runner
 from export.placement import Placement
 from export.qdq import TENSORRT_FILE, write_qdq
 from export.repository import publish
-from export.serving_graph import build, build_int8, build_packed, choose_groups
+from export.serving_graph import build, build_int8, build_packed, groups_for
 from export.torchscript import TORCHSCRIPT_FILE, write_torchscript
 from export.trace import trace
 from train.artifacts import METRICS_FILE, WEIGHTS_FILE, read_json, sha256_of, write_json
@@ -69,11 +70,18 @@ def export(config: ExportConfig) -> dict[str, Any]:
     began = time.monotonic()
     device = _device(config)
     subject = load_subject(config)
+    attention = subject.checkpoint.model.config.attention
+    if device == "cuda" and attention != "softmax":
+        raise BadInput(
+            f"{config.checkpoint} has {attention} attention, expected softmax for the device "
+            "'cuda' (PackedMultiHeadAttention computes no other); set --device cpu"
+        )
     traced = config.out / "traced.onnx"
     print("tracing to ONNX ...", flush=True)
     trace(subject.checkpoint.model, traced)
     training = np.random.default_rng(config.seed).permutation(subject.split.train)
-    groups = choose_groups([len(subject.ids[row]) for row in training[:_LENGTHS]], subject.max_len)
+    lengths = (len(subject.ids[row]) for row in training[:_LENGTHS])
+    groups = groups_for(subject.checkpoint.model.config, lengths)
     forms = _build(config, device, subject, groups, training)
 
     findings, placements = _prove(config, subject, traced, forms)
@@ -267,6 +275,7 @@ def _publish(
         "qat": subject.ranges is not None,
         "calibration": subject.checkpoint.config.get("calibration"),
         "attention_widths": report["attention_widths"],
+        "long_text": dataclasses.asdict(subject.long_text),
         "cascade": report["cascade"],
         "tolerances": {finding.gate: finding.bound for finding in needed},
         "measured": {finding.gate: finding.value for finding in needed},

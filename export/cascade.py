@@ -247,10 +247,15 @@ def _edges(logits: np.ndarray) -> list[float]:
 
 def multiply_adds(config: ModelConfig, lengths: Sequence[int]) -> np.ndarray:
     """Multiply-adds of the serving graph's encoder, float64 [n]; the last block is [CLS] alone."""
-    length, d, heads = np.asarray(lengths, np.float64), config.d_model, config.n_heads
+    d, heads = config.d_model, config.n_heads
+    length: np.ndarray = np.asarray(lengths, np.float64)
     mlp = 2 * d * round(d * config.mlp_ratio)
-    full = length * (4 * d * d + mlp) + 2 * length**2 * d
-    last = 2 * heads * d * d + 2 * length * heads * d + mlp
+    if config.attention == "linear":
+        full = length * (4 * d * d + mlp + 2 * d * (d // heads))
+        last = length * (2 * d * d + 2 * d) + 2 * d * d + mlp
+    else:
+        full = length * (4 * d * d + mlp) + 2 * length**2 * d
+        last = 2 * heads * d * d + 2 * length * heads * d + mlp
     return (config.n_layers - 1) * full + last
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from contract import DEFAULT_CACHE_BYTES
+from contract import DEFAULT_CACHE_BYTES, BadInput
+from export.scorer import LongText, LongTextRule
 
 _PRECISIONS = ("int8", "fp16", "fp32", "auto")
 
@@ -41,6 +42,14 @@ class ExportConfig:
     data: str | None = Field(
         None, description="where the training comments are now, if they moved since"
     )
+    long_text: LongTextRule = Field(
+        "cut",
+        description="what becomes of a comment beyond the checkpoint's max_len: cut there, or read "
+        "in windows whose logits' max or mean is the comment's",
+    )
+    stride: int | None = Field(
+        None, ge=1, description="tokens from one window to the next; left out: half of max_len"
+    )
     calibration_comments: int = Field(
         512, ge=1, description="training comments that fix the INT8 activation ranges"
     )
@@ -60,6 +69,24 @@ class ExportConfig:
         False, description="also write and check tensorrt.onnx, symmetric INT8 of the traced graph"
     )
     seed: int = Field(0, ge=0, description="seed of the calibration and parity samples")
+
+    def long_text_for(self, max_len: int) -> LongText:
+        """The rule for an encoder of so many tokens. Raises BadInput if it would leave some out."""
+        stride = max_len // 2 if self.stride is None else self.stride
+        if stride >= max_len:
+            raise BadInput(
+                f"--stride is {stride}, expected less than the checkpoint's max_len, {max_len}: "
+                "text would fall between two windows; set a smaller --stride"
+            )
+        return LongText.by(self.long_text, stride)
+
+    @model_validator(mode="after")
+    def _stride_is_of_windows(self) -> ExportConfig:
+        if self.stride is not None and self.long_text == "cut":
+            raise ValueError(f"--stride is {self.stride}, expected --long-text max or mean with it")
+        if self.student and self.long_text != "cut":
+            raise ValueError(f"--long-text is {self.long_text}, expected cut with --student")
+        return self
 
     @field_validator("precision")
     @classmethod

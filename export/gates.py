@@ -7,6 +7,7 @@ precision must pass, within which bounds of the contract.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import cast
 
@@ -20,12 +21,11 @@ from export.config import ExportConfig
 from export.parity import Comment, Finding, Runner
 from export.placement import Placement, placement_of
 from export.qdq import qdq_logits
-from export.scorer import Scorer
+from export.scorer import LongText, Scorer
 from export.serving_graph import linear_layers
 from export.torchscript import torchscript_runner
 from train.artifacts import Checkpoint, load_checkpoint
 from train.batches import TokenizedOnTheFly
-from train.evaluate import logits_of
 from train.model import ToxicityEncoder
 from train.qat import Ranges, difference, int8_reference, ranges_of
 from train.split import Split, comments_of_run
@@ -36,6 +36,13 @@ _UNSURE = 8
 """Comments that a cascade's teacher is asked for, which the sample has at least."""
 _TIMED = 160
 """Validation comments that time the forms, five batches."""
+_LONG = (1, 2, 3, 4, 6, 10, 3 * contract.MAX_WINDOWS)
+"""Lengths of the texts that try the windows, in halves of one."""
+_LONG_TEXT_ATOL = {
+    "fp32": contract.FP32_LOGIT_ATOL,
+    "fp16": contract.FP16_LOGIT_ATOL,
+    "int8": contract.INT8_LOGIT_ATOL,
+}
 _INVARIANCE_ATOL = {
     "fp32": contract.FP32_INVARIANCE_ATOL,
     "fp16": contract.FP16_INVARIANCE_ATOL,
@@ -72,12 +79,19 @@ class Subject:
     validation_logits: np.ndarray  # float32 [n] of PyTorch
     int8_reference: np.ndarray  # the same, of what the INT8 form must equal
     ranges: Ranges | None  # of a QAT checkpoint
+    long_text: LongText
     cascade: Cascade | None  # whose model is then the checkpoint's
     auroc_loss: float
 
     @property
     def max_len(self) -> int:
         return self.checkpoint.tokenizer.max_len
+
+    def reference_logits(self, texts: list[str], precision: str) -> np.ndarray:
+        """float32 [n] logits of `texts` by the PyTorch model that a form must equal."""
+        int8_after_qat = precision == "int8" and self.ranges is not None
+        model = int8_reference(self.checkpoint) if int8_after_qat else self.checkpoint.model
+        return parity.reference_logits(model, texts, self.checkpoint.tokenizer, self.long_text)
 
 
 def load_subject(config: ExportConfig) -> Subject:
@@ -103,10 +117,11 @@ def load_subject(config: ExportConfig) -> Subject:
         # It has all that the gates use: forward, config, token_embedding.
         model = cast(ToxicityEncoder, cascade.model)
         checkpoint = dataclasses.replace(checkpoint, model=model)
-    ranges = ranges_of(checkpoint)
-    reference = logits = logits_of(checkpoint.model, ids, split.validation)
+    ranges, long_text = ranges_of(checkpoint), config.long_text_for(checkpoint.tokenizer.max_len)
+    held_out = [comments.texts[row] for row in split.validation], checkpoint.tokenizer, long_text
+    reference = logits = parity.reference_logits(checkpoint.model, *held_out)
     if ranges:
-        reference = logits_of(int8_reference(checkpoint), ids, split.validation)
+        reference = parity.reference_logits(int8_reference(checkpoint), *held_out)
     return Subject(
         checkpoint=checkpoint,
         texts=comments.texts,
@@ -119,6 +134,7 @@ def load_subject(config: ExportConfig) -> Subject:
         validation_logits=logits,
         int8_reference=reference,
         ranges=ranges,
+        long_text=long_text,
         cascade=cascade,
         auroc_loss=config.auroc_loss,
     )
@@ -146,7 +162,10 @@ def torchscript_gate(subject: Subject, path: Path, seed: int) -> Finding:
 
 def tensorrt_gates(subject: Subject, path: Path) -> list[Finding]:
     """INT8's bounds for the file as it is written; what a GPU makes of it is not seen here."""
-    candidate = qdq_logits(path, subject.validation)
+    texts = [subject.texts[row] for row in subject.split.validation]
+    windows, counts = parity.windows_of(texts, subject.checkpoint.tokenizer, subject.long_text)
+    logits = qdq_logits(path, [Comment("", ids) for ids in windows])
+    candidate = subject.long_text.combine(logits, counts)
     found = _quality("int8", subject, subject.validation_logits, candidate)
     return [
         dataclasses.replace(finding, gate=finding.gate.replace("int8", "tensorrt"))
@@ -174,6 +193,8 @@ def form_gates(
             *(_cascade_gates(subject, subject.cascade, served) if subject.cascade else []),
         ]
     findings += [_invariance(subject, form, seed), _ragged_parity(subject, form, seed)]
+    if subject.long_text.windows > 1:
+        findings += _long_text_gates(subject, form)
     if form.device == "cuda":
         joined = placement_of(form.ragged, parity.ragged_feeds(*feeds.values()), form.device)
         findings += placement.off_the_gpu(form.precision, placed)
@@ -206,9 +227,9 @@ def _same_logits(
     subject: Subject,
     seed: int,
 ) -> list[Finding]:
-    """At every shape, and for the sample as one batch."""
+    """At every shape, and for the sample, as one batch unless its comments are very long."""
     sample, max_len = subject.sample, subject.max_len
-    by_reference, by_candidate = (parity.run_batch(r, sample) for r in (reference, candidate))
+    by_reference, by_candidate = (parity.run_batches(r, sample) for r in (reference, candidate))
     names = [comment.name for comment in sample]
     return [
         parity.shape_parity(
@@ -271,7 +292,32 @@ def _qat_gates(subject: Subject, served: np.ndarray) -> list[Finding]:
 def _served(subject: Subject, form: Form) -> np.ndarray:
     """float32 [n] logits of the validation texts from the very code that a server runs."""
     texts = [subject.texts[row] for row in subject.split.validation]
-    return Scorer(form.path, subject.checkpoint.tokenizer, form.device).score(texts).logit
+    return _scorer(subject, form).score(texts).logit
+
+
+def _scorer(subject: Subject, form: Form) -> Scorer:
+    tokenizer, long_text = subject.checkpoint.tokenizer, subject.long_text
+    return Scorer(form.path, tokenizer, form.device, long_text=long_text)
+
+
+def _long_text_gates(subject: Subject, form: Form) -> list[Finding]:
+    """Texts of one window to more than are read: as PyTorch has them, alone as in company."""
+    words = itertools.cycle(
+        word for row in subject.split.validation for word in subject.texts[row].split()
+    )
+    lengths = [windows * subject.max_len // 2 for windows in _LONG]
+    texts = [" ".join(itertools.islice(words, length)) for length in lengths]
+    names = [f"text of {length} words" for length in lengths]
+    scorer = _scorer(subject, form)
+    served = scorer.score(texts).logit
+    alone = np.concatenate([scorer.score([text]).logit for text in texts])
+    expected = subject.reference_logits(texts, form.precision)
+    bounds = _LONG_TEXT_ATOL[form.precision], _INVARIANCE_ATOL[form.precision]
+    gate = f"{form.precision}_long_text"
+    return [
+        parity.comment_parity(gate, bounds[0], expected, served, names),
+        parity.comment_parity(f"{gate}_invariance", bounds[1], alone, served, names),
+    ]
 
 
 def _invariance(subject: Subject, form: Form, seed: int) -> Finding:

@@ -17,10 +17,11 @@ from sklearn.metrics import roc_auc_score
 
 import contract
 from contract import ACCUMULATED_COUNTS, ATTENTION_MASK, CLS_ID, INPUT_IDS, LOGIT, UNK_ID
-from export.scorer import open_session
+from export.scorer import LongText, open_session
 from train.batches import collate
-from train.evaluate import probability_of
+from train.evaluate import logits_of, probability_of
 from train.model import ToxicityEncoder
+from train.tokenizer import Tokenizer
 
 Runner = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(input_ids int64 [B, L], attention_mask int64 [B, L]) -> logits float32 [B]."""
@@ -117,6 +118,18 @@ def run_batch(run: Runner, comments: Sequence[Comment], pad_to: int = 0) -> np.n
     return run(*feeds_of(comments, pad_to).values())
 
 
+def run_batches(run: Runner, comments: Sequence[Comment], most: int | None = None) -> np.ndarray:
+    """float32 [n] logits of `comments`, as many in a batch as `most` and PARITY_PAIRS allow."""
+    batches: list[list[Comment]] = [[]]
+    for comment in comments:
+        longest = max(len(other.ids) for other in [*batches[-1], comment])
+        rows = max(1, contract.PARITY_PAIRS // longest**2)
+        if len(batches[-1]) >= min(rows, most or rows):
+            batches.append([])
+        batches[-1].append(comment)
+    return np.concatenate([run_batch(run, batch) for batch in batches])
+
+
 def feeds_of(comments: Sequence[Comment], pad_to: int = 0) -> dict[str, np.ndarray]:
     """`comments` as one batch, INPUT_IDS and ATTENTION_MASK int64 [B, L], L at least `pad_to`."""
     batch = collate(np.arange(len(comments)), [comment.ids for comment in comments])
@@ -124,6 +137,30 @@ def feeds_of(comments: Sequence[Comment], pad_to: int = 0) -> dict[str, np.ndarr
     pad = [(0, 0), (0, extra)]
     input_ids = np.pad(batch.input_ids.numpy(), pad, constant_values=contract.PAD_ID)
     return {INPUT_IDS: input_ids, ATTENTION_MASK: np.pad(batch.attention_mask.numpy(), pad)}
+
+
+class Windows(list[np.ndarray]):
+    """Windows of comments one after the other, each int [L], as `train.batches` reads ids."""
+
+    cut = 0
+
+
+def windows_of(
+    texts: Sequence[str], tokenizer: Tokenizer, long_text: LongText
+) -> tuple[Windows, list[int]]:
+    """All windows of `texts`, and how many of them each text has."""
+    reader = long_text.reader(tokenizer)
+    ids = (np.asarray(reader.encode(text), np.int32) for text in texts)
+    parts = [long_text.split(row, tokenizer.max_len) for row in ids]
+    return Windows(window for windows in parts for window in windows), [len(p) for p in parts]
+
+
+def reference_logits(
+    model: torch.nn.Module, texts: Sequence[str], tokenizer: Tokenizer, long_text: LongText
+) -> np.ndarray:
+    """float32 [n] logits of `texts` by PyTorch, long ones by the rule that the server follows."""
+    windows, counts = windows_of(texts, tokenizer, long_text)
+    return long_text.combine(logits_of(model, windows, np.arange(len(windows))), counts)
 
 
 def shape_parity(
@@ -139,14 +176,16 @@ def shape_parity(
     """Max |logit difference| over PARITY_BATCHES x (PARITY_LENGTHS + max_len), ragged masks.
 
     The rows of a case are cut from `comments` to random lengths; one has the full length and,
-    from batch 3 on, one is empty ([CLS] alone).
+    from batch 3 on, one is empty ([CLS] alone). PARITY_PAIRS bounds the batches, but to no less
+    than two rows.
     """
     rng = np.random.default_rng(seed)
     pool = np.concatenate([np.asarray(comment.ids[1:]) for comment in comments])
     worst, where = 0.0, ""
     for batch_size in contract.PARITY_BATCHES:
         for length in sorted({min(n, max_len) for n in (*contract.PARITY_LENGTHS, max_len)}):
-            lengths = rng.integers(1, length + 1, size=batch_size)
+            rows_in_memory = max(2, contract.PARITY_PAIRS // length**2)
+            lengths = rng.integers(1, length + 1, size=min(batch_size, rows_in_memory))
             lengths[0] = length
             if batch_size >= 3:
                 lengths[1] = 1

@@ -114,9 +114,7 @@ def qdq_logits(path: Path, comments: Sequence[Comment]) -> np.ndarray:
 
     order = np.argsort([len(comment.ids) for comment in comments], kind="stable")
     logits = np.empty(len(comments), np.float32)
-    for at in range(0, len(order), MAX_BATCH_SIZE):
-        rows = order[at : at + MAX_BATCH_SIZE]
-        logits[rows] = parity.run_batch(run, [comments[row] for row in rows])
+    logits[order] = parity.run_batches(run, [comments[row] for row in order], MAX_BATCH_SIZE)
     return logits
 
 

@@ -39,7 +39,7 @@ from contract import (
     TOKENIZER_FILE,
     BadInput,
 )
-from export.scorer import Scorer
+from export.scorer import LongText, Scorer
 from train.artifacts import read_json, sha256_of, write_atomically, write_json
 
 CONFIG_FILE = "config.pbtxt"
@@ -93,27 +93,36 @@ def public_config(
     return config
 
 
-def encoder_config(instances: int, device: str = "cpu") -> pb.ModelConfig:
+def batch_size(max_len: int) -> int:
+    """Most comments that a stock Triton may run together, all of them `max_len` tokens long."""
+    return max(1, min(MAX_BATCH_SIZE, contract.MAX_BATCH_PAIRS // max_len**2))
+
+
+def encoder_config(
+    instances: int, device: str = "cpu", batch: int = MAX_BATCH_SIZE
+) -> pb.ModelConfig:
     """Ids -> logit, for the onnxruntime backend of a stock Triton image.
 
     The graph gives its logit as [B], and Triton wants at least one dimension beside the batch:
     `dims: [1]` with an empty `reshape` is its documented form for that
     (docs/user_guide/model_configuration.md, "Reshape").
     """
-    config = _onnxruntime_config(ENCODER_MODEL, instances, device)
+    config = _onnxruntime_config(ENCODER_MODEL, instances, device, batch)
     for name in (contract.INPUT_IDS, contract.ATTENTION_MASK):
         config.input.add(name=name, data_type=pb.TYPE_INT64, dims=[-1])
     return config
 
 
-def ragged_config(instances: int, device: str = "cpu") -> pb.ModelConfig:
+def ragged_config(
+    instances: int, device: str = "cpu", batch: int = MAX_BATCH_SIZE
+) -> pb.ModelConfig:
     """Ids -> logit, batched by Triton whatever the requests' lengths; one comment a request.
 
     The onnxruntime backend joins a ragged input to one dimension, and Triton makes the counts,
     one for each request, as INT32 or FP32 only (docs/user_guide/ragged_batching.md and
     BatchInput in model_config.proto). One logit a request needs no `batch_output`.
     """
-    config = _onnxruntime_config(RAGGED_MODEL, instances, device)
+    config = _onnxruntime_config(RAGGED_MODEL, instances, device, batch)
     config.input.add(
         name=contract.INPUT_IDS, data_type=pb.TYPE_INT64, dims=[-1], allow_ragged_batch=True
     )
@@ -126,11 +135,11 @@ def ragged_config(instances: int, device: str = "cpu") -> pb.ModelConfig:
     return config
 
 
-def _onnxruntime_config(name: str, instances: int, device: str) -> pb.ModelConfig:
+def _onnxruntime_config(name: str, instances: int, device: str, batch: int) -> pb.ModelConfig:
     config = pb.ModelConfig(
         name=name,
         backend="onnxruntime",
-        max_batch_size=MAX_BATCH_SIZE,
+        max_batch_size=batch,
         output=[
             pb.ModelOutput(
                 name=contract.LOGIT,
@@ -177,8 +186,10 @@ def publish(
         onnx_path: graph with the tensors of the contract, one file.
         ragged_path: the same graph with the ragged interface.
         tokenizer_path: JSON of `train.tokenizer.Tokenizer`.
-        artifact: what the version is; needs `device` ("cpu" or "cuda"). The version number and
-            the size and sha256 of every file are added to it (`files`; `ragged` for the graph).
+        artifact: what the version is; needs `device` ("cpu" or "cuda") and `max_len`, and
+            `long_text` with the fields of `export.scorer.LongText` unless comments are cut. The
+            version number and the size and sha256 of every file are added to it (`files`;
+            `ragged` for the graph).
         instances: model processes of each server; of each GPU when `device` is "cuda". Left out:
             what `make tune` found in this repository, else one a core, or one a GPU.
         cache_bytes: memory of each process for the logits of repeated comments, 0 for none.
@@ -207,8 +218,9 @@ def publish(
             device = artifact["device"]
             tuning = read_tuning(repository) or Tuning(1 if device == "cuda" else _CORES)
             tuning = replace(tuning, instances=instances or tuning.instances)
+            batch = batch_size(artifact["max_len"])
             for config_of in (ragged_config, encoder_config):
-                _write_config(repository, config_of(tuning.instances, device))
+                _write_config(repository, config_of(tuning.instances, device, batch))
             _write_config(repository, public_config(tuning, device, cache_bytes))
             try:
                 for model, folder in zip(_MODELS, staged, strict=True):
@@ -361,4 +373,5 @@ def load_scorer(repository: Path, version: int | None = None) -> Scorer:
     artifact = verify(repository, version)
     folder = version_folder(repository, version)
     tokenizer = train.tokenizer.Tokenizer.from_json((folder / TOKENIZER_FILE).read_text("utf-8"))
-    return Scorer(folder / ONNX_FILE, tokenizer, artifact["device"])
+    long_text = LongText.of_artifact(artifact)
+    return Scorer(folder / ONNX_FILE, tokenizer, artifact["device"], long_text=long_text)

@@ -14,6 +14,11 @@ The last layer runs for the [CLS] rows only: nothing else of it is read. With on
 its key and value weights are folded into those of the query and of the output projection, and no
 key or value is computed at all.
 
+Linear attention (`train.model.LinearAttention`) has the same layout and groups. The keys of a
+comment's padding are set to 0, and its sums over keys and values are batched matmuls of each
+group, [n, H, C, C]. Its feature map does not commute with a weight, so the last layer computes the
+keys and values of all tokens; queries, as ever, of the [CLS] rows alone.
+
 Two interfaces share all of it: dense, INPUT_IDS and ATTENTION_MASK [B, L]; and ragged, the ids of
 all comments one after the other with ACCUMULATED_COUNTS, which Triton's ragged batching feeds
 (docs/user_guide/ragged_batching.md).
@@ -54,7 +59,7 @@ from onnx import TensorProto, helper, numpy_helper
 from contract import ACCUMULATED_COUNTS, ATTENTION_MASK, INPUT_IDS, LOGIT, OPSET
 from export.cascade import CascadeEncoder
 from train.artifacts import write_atomically
-from train.model import Block, ModelConfig, ToxicityEncoder
+from train.model import ATTENTION_EPSILON, Block, ModelConfig, ToxicityEncoder
 from train.qat import WEIGHT_LIMIT, Ranges, keys_folded_away, scale_and_zero
 
 _STUDENT, _TEACHER = "student.", "teacher."
@@ -70,16 +75,26 @@ Model = ToxicityEncoder | CascadeEncoder
 """What can be built; the CUDA form is for the encoder only."""
 
 
-def choose_groups(lengths: Iterable[int], max_len: int) -> tuple[int, ...]:
+def groups_for(config: ModelConfig, lengths: Iterable[int]) -> tuple[int, ...]:
+    """`choose_groups` for the attention of `config`: each token of linear attention costs C."""
+    per_token = config.d_model // config.n_heads if config.attention == "linear" else None
+    return choose_groups(lengths, config.max_len, per_token)
+
+
+def choose_groups(
+    lengths: Iterable[int], max_len: int, per_token: int | None = None
+) -> tuple[int, ...]:
     """Widths of the attention groups, ascending, the last one `max_len`.
 
-    They minimise the mean of W * W over comments of these lengths plus GROUP_COST for each
-    group, over all sets of multiples of WIDTH_STEP, by dynamic programming. `lengths` are those
-    of training comments in tokens, [CLS] included.
+    They minimise the mean cost of comments of these lengths plus GROUP_COST for each group, over
+    all sets of multiples of WIDTH_STEP, by dynamic programming. A comment of width W costs W * W
+    scores, or W * `per_token` where that is given. `lengths` are those of training comments in
+    tokens, [CLS] included.
     """
     counts = Counter(min(int(length), max_len) for length in lengths)
     total = max(1, counts.total())
     widths = [*range(WIDTH_STEP, max_len, WIDTH_STEP), max_len]
+    cost = [width * (per_token or width) for width in widths]
     at_most = [sum(n for length, n in counts.items() if length <= width) for width in [0, *widths]]
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]  # [i]: all up to widths[i - 1] done
     for last, width in enumerate(widths, start=1):
@@ -87,7 +102,7 @@ def choose_groups(lengths: Iterable[int], max_len: int) -> tuple[int, ...]:
             min(
                 (
                     best[first][0]
-                    + width * width * (at_most[last] - at_most[first]) / total
+                    + cost[last - 1] * (at_most[last] - at_most[first]) / total
                     + GROUP_COST,
                     (*best[first][1], width),
                 )
@@ -136,10 +151,13 @@ def build_int8(
 
 
 def linear_layers(model: Model) -> int:
-    """Matmuls by weights in a serving graph: QKV (in the last block, Q), projection, MLP."""
+    """Matmuls by weights in a serving graph: QKV, projection, MLP.
+
+    The last block has Q alone, and with linear attention KV beside it.
+    """
     if isinstance(model, CascadeEncoder):
         return linear_layers(model.student) + linear_layers(model.teacher)
-    return 4 * model.config.n_layers
+    return 4 * model.config.n_layers + (model.config.attention == "linear")
 
 
 # --- Nodes -------------------------------------------------------------------------------
@@ -214,7 +232,11 @@ class _Graph:
 # --- Layout ------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Group:
-    """One attention group: index of its tokens [W, n], additive mask float32 [n, 1, 1, W]."""
+    """One attention group: index of its tokens int64 [W, n], and float32 mask.
+
+    The mask is added to the scores, [n, 1, 1, W]; linear attention multiplies the keys with it,
+    [W, n, 1, 1].
+    """
 
     token: str
     mask: str
@@ -283,19 +305,30 @@ def _layout(g: _Graph, config: ModelConfig, groups: Sequence[int], batch: _Batch
     pack = g("Add", g("Unsqueeze", begin, one), head_offset)
 
     last = g("Sub", g("Add", first, length), one)
-    rows = (first, last, g("Unsqueeze", length, g.constant([1, 2, 3])))
+    linear = config.attention == "linear"
+    rows = (first, last, g("Unsqueeze", length, g.constant([1, 2] if linear else [1, 2, 3])))
     rows_of = (g.many("Split", len(groups), values, counts, axis=0) for values in rows)
-    members = [_group(g, *group) for group in zip(widest_first, *rows_of, strict=True)]
+    group = _linear_group if linear else _group
+    members = [group(g, *parts) for parts in zip(widest_first, *rows_of, strict=True)]
     return _Layout(order, ids, position, first, counts, members, pack)
 
 
 def _group(g: _Graph, width: int, first: str, last: str, length: str) -> _Group:
     """Index and mask of the comments with these first and last tokens [n], lengths [n, 1, 1, 1]."""
-    slots = np.arange(width)
-    token = g("Min", g("Add", first, g.constant(slots[:, None])), last)  # [W, n]
-    real = g("Less", g.constant(slots), length)  # [n, 1, 1, W]
+    real = g("Less", g.constant(np.arange(width)), length)  # [n, 1, 1, W]
     zero, masked = (g.constant(value, np.float32) for value in (0, np.finfo(np.float32).min))
-    return _Group(token, g("Where", real, zero, masked))
+    return _Group(_token_index(g, width, first, last), g("Where", real, zero, masked))
+
+
+def _linear_group(g: _Graph, width: int, first: str, last: str, length: str) -> _Group:
+    """The same for linear attention, of lengths [n, 1, 1]."""
+    real = g("Less", g.constant(np.arange(width)[:, None, None, None]), length)  # [W, n, 1, 1]
+    return _Group(_token_index(g, width, first, last), g("Cast", real, to=TensorProto.FLOAT))
+
+
+def _token_index(g: _Graph, width: int, first: str, last: str) -> str:
+    """int64 [W, n]; past a comment's end it is its last token again."""
+    return g("Min", g("Add", first, g.constant(np.arange(width)[:, None])), last)
 
 
 # --- Encoder -----------------------------------------------------------------------------
@@ -348,10 +381,12 @@ def _encoder(g: _Graph, model: ToxicityEncoder, groups: Sequence[int], batch: _B
     positions = g.weight(_array(model.position_embedding.weight), "position_embedding")
     x_TD = g("Add", g("Gather", tokens, layout.ids), g("Gather", positions, layout.position))
     *blocks, last = (_Block(f"blocks.{i}", b, config.n_heads) for i, b in enumerate(model.blocks))
-    index = [_part_index(g, group) for group in layout.groups] if blocks else []
+    linear = config.attention == "linear"
+    part_index = _linear_part_index if linear else _part_index
+    index = [part_index(g, group) for group in layout.groups] if blocks else []
     for block in blocks:
-        x_TD = _full_block(g, block, x_TD, layout, index)
-    x_BD = _last_block(g, last, x_TD, layout)
+        x_TD = (_linear_full_block if linear else _full_block)(g, block, x_TD, layout, index)
+    x_BD = (_linear_last_block if linear else _last_block)(g, last, x_TD, layout)
     sorted_B = _head(g, model, x_BD)
     return g("ScatterElements", sorted_B, layout.order, sorted_B, axis=0)
 
@@ -369,7 +404,7 @@ def _head(g: _Graph, model: ToxicityEncoder, x: str) -> str:
 
 
 class _Block:
-    """Weights of one block's attention as arrays, the scale folded into Q."""
+    """Weights of one block's attention as arrays, the scale of softmax folded into Q."""
 
     def __init__(self, name: str, block: Any, n_heads: int) -> None:
         assert isinstance(block, Block)
@@ -377,7 +412,8 @@ class _Block:
         attention = block.attention
         self.width = attention.embed_dim
         scale = np.ones((3 * self.width, 1), np.float32)
-        scale[: self.width] = 1 / math.sqrt(self.width // n_heads)
+        if not block.is_linear:
+            scale[: self.width] = 1 / math.sqrt(self.width // n_heads)
         self.qkv_weight = _array(attention.in_proj_weight) * scale
         self.qkv_bias = _array(attention.in_proj_bias) * scale[:, 0]
         self.projection = (_array(attention.out_proj.weight), _array(attention.out_proj.bias))
@@ -389,15 +425,26 @@ def _full_block(
     """x_TD -> x_TD."""
     normed = _norm(g, x, block, "attention_norm")
     qkv = _linear(g, normed, f"{block.name}.qkv", block.qkv_weight, block.qkv_bias)
-    parts = g("Reshape", qkv, g.constant([-1, block.n_heads, block.width // block.n_heads]))
+    parts = _by_head(g, block, qkv)
     contexts = []
     for group, at in zip(layout.groups, index, strict=True):
         q, k, v = (g("Gather", parts, part) for part in at)  # [W, n, H, C]
-        context = _attend(g, q, k, v, group.mask, transBatchA=1)
-        contexts.append(g("Reshape", context, g.constant([-1, block.width // block.n_heads])))
-    packed = g("Gather", g("Concat", *contexts, axis=0), layout.pack)  # [T, H, C]
-    context = g("Reshape", packed, g.constant([-1, block.width]))
+        contexts.append(_attend(g, q, k, v, group.mask, transBatchA=1))
+    context = _packed_contexts(g, block, contexts, layout)
     return _after_attention(g, block, x, context, *block.projection)
+
+
+def _by_head(g: _Graph, block: _Block, x: str) -> str:
+    """Rows of whole multiples of D as [*, H, C], D after D."""
+    return g("Reshape", x, g.constant([-1, block.n_heads, block.width // block.n_heads]))
+
+
+def _packed_contexts(g: _Graph, block: _Block, contexts: Sequence[str], layout: _Layout) -> str:
+    """Context [T, D] from those of the groups, [n, H, W, C]."""
+    head_size = g.constant([-1, block.width // block.n_heads])
+    rows = [g("Reshape", context, head_size) for context in contexts]
+    packed = g("Gather", g("Concat", *rows, axis=0), layout.pack)  # [T, H, C]
+    return g("Reshape", packed, g.constant([-1, block.width]))
 
 
 def _last_block(g: _Graph, block: _Block, x: str, layout: _Layout) -> str:
@@ -429,6 +476,68 @@ def _attend(g: _Graph, q: str, k: str, v: str, mask: str, **layout: int) -> str:
     scores = g("FusedMatMul", q, k, transB=1, transBatchB=1, domain=_CONTRIB, **layout)
     weights = g("Softmax", g("Add", scores, mask), axis=-1)  # [n, H, *, W]
     return g("FusedMatMul", weights, v, transBatchB=1, domain=_CONTRIB)
+
+
+def _linear_full_block(
+    g: _Graph, block: _Block, x: str, layout: _Layout, index: list[tuple[str, ...]]
+) -> str:
+    """x_TD -> x_TD, with linear attention."""
+    normed = _norm(g, x, block, "attention_norm")
+    qkv = _linear(g, normed, f"{block.name}.qkv", block.qkv_weight, block.qkv_bias)
+    widths = g.constant([2 * block.width, block.width])
+    qk, v = g.many("Split", 2, qkv, widths, axis=1)
+    qk, v = _by_head(g, block, _feature_map(g, qk)), _by_head(g, block, v)
+    contexts = []
+    for group, (q_at, k_at) in zip(layout.groups, index, strict=True):
+        q = g("Gather", qk, q_at)  # [W, n, H, C], like k
+        k = g("Mul", g("Gather", qk, k_at), group.mask)
+        contexts.append(_attend_linearly(g, q, k, g("Gather", v, group.token)))
+    context = _packed_contexts(g, block, contexts, layout)
+    return _after_attention(g, block, x, context, *block.projection)
+
+
+def _linear_last_block(g: _Graph, block: _Block, x: str, layout: _Layout) -> str:
+    """x_TD -> x_BD, the [CLS] rows only, with linear attention."""
+    normed = _norm(g, x, block, "attention_norm")
+    weight, bias, d = block.qkv_weight, block.qkv_bias, block.width
+    kv = _linear(g, normed, f"{block.name}.key_value", weight[d:], bias[d:])
+    q = g("Gather", normed, layout.first)
+    q = _by_head(g, block, _linear(g, q, f"{block.name}.query", weight[:d], bias[:d]))
+    q = g("Unsqueeze", _feature_map(g, q), g.constant([2]))  # [B, H, 1, C]
+    q_of = g.many("Split", len(layout.groups), q, layout.counts, axis=0)
+    k, v = g.many("Split", 2, kv, axis=1, num_outputs=2)
+    k, v = _by_head(g, block, _feature_map(g, k)), _by_head(g, block, v)
+    contexts = []
+    for group, q in zip(layout.groups, q_of, strict=True):
+        members = g("Mul", g("Gather", k, group.token), group.mask)
+        # With one query its weights are less work than the sums of k' v.
+        weights = g("FusedMatMul", q, members, transB=1, transBatchB=1, domain=_CONTRIB)
+        total = g("ReduceSum", weights, g.constant([3]))  # [n, H, 1, 1]
+        total = g("Add", total, g.constant(ATTENTION_EPSILON, np.float32))
+        values = g("Gather", v, group.token)
+        context = g("FusedMatMul", weights, values, transBatchB=1, domain=_CONTRIB)
+        contexts.append(g("Div", context, total))  # [n, H, 1, C]
+    context = g("Reshape", g("Concat", *contexts, axis=0), g.constant([-1, block.width]))
+    return _after_attention(g, block, g("Gather", x, layout.first), context, *block.projection)
+
+
+def _linear_part_index(g: _Graph, group: _Group) -> tuple[str, ...]:
+    """Rows [W, n] of Q and K in both seen as [2 T, H, C]."""
+    token = g("Mul", group.token, g.constant(2))
+    return token, g("Add", token, g.constant(1))
+
+
+def _feature_map(g: _Graph, x: str) -> str:
+    return g("Add", g("Elu", x), g.constant(1, np.float32))
+
+
+def _attend_linearly(g: _Graph, q: str, k: str, v: str) -> str:
+    """Context [n, H, W, C], q (k' v) / q sum(k)'; all are [W, n, H, C], `k` is 0 for padding."""
+    sums = g("FusedMatMul", k, v, transA=1, transBatchA=1, transBatchB=1, domain=_CONTRIB)
+    values = g("FusedMatMul", q, sums, transBatchA=1, domain=_CONTRIB)
+    total = g("Unsqueeze", g("ReduceSum", k, g.constant([0]), keepdims=0), g.constant([3]))
+    weights = g("FusedMatMul", q, total, transBatchA=1, domain=_CONTRIB)  # [n, H, W, 1]
+    return g("Div", values, g("Add", weights, g.constant(ATTENTION_EPSILON, np.float32)))
 
 
 def _after_attention(

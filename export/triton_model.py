@@ -35,6 +35,7 @@ from contract import (  # noqa: E402, I001  the served names, none of the projec
     LOGIT,
     MAX_BATCH,
     MAX_COMMENT_BYTES,
+    MAX_REQUEST_WINDOWS,
     MODEL_VERSION,
     ONNX_FILE,
     PROBABILITY,
@@ -45,6 +46,7 @@ from contract import (  # noqa: E402, I001  the served names, none of the projec
 from admission import Admission  # type: ignore[import-not-found]  # noqa: E402
 from scorer import (  # type: ignore[import-not-found]  # noqa: E402
     LogitCache,
+    LongText,
     Scorer,
     probability,
 )
@@ -73,6 +75,7 @@ class TritonPythonModel:
             gpu,
             self._cache,
             int(parameters[MAX_BATCH]["string_value"]),
+            LongText.of_artifact(artifact),
         )
         self._scorer.warm_up()
         self._version = args["model_version"]
@@ -83,18 +86,22 @@ class TritonPythonModel:
         """A response for each request: a bad one and one too many are refused on their own."""
         responses: list[Any] = [None] * len(requests)
         waiting: list[tuple[int, list[str]]] = []
+        rows: list[int] = []  # of the encoder's batches, by waiting request
         for i, request in enumerate(requests):
             try:
                 raw_B1 = pb_utils.get_input_tensor_by_name(request, TEXT).as_numpy()
-                waiting.append((i, _decode(raw_B1)))
+                texts = _decode(raw_B1)
+                rows.append(self._rows(texts))
+                waiting.append((i, texts))
             except BadInput as error:
                 responses[i] = _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
-        admitted = self._admission.admit([len(texts) for _, texts in waiting], time.monotonic())
+        comments = sum(len(texts) for _, texts in waiting)
+        admitted = self._admission.admit(rows, time.monotonic(), comments)
         for i, _ in waiting[admitted:]:
             responses[i] = _refusal(_OVERLOADED, pb_utils.TritonError.UNAVAILABLE)
         self._counters.add(refused=len(waiting) - admitted)
         if admitted:
-            self._answer(requests, waiting[:admitted], responses)
+            self._answer(requests, waiting[:admitted], sum(rows[:admitted]), responses)
         return responses
 
     def finalize(self) -> None:
@@ -102,8 +109,21 @@ class TritonPythonModel:
         self._counters.add(cached_bytes=-self._cached_bytes())  # the gauge sums the processes
         self._counters.close()
 
+    def _rows(self, texts: list[str]) -> int:
+        rows: int = self._scorer.windows(texts)
+        if rows > MAX_REQUEST_WINDOWS:
+            raise BadInput(
+                f"the request's {len(texts)} comments are {rows} windows of text, expected at "
+                f"most {MAX_REQUEST_WINDOWS}; send fewer comments in a request"
+            )
+        return rows
+
     def _answer(
-        self, requests: list[Any], admitted: list[tuple[int, list[str]]], responses: list[Any]
+        self,
+        requests: list[Any],
+        admitted: list[tuple[int, list[str]]],
+        rows: int,
+        responses: list[Any],
     ) -> None:
         """Score the texts of the `admitted` requests, known by their place in `requests`."""
         began, cached_bytes = time.monotonic(), self._cached_bytes()
@@ -114,12 +134,13 @@ class TritonPythonModel:
                 responses[i] = _refusal(f"scoring failed: {error!r}", pb_utils.TritonError.INTERNAL)
             return
         seconds = time.monotonic() - began
-        self._admission.observe(len(scores.logit), seconds)
+        self._admission.observe(rows, seconds)
         self._counters.add(
             batches=1,
             requests=len(admitted),
             comments=len(scores.logit),
             cut=scores.cut,
+            windowed=scores.windowed,
             tokens=scores.tokens,
             compute_us=int(1e6 * seconds),
             tokenizer_cpu_us=round(1e6 * scores.tokenizer_cpu_s),
@@ -178,7 +199,8 @@ class _Counters:
         ("requests", "toxicity_requests_total", "Requests scored"),
         ("refused", "toxicity_requests_refused_total", "Requests refused for want of room"),
         ("comments", "toxicity_comments_total", "Comments scored"),
-        ("cut", "toxicity_comments_cut_total", "Comments cut at the tokenizer's max_len"),
+        ("cut", "toxicity_comments_cut_total", "Comments cut at the end of what is read"),
+        ("windowed", "toxicity_comments_windowed_total", "Comments read in several windows"),
         ("tokens", "toxicity_tokens_total", "Tokens run through the encoder"),
         ("batches", "toxicity_batches_total", "Batches of comments scored together"),
         ("compute_us", "toxicity_compute_us_total", "Microseconds of scoring, summed by batch"),

@@ -170,7 +170,7 @@ def _publish_and_die(
         onnx_path=onnx_path,
         ragged_path=ragged_path,
         tokenizer_path=tokenizer_path,
-        artifact={"device": "cpu"},
+        artifact={"device": "cpu", "max_len": 16},
         instances=1,
     )
 

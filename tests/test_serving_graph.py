@@ -42,23 +42,25 @@ from export.serving_graph import (
     build,
     build_int8,
     choose_groups,
+    groups_for,
     linear_layers,
 )
-from train.model import ModelConfig, ToxicityEncoder
+from train.model import Attention, ModelConfig, ToxicityEncoder
 
 MAX_LEN, VOCAB = 64, 100
 GROUPS = (8, 24, 64)
 ATOL = {"fp32": FP32_INVARIANCE_ATOL, "int8": INT8_INVARIANCE_ATOL}
 
 
-@pytest.fixture(scope="module")
-def model() -> ToxicityEncoder:
-    return _model(n_layers=2)
+@pytest.fixture(scope="module", params=["softmax", "linear"])
+def model(request: pytest.FixtureRequest) -> ToxicityEncoder:
+    return _model(n_layers=2, attention=request.param)
 
 
-def _model(n_layers: int) -> ToxicityEncoder:
+def _model(n_layers: int, attention: Attention) -> ToxicityEncoder:
     torch.manual_seed(0)
-    config = ModelConfig(VOCAB, d_model=32, n_layers=n_layers, n_heads=2, max_len=MAX_LEN)
+    shape = {"d_model": 32, "n_layers": n_layers, "n_heads": 2, "max_len": MAX_LEN}
+    config = ModelConfig(VOCAB, **shape, attention=attention)
     model = ToxicityEncoder(config).eval()
     with torch.no_grad():  # so that logits spread over several units
         model.token_embedding.weight.mul_(50)
@@ -144,10 +146,11 @@ def test_answers_come_in_the_order_of_the_comments(
 
 @pytest.mark.parametrize("groups", [(MAX_LEN,), tuple(range(8, MAX_LEN + 1, 8))])
 @pytest.mark.parametrize("n_layers", [1, 3])
+@pytest.mark.parametrize("attention", ["softmax", "linear"])
 def test_any_depth_and_number_of_groups(
-    tmp_path: Path, n_layers: int, groups: tuple[int, ...]
+    tmp_path: Path, attention: Attention, n_layers: int, groups: tuple[int, ...]
 ) -> None:
-    model, comments = _model(n_layers), _mixed(16, seed=4)
+    model, comments = _model(n_layers, attention), _mixed(16, seed=4)
     build(model, tmp_path / "graph.onnx", groups)
     logits = run_batch(onnx_runner(tmp_path / "graph.onnx"), comments)
     expected = run_batch(torch_runner(model), comments)
@@ -164,6 +167,41 @@ def test_int8_is_near_and_runs_every_layer_on_integers(
     logits = run_batch(onnx_runner(graphs / "int8.onnx"), comments)
     expected = run_batch(torch_runner(model), comments)
     assert 0 < np.abs(logits - expected).mean() < 0.1 * expected.std()
+
+
+def drop_a_mask(graph: onnx.GraphProto) -> None:
+    """Linear attention of every layer sees the padding of the widest group."""
+    name = next(node.input[1] for node in graph.node if node.op_type == "Mul" and _masks(node))
+    for node in graph.node:
+        if name in node.input:
+            node.input[list(node.input).index(name)] = "one"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1), "one"))
+
+
+def _masks(node: onnx.NodeProto) -> bool:
+    return node.input[0].startswith("Gather_") and node.input[1].startswith("Cast_")
+
+
+def test_gates_go_red_when_linear_attention_sees_padding(tmp_path: Path) -> None:
+    model, comments = _model(2, "linear"), _mixed(16, seed=7)
+    build(model, tmp_path / "good.onnx", GROUPS)
+    damaged = onnx.load(tmp_path / "good.onnx")
+    drop_a_mask(damaged.graph)
+    onnx.save(damaged, tmp_path / "bad.onnx")
+    reference = torch_runner(model)
+    holds = {
+        name: shape_parity(
+            "gate",
+            SERVING_LOGIT_ATOL,
+            reference,
+            onnx_runner(tmp_path / f"{name}.onnx"),
+            comments,
+            max_len=MAX_LEN,
+            seed=0,
+        ).holds
+        for name in ("good", "bad")
+    }
+    assert holds == {"good": True, "bad": False}
 
 
 # --- Batch invariance --------------------------------------------------------------------
@@ -224,7 +262,8 @@ def test_both_interfaces_declare_the_contracts_tensors(graphs: Path, precision: 
 # --- Choice of the groups ----------------------------------------------------------------
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("max_len", [40, 61])
-def test_groups_are_the_cheapest_of_all(seed: int, max_len: int) -> None:
+@pytest.mark.parametrize("per_token", [None, 24])
+def test_groups_are_the_cheapest_of_all(seed: int, max_len: int, per_token: int | None) -> None:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, max_len + 1, 20)
     widths = [*range(WIDTH_STEP, max_len, WIDTH_STEP)]
@@ -233,14 +272,26 @@ def test_groups_are_the_cheapest_of_all(seed: int, max_len: int) -> None:
         for count in range(len(widths) + 1)
         for inner in itertools.combinations(widths, count)
     ]
-    chosen = choose_groups(lengths, max_len)
+    chosen = choose_groups(lengths, max_len, per_token)
     assert chosen in every
-    assert _cost(chosen, lengths) == pytest.approx(min(_cost(groups, lengths) for groups in every))
+    least = min(_cost(groups, lengths, per_token) for groups in every)
+    assert _cost(chosen, lengths, per_token) == pytest.approx(least)
 
 
-def _cost(groups: tuple[int, ...], lengths: np.ndarray) -> float:
+def _cost(groups: tuple[int, ...], lengths: np.ndarray, per_token: int | None) -> float:
     padded = [min(width for width in groups if width >= length) for length in lengths]
-    return float(np.mean(np.square(padded))) + GROUP_COST * len(groups)
+    costs = [width * (per_token or width) for width in padded]
+    return float(np.mean(costs)) + GROUP_COST * len(groups)
+
+
+def test_padding_is_cheaper_under_linear_attention() -> None:
+    lengths, shape = range(1, 2049), {"vocab_size": 9, "d_model": 48, "max_len": 2048}
+    softmax, linear = (
+        groups_for(ModelConfig(**shape, attention=attention), lengths)
+        for attention in ("softmax", "linear")
+    )
+    assert softmax == choose_groups(lengths, 2048)
+    assert len(linear) < len(softmax)
 
 
 def test_groups_follow_the_lengths() -> None:

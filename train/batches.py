@@ -25,6 +25,10 @@ BATCHES_PER_BUCKET = 50
 padding stays under a tenth of the tokens, few enough that batches stay mixed."""
 
 
+EVALUATION_PAIRS = 128 * 256 * 256
+"""Most pairs of tokens that are evaluated together, padding included."""
+
+
 class CommentIds(Protocol):
     """Token ids by row number, and how many comments were cut at max_len so far."""
 
@@ -138,9 +142,15 @@ def training_batches(
 
 
 def evaluation_batches(ids: CommentIds, rows: np.ndarray, *, batch_size: int) -> Iterator[Batch]:
-    """All `rows`, longest first, so that running out of memory shows at once."""
+    """All `rows`, longest first, so that running out of memory shows at once.
+
+    Fewer than `batch_size` of them at a time where attention would take too much memory.
+    """
     taken = [ids[row] for row in rows]
     order = np.argsort([-len(row) for row in taken], kind="stable")
-    for at in range(0, len(order), batch_size):
-        members = order[at : at + batch_size]
+    at = 0
+    while at < len(order):
+        pairs = len(taken[order[at]]) ** 2
+        members = order[at : at + min(batch_size, max(1, EVALUATION_PAIRS // pairs))]
+        at += len(members)
         yield collate(rows[members], [taken[i] for i in members])

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from train.model import ModelConfig, check_heads
+from contract import MAX_LEN
+from train.model import Attention, ModelConfig, check_heads
 
 BEFORE_RESPELLING = {"respell": False, "phrases": 0}
 """What a run did whose config.json is older than these fields."""
@@ -54,12 +55,18 @@ class TrainConfig:
     phrases: int = Field(
         0, ge=0, description="of the tokens kept, so many are frequent pairs of words"
     )
-    max_len: int = Field(256, ge=2, description="longest comment in tokens, [CLS] included")
+    max_len: int = Field(
+        256, ge=2, le=MAX_LEN, description="longest comment in tokens, [CLS] included"
+    )
     d_model: int = Field(192, ge=1, description="width of the residual stream")
     n_layers: int = Field(4, ge=1, description="encoder blocks")
     n_heads: int = Field(4, ge=1, description="attention heads; divides d_model")
     mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over d_model")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout probability")
+    attention: Attention = Field(
+        "softmax",
+        description="linear: its cost grows with a comment's length, not with the square",
+    )
     epochs: int = Field(2, ge=1, description="passes over the training split, at most")
     batch_size: int = Field(128, ge=1, description="comments a step and device")
     lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
@@ -90,6 +97,8 @@ class TrainConfig:
             raise ValueError(f"--precision is {self.precision}, expected fp32 with --qat")
         if self.qat and self.qat.resolve() == self.out.resolve():
             raise ValueError(f"--out is {self.out}, expected another folder than --qat")
+        if self.qat and self.attention != "softmax":
+            raise ValueError(f"--attention is {self.attention}, expected softmax with --qat")
         return self
 
     @model_validator(mode="after")

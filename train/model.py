@@ -1,16 +1,23 @@
 """Compact Pre-LN Transformer encoder: token ids in, one toxicity logit a comment out.
 
-Shape letters at line ends: B comments, L tokens ([CLS] first), D = d_model.
+Shape letters: B comments, L tokens ([CLS] first), D = d_model, H heads, C = D / H.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from torch.nn import functional
 
-from contract import PAD_ID
+from contract import MAX_LEN, PAD_ID
+
+Attention = Literal["softmax", "linear"]
+ATTENTION_EPSILON = 1e-6
+"""Added to the sum of linear attention's weights, as the authors' own code does."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,10 @@ class ModelConfig:
     n_heads: int = Field(4, ge=1, description="attention heads; divides d_model")
     mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over d_model")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout probability in training")
-    max_len: int = Field(256, ge=1, description="longest comment in tokens, [CLS] included")
+    max_len: int = Field(
+        256, ge=1, le=MAX_LEN, description="longest comment in tokens, [CLS] included"
+    )
+    attention: Attention = Field("softmax", description="how a token weighs the others")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelConfig:
@@ -37,16 +47,53 @@ def check_heads(d_model: int, n_heads: int) -> None:
         raise ValueError(f"d_model is {d_model}, expected a multiple of n_heads, {n_heads}")
 
 
+class LinearAttention(nn.Module):
+    """Attention whose cost grows with L, not L * L; Katharopoulos et al. 2020, section 3.2.
+
+    A token weighs another by phi(q) phi(k)', where softmax has exp(q k'); phi(x) = elu(x) + 1 is
+    their equation 7. So the sums over a comment's keys and values are taken once for all of its
+    queries. The parameters have the names, shapes and first values of `nn.MultiheadAttention`'s.
+    """
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.embed_dim, self.num_heads, self.epsilon = d_model, n_heads, ATTENTION_EPSILON
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
+        self.out_proj = nn.Linear(d_model, d_model)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x_BLD: Tensor, padding_BL: Tensor) -> Tensor:
+        """Context [B, L, D]; bool `padding_BL` is true for tokens that nobody may see."""
+        qkv = functional.linear(x_BLD, self.in_proj_weight, self.in_proj_bias)
+        qkv = qkv.reshape(x_BLD.shape[0], x_BLD.shape[1], 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q = functional.elu(q) + 1  # [B, H, L, C] like k and v
+        k = (functional.elu(k) + 1).masked_fill(padding_BL[:, None, :, None], 0.0)
+        sums = q @ (k.transpose(2, 3) @ v)
+        weights = (q * k.sum(dim=2, keepdim=True)).sum(dim=3, keepdim=True)
+        context = sums / (weights + self.epsilon)
+        return self.out_proj(context.transpose(1, 2).flatten(2))
+
+
 class Block(nn.Module):
     """x + SelfAttention(LN(x)), then x + MLP(LN(x)); Pre-LN as in Xiong et al. 2020, fig. 1b."""
+
+    __constants__ = ("is_linear",)  # to TorchScript, which then compiles one branch only
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d, hidden = config.d_model, round(config.d_model * config.mlp_ratio)
         self.attention_norm = nn.LayerNorm(d)
+        self.is_linear = config.attention == "linear"
         # Dropout is on each branch's output only: inside the attention it would rule out the
         # fused kernel, and drawing its masks took 29 % of a training step on a CPU.
-        self.attention = nn.MultiheadAttention(d, config.n_heads, batch_first=True)
+        self.attention = (
+            LinearAttention(d, config.n_heads)
+            if self.is_linear
+            else nn.MultiheadAttention(d, config.n_heads, batch_first=True)
+        )
         self.attention_dropout = nn.Dropout(config.dropout)
         self.mlp_norm = nn.LayerNorm(d)
         self.mlp = nn.Sequential(
@@ -58,13 +105,16 @@ class Block(nn.Module):
 
     def forward(self, x_BLD: Tensor, padding_BL: Tensor) -> Tensor:
         normed_BLD = self.attention_norm(x_BLD)
-        attended_BLD, _ = self.attention(
-            normed_BLD,
-            normed_BLD,
-            normed_BLD,
-            key_padding_mask=padding_BL,
-            need_weights=False,
-        )
+        if self.is_linear:
+            attended_BLD = self.attention(normed_BLD, padding_BL)
+        else:
+            attended_BLD, _ = self.attention(
+                normed_BLD,
+                normed_BLD,
+                normed_BLD,
+                key_padding_mask=padding_BL,
+                need_weights=False,
+            )
         x_BLD = x_BLD + self.attention_dropout(attended_BLD)
         return x_BLD + self.mlp(self.mlp_norm(x_BLD))
 

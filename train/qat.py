@@ -81,6 +81,11 @@ def load_start(config: TrainConfig) -> Checkpoint:
     """Checkpoint `config.qat`. Raises BadInput when a flag contradicts what it was trained with."""
     assert config.qat is not None
     start = load_checkpoint(config.qat)
+    if (attention := start.model.config.attention) != "softmax":
+        raise BadInput(
+            f"{config.qat} has {attention} attention, expected softmax with --qat; export it with "
+            "`python -m export`, or train one with --attention softmax"
+        )
     wanted = make_config(TrainConfig, {**defaults_of(config.qat), "qat": config.qat})
     for name in _FIXED:
         given, expected = getattr(config, name), getattr(wanted, name)
@@ -133,7 +138,7 @@ def int8_reference(checkpoint: Checkpoint) -> nn.Module:
 
 
 # --- Attention with one query -----------------------------------------------------------------
-def keys_folded_away(attention: nn.MultiheadAttention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def keys_folded_away(attention: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weight and bias of a query [H * D] and of the projection, for attention over tokens.
 
     With one query q a comment no key or value needs computing. q (Wk x + bk)' is (q Wk) x' but
@@ -141,6 +146,7 @@ def keys_folded_away(attention: nn.MultiheadAttention) -> tuple[Tensor, Tensor, 
     sum w (Wv x + bv) is Wv (sum w x) + bv. The attention's scale is part of the query. Returns
     float32 [H * D, D], [H * D], [D, H * D], [D]; differentiable.
     """
+    assert isinstance(attention, nn.MultiheadAttention)  # linear attention's keys cannot be folded
     width, heads = attention.embed_dim, attention.num_heads
     by_head = (3, heads, width // heads, width)  # [3, H, C, D]
     q, k, v = attention.in_proj_weight.double().reshape(by_head)
