@@ -24,6 +24,7 @@ CAPACITY ?=
 CAPACITY_ARGS ?=
 ENCODER_ARGS ?=
 LADDER_ARGS ?=
+ABLATION_ARGS ?=
 TEST_ARGS ?=
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
 
@@ -34,7 +35,7 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install train export serve status stop score test check bench bench-cache bench-encoder bench-peers capacity overload parity ladder clean
+.PHONY: help install train export serve status stop score test check bench bench-cache bench-encoder bench-peers capacity overload parity ladder ablation clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -102,6 +103,9 @@ parity: $(READY) ## compare the running server with PyTorch on 1,000 comments|CO
 
 ladder: $(READY) ## distil students, export them and their cascades, plot AUROC against speed|LADDER_ARGS="--students 96x2 64x1 ..."
 	$(RUN) -m bench.ladder $(LADDER_ARGS)
+
+ablation: $(READY) ## one training a change from the default: what lifts AUROC|ABLATION_ARGS="--rows word-dropout ..."
+	$(RUN) -m bench.ablation $(ABLATION_ARGS)
 
 clean: ## remove the virtual environment, runs and caches; model_repository/ stays
 	-@test ! -x $(RUN) || $(RUN) -m serve.replicas stop >/dev/null 2>&1

@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -39,7 +39,6 @@ from train.curves import plot_curves
 from train.data import Comments, load_comments
 from train.evaluate import classification_metrics, logits_of
 from train.model import ToxicityEncoder
-from train.optimizer import lr_share as lr_share
 from train.optimizer import make_optimizer, prepare_step, update
 from train.split import split_comments
 from train.throughput import flops_per_token, matmul_peak
@@ -87,6 +86,7 @@ def train(
     stop = stop or StopRequest()
     say = _Printer(rank)
     began = time.monotonic()
+    _check_compiler(config, device)
 
     # --- Data: the same on every process, from the same seed -----------------------------
     start = qat.load_start(config) if config.qat else None
@@ -181,7 +181,7 @@ def train(
             stopped=lambda: stop.requested,
         )
     average = _average_of(trained, config)
-    judged = average.module if average else trained
+    judged = cast(nn.Module, average.module) if average else trained
     progress = artifacts.load_progress(work, model, optimizer, average) or {
         "identity": identity,
         "step": 0,
@@ -194,7 +194,7 @@ def train(
         say(f"resuming after step {progress['step']:,} of {total_steps:,}")
     parallel = nn.parallel.DistributedDataParallel(trained) if world > 1 else trained
     if config.compile:
-        parallel = torch.compile(parallel, dynamic=True)
+        parallel = cast(nn.Module, torch.compile(parallel, dynamic=True))
 
     # --- The loop --------------------------------------------------------------------------
     history: list[dict[str, Any]] = progress["history"]
@@ -251,7 +251,7 @@ def train(
                 f"{metrics['loss']:.4f}, F1 {metrics['f1']:.4f}, AUROC {metrics['auroc']:.4f}"
             )
             if metrics["auroc"] > best_before:
-                artifacts.save_weights(work, judged.encoder)
+                artifacts.save_weights(work, judged.get_submodule("encoder"))
             progress["epoch_loss"] = []
             artifacts.save_progress(work, model, optimizer, progress, average)
         else:
@@ -333,6 +333,14 @@ def train(
         f"{100 * results['matmul_peak_share']:.0f} % of the matmul peak, "
         f"{time.monotonic() - began:.0f} s in all"
     )
+
+
+def _check_compiler(config: TrainConfig, device: torch.device) -> None:
+    compiler = os.environ.get("CXX", "g++")
+    if config.compile and device.type == "cpu" and shutil.which(compiler) is None:
+        raise BadInput(
+            f"--compile finds no {compiler}, expected a C++ compiler; install one or leave it out"
+        )
 
 
 def _targets(config: TrainConfig, comments: Comments) -> np.ndarray:

@@ -80,7 +80,7 @@ class MaskedWordModel(nn.Module):
     def _candidates(self, words_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens of the softmax, what their logits are raised by, the words' places in them."""
         size = len(self.bias)
-        own, place_M = words_M.unique(return_inverse=True)
+        own, place_M = torch.unique(words_M, return_inverse=True)
         others = torch.ones(size, dtype=torch.bool, device=words_M.device)
         others[own] = False
         rest = others.nonzero().squeeze(1)
