@@ -181,7 +181,7 @@ def train(
             stopped=lambda: stop.requested,
         )
     average = _average_of(trained, config)
-    judged = cast(nn.Module, average.module) if average else trained
+    judged = average.module if average else trained
     progress = artifacts.load_progress(work, model, optimizer, average) or {
         "identity": identity,
         "step": 0,
@@ -360,7 +360,8 @@ def _average_of(trained: nn.Module, config: TrainConfig) -> swa_utils.AveragedMo
     """Exponential moving average of the weights with --ema, else None."""
     if not config.ema:
         return None
-    return swa_utils.AveragedModel(trained, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(config.ema))
+    average_of = swa_utils.get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
+    return swa_utils.AveragedModel(trained, multi_avg_fn=average_of)
 
 
 def _without_some_words(batch: Batch, share: float) -> torch.Tensor:

@@ -47,6 +47,6 @@ def update(
 ) -> None:
     """One step down the gradient of `loss`, its norm clipped."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     optimizer.step()
