@@ -86,7 +86,7 @@ def train(
     stop = stop or StopRequest()
     say = _Printer(rank)
     began = time.monotonic()
-    _check_compiler(config, device)
+    _check_machine(config, device, world)
 
     # --- Data: the same on every process, from the same seed -----------------------------
     start = qat.load_start(config) if config.qat else None
@@ -163,11 +163,6 @@ def train(
         targets = distill.soft_targets(teacher, ids, training_rows, work, identity, device)
     pretraining = None
     if config.pretrain_epochs:
-        if world > 1:
-            raise BadInput(
-                f"--pretrain-epochs is {config.pretrain_epochs} with {world} processes, expected "
-                "one process; start it without torchrun"
-            )
         pretraining = pretrain.pretrain(
             model,
             ids,
@@ -335,7 +330,13 @@ def train(
     )
 
 
-def _check_compiler(config: TrainConfig, device: torch.device) -> None:
+def _check_machine(config: TrainConfig, device: torch.device, world: int) -> None:
+    """Raise BadInput for an option that these processes cannot carry out."""
+    if config.pretrain_epochs and world > 1:
+        raise BadInput(
+            f"--pretrain-epochs is {config.pretrain_epochs} with {world} processes, expected "
+            "one process; start it without torchrun"
+        )
     compiler = os.environ.get("CXX", "g++")
     if config.compile and device.type == "cpu" and shutil.which(compiler) is None:
         raise BadInput(
