@@ -37,6 +37,7 @@ Changes = Mapping[str, Any]
 
 ROWS: dict[str, Changes] = {
     "default": {},
+    "embeddings": {"embeddings": "cooccurrence"},
     "pretrain-1": {"pretrain_epochs": 1},
     "word-dropout": {"word_dropout": 0.1},
     "epochs-3": {"epochs": 3},

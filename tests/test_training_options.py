@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import ablation
 from contract import CLS_ID, PAD_ID, UNK_ID, BadInput
-from train import pretrain
+from train import embeddings, pretrain
 from train.__main__ import StopRequest, train
 from train.artifacts import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE
 from train.cli import make_config
@@ -29,7 +29,10 @@ SMALL: dict[str, Any] = {
     **{"data": "synthetic:600", "max_vocab": 500, "max_len": 24, "d_model": 16, "n_layers": 2},
     **{"n_heads": 2, "epochs": 1, "batch_size": 32, "checkpoint_steps": 5, "device": "cpu"},
 }
-ALL_AT_ONCE = {"pretrain_epochs": 1, "ema": 0.9, "word_dropout": 0.1, "label_smoothing": 0.1}
+ALL_AT_ONCE: dict[str, Any] = {
+    **{"embeddings": "cooccurrence", "pretrain_epochs": 1, "ema": 0.9},
+    **{"word_dropout": 0.1, "label_smoothing": 0.1},
+}
 
 
 def trained(out: Path, **changes: Any) -> dict[str, torch.Tensor]:
@@ -146,6 +149,30 @@ def test_pretraining_learns_and_gives_the_classifier_its_start(tmp_path: Path, p
     assert weights.keys() == load_file(plain / WEIGHTS_FILE).keys()
 
 
+# --- Embeddings from neighbours -----------------------------------------------------------------
+def test_words_with_the_same_neighbours_start_alike() -> None:
+    """20 and 21 stand among 5 to 9, 22 among 10 to 14; 23 is alone."""
+    rng = np.random.default_rng(0)
+    comments = [np.array([CLS_ID, 23])]
+    for _ in range(400):
+        for word, low in ((20, 5), (21, 5), (22, 10)):
+            around = rng.integers(low, low + 5, 6)
+            comments.append(np.array([CLS_ID, *around[:3], word, *around[3:], UNK_ID]))
+    vectors, known = embeddings.cooccurrence_embeddings(comments, 30, 4, 0)
+    assert set(np.flatnonzero(known)) == {*range(5, 15), 20, 21, 22}
+    alike, other = vectors[20] @ vectors[21], vectors[20] @ vectors[22]
+    scale = 4 * embeddings.ROOT_MEAN_SQUARE**2  # a vector's square
+    assert alike / scale > 0.9
+    assert other / scale < 0.5
+    table = torch.nn.Embedding(30, 4)
+    before = table.weight.detach().clone()
+    embeddings.start_from(table, vectors, known)
+    assert np.array_equal(table.weight.detach().numpy()[known], vectors[known])
+    assert torch.equal(table.weight.detach()[~known], before[~known])
+    again, _ = embeddings.cooccurrence_embeddings(comments, 30, 4, 0)
+    assert np.array_equal(again, vectors)
+
+
 # --- Every option -----------------------------------------------------------------------------
 @pytest.mark.parametrize("stop_after", [3, 14, 15, 16, 24, 30])
 def test_resumed_run_equals_an_uninterrupted_one(
@@ -204,6 +231,10 @@ def test_compiling_without_a_compiler_is_refused(
     ("changes", "message"),
     [
         ({"qat": "runs/base", "precision": "fp32", "pretrain_epochs": 1}, "--pretrain-epochs is"),
+        (
+            {"qat": "runs/base", "precision": "fp32", "embeddings": "cooccurrence"},
+            "--embeddings is cooccurrence",
+        ),
         ({"qat": "runs/base", "precision": "fp32", "compile": True}, "--compile is given"),
         ({"distill": "runs/teacher", "soft_targets": True}, "--soft-targets is"),
         ({"distill": "runs/teacher", "label_smoothing": 0.1}, "--label-smoothing is 0.1"),

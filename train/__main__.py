@@ -37,6 +37,7 @@ from train.cls_only import ClsOnlyEncoder
 from train.config import TrainConfig
 from train.curves import plot_curves
 from train.data import Comments, load_comments
+from train.embeddings import cooccurrence_embeddings, start_from
 from train.evaluate import classification_metrics, logits_of
 from train.model import ToxicityEncoder
 from train.optimizer import make_optimizer, prepare_step, update
@@ -161,6 +162,13 @@ def train(
     _wait_for_all(world)
     if teacher:
         targets = distill.soft_targets(teacher, ids, training_rows, work, identity, device)
+    if config.embeddings == "cooccurrence" and not (work / artifacts.PROGRESS_FILE).exists():
+        say("counting which words stand near each other ...")
+        vocab_size, comments_read = len(tokenizer.vocabulary), (ids[row] for row in training_rows)
+        start_from(
+            model.token_embedding,
+            *cooccurrence_embeddings(comments_read, vocab_size, config.d_model, config.seed),
+        )
     pretraining = None
     if config.pretrain_epochs:
         pretraining = pretrain.pretrain(

@@ -51,6 +51,9 @@ class TrainConfig:
     n_heads: int = Field(4, ge=1, description="attention heads; divides d_model")
     mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over d_model")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout probability")
+    embeddings: Literal["random", "cooccurrence"] = Field(
+        "random", description="what token embeddings start from; see train/embeddings.py"
+    )
     pretrain_epochs: int = Field(
         0, ge=0, description="passes of masked-word pre-training first; see train/pretrain.py"
     )
@@ -105,6 +108,8 @@ class TrainConfig:
             raise ValueError(f"--out is {self.out}, expected another folder than --qat")
         if self.qat and self.pretrain_epochs:
             raise ValueError(f"--pretrain-epochs is {self.pretrain_epochs}, expected 0 with --qat")
+        if self.qat and self.embeddings != "random":
+            raise ValueError(f"--embeddings is {self.embeddings}, expected random with --qat")
         if self.qat and self.compile:
             raise ValueError("--compile is given, expected --no-compile with --qat")
         return self
