@@ -168,9 +168,10 @@ def _trained(config: AblationConfig, name: str, changes: Changes, elsewhere: Com
     remedy = f"delete {out}"
     wanted = json.loads(json.dumps(settings.to_json()))
     found = read_json(out / CONFIG_FILE, remedy)["train"]
-    for key in wanted.keys() - {"out"}:
-        if found.get(key) != wanted[key]:
-            raise BadInput(f"{out} has {key} {found.get(key)}, expected {wanted[key]}; {remedy}")
+    # A run may be older than a flag, which then did nothing.
+    for key in sorted(wanted.keys() & found.keys() - {"out"}):
+        if found[key] != wanted[key]:
+            raise BadInput(f"{out} has {key} {found[key]}, expected {wanted[key]}; {remedy}")
     metrics = read_json(out / METRICS_FILE, remedy)
     before = metrics["pretraining"]
     checkpoint = load_checkpoint(out)
