@@ -25,6 +25,7 @@ CAPACITY_ARGS ?=
 ENCODER_ARGS ?=
 LADDER_ARGS ?=
 LENGTH_ARGS ?=
+ABLATION_ARGS ?=
 TEST_ARGS ?=
 MODELS ?=
 CURATED ?=
@@ -38,7 +39,7 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install train export serve status stop score eval baseline test check bench bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity ladder clean
+.PHONY: help install train export serve status stop score eval baseline test check bench bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity ladder ablation clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -122,6 +123,9 @@ parity: $(READY) ## compare the running server with PyTorch on 1,000 comments|CO
 
 ladder: $(READY) ## distil students, export them and their cascades, plot AUROC against speed|LADDER_ARGS="--students 96x2 64x1 ..."
 	$(RUN) -m bench.ladder $(LADDER_ARGS)
+
+ablation: $(READY) ## one training a change from the default: what lifts AUROC|ABLATION_ARGS="--rows word-dropout ..."
+	$(RUN) -m bench.ablation $(ABLATION_ARGS)
 
 clean: ## remove the virtual environment, runs and caches; model_repository/ stays
 	-@test ! -x $(RUN) || $(RUN) -m serve.replicas stop >/dev/null 2>&1

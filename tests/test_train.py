@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from contract import CLS_ID, PAD_ID, TOKENIZER_FILE, BadInput
-from train.__main__ import StopRequest, lr_share, train
+from train.__main__ import StopRequest, train
 from train.artifacts import (
     CONFIG_FILE,
     CURVES_FILE,
@@ -34,6 +34,7 @@ from train.config import TrainConfig
 from train.data import load_comments
 from train.evaluate import classification_metrics, logits_of
 from train.model import ModelConfig, ToxicityEncoder
+from train.optimizer import lr_share
 from train.split import split_comments
 from train.tokenizer import Respelling
 

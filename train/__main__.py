@@ -4,6 +4,7 @@
     torchrun --nproc-per-node 2 -m train --data ...
     python -m train --qat runs/model     # fine-tune that run for INT8, see train/qat.py
     python -m train --distill runs/model --d-model 96 --n-layers 2   # see train/distill.py
+    python -m train --pretrain-epochs 2  # learn to guess masked words first, see train/pretrain.py
 
 Ctrl-C saves the progress; the same command goes on at the same step.
 """
@@ -19,24 +20,29 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.optim import swa_utils
 from tqdm import tqdm
 
-from contract import TOKENIZER_FILE, BadInput
-from train import artifacts, calibration, distill, qat
-from train.batches import CommentIds, TokenizedOnTheFly, pretokenize, training_batches
+from contract import TOKENIZER_FILE, UNK_ID, BadInput
+from train import artifacts, calibration, distill, pretrain, qat
+from train.batches import Batch, CommentIds, TokenizedOnTheFly, pretokenize, training_batches
 from train.cli import parse_config, run
+from train.cls_only import ClsOnlyEncoder
 from train.config import TrainConfig
 from train.curves import plot_curves
 from train.data import Comments, load_comments
+from train.embeddings import cooccurrence_embeddings, start_from
 from train.evaluate import classification_metrics, logits_of
 from train.model import ToxicityEncoder
+from train.optimizer import make_optimizer, prepare_step, update
 from train.split import split_comments
+from train.throughput import flops_per_token, matmul_peak
 from train.tokenizer import Respelling, build_tokenizer, oov_rates
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -81,6 +87,7 @@ def train(
     stop = stop or StopRequest()
     say = _Printer(rank)
     began = time.monotonic()
+    _check_machine(config, device, world)
 
     # --- Data: the same on every process, from the same seed -----------------------------
     start = qat.load_start(config) if config.qat else None
@@ -134,16 +141,14 @@ def train(
         trained: nn.Module = qat.FakeQuantizedEncoder(model, ranges)
     else:
         model = ToxicityEncoder(config.encoder_config(len(tokenizer.vocabulary))).to(device)
-        trained = model
+        trained = ClsOnlyEncoder(model)
     positive = float(comments.labels[split.train].sum())
     # A calibrated start must stay on the scale of its probabilities, as a student on its teacher's.
     unweighted = teacher or (start and start.config.get("calibration"))
     balance = 1.0 if unweighted else (len(split.train) - positive) / positive
     pos_weight = torch.tensor(balance, device=device)
     loss_of = nn.BCEWithLogitsLoss(pos_weight=pos_weight, reduction="none")
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay
-    )
+    optimizer = make_optimizer(model, config)
     global_batch = config.batch_size * world
     steps_per_epoch = math.ceil(len(training_rows) / global_batch)
     total_steps = steps_per_epoch * config.epochs
@@ -159,14 +164,37 @@ def train(
     work = config.out.with_name(config.out.name + ".partial")
     if rank == 0:
         _prepare(work, identity, restart=config.restart)
-    targets = comments.labels
+    targets = _targets(config, comments)
     if teacher and rank == 0:  # the others read what it wrote
         say("the teacher scores the training comments ...")
         distill.soft_targets(teacher, ids, training_rows, work, identity, device)
     _wait_for_all(world)
     if teacher:
         targets = distill.soft_targets(teacher, ids, training_rows, work, identity, device)
-    progress = artifacts.load_progress(work, model, optimizer) or {
+    if config.embeddings == "cooccurrence" and not (work / artifacts.PROGRESS_FILE).exists():
+        say("counting which words stand near each other ...")
+        vocab_size, comments_read = len(tokenizer.vocabulary), (ids[row] for row in training_rows)
+        start_from(
+            model.token_embedding,
+            *cooccurrence_embeddings(comments_read, vocab_size, config.d_model, config.seed),
+        )
+    pretraining = None
+    if config.pretrain_epochs:
+        pretraining = pretrain.pretrain(
+            model,
+            ids,
+            training_rows,
+            config,
+            work,
+            identity,
+            autocast_dtype=autocast_dtype,
+            say=say,
+            bar=say.progress_bar,
+            stopped=lambda: stop.requested,
+        )
+    average = _average_of(trained, config)
+    judged = average.module if average else trained
+    progress = artifacts.load_progress(work, model, optimizer, average) or {
         "identity": identity,
         "step": 0,
         "epoch_loss": [],
@@ -177,6 +205,8 @@ def train(
     if progress["step"]:
         say(f"resuming after step {progress['step']:,} of {total_steps:,}")
     parallel = nn.parallel.DistributedDataParallel(trained) if world > 1 else trained
+    if config.compile:
+        parallel = cast(nn.Module, torch.compile(parallel, dynamic=True))
 
     # --- The loop --------------------------------------------------------------------------
     history: list[dict[str, Any]] = progress["history"]
@@ -190,23 +220,20 @@ def train(
         ):
             step_began = time.monotonic()
             step = progress["step"]
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * lr_share(step, total_steps, config.warmup_share)
-            # The seed of a step is its number: dropout after a resume is as if never stopped.
-            torch.manual_seed(config.seed * 1_000_003 + step * world + rank)
+            prepare_step(optimizer, config, step, total_steps, step * world + rank)
             # A process without comments in the last batch takes one with weight 0: it must
             # meet the others in the gradient exchange.
             weight = float(len(batch.rows) > rank)
             part = batch.part(rank, world) if weight else batch.part(0, len(batch.rows))
             labels = torch.from_numpy(targets[part.rows]).to(device)
             with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-                logits = parallel(part.input_ids.to(device), part.attention_mask.to(device))
+                shown = _without_some_words(part, config.word_dropout)
+                logits = parallel(shown.to(device), part.attention_mask.to(device))
             # DDP averages over processes; the mean over the whole batch is wanted.
             loss = loss_of(logits.float(), labels).sum() * (weight * world / len(batch.rows))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-            optimizer.step()
+            update(optimizer, model, loss, config)
+            if average:
+                average.update_parameters(trained)
 
             progress["step"] = step + 1
             progress["epoch_loss"].append(_mean_over_processes(loss.detach(), world))
@@ -215,7 +242,7 @@ def train(
             bar(progress["step"], f"loss {np.mean(progress['epoch_loss'][-50:]):.4f}")
             if stop.requested or progress["step"] % config.checkpoint_steps == 0:
                 if rank == 0:
-                    artifacts.save_progress(work, model, optimizer, progress)
+                    artifacts.save_progress(work, model, optimizer, progress, average)
                 if stop.requested:
                     say(
                         f"saved after step {progress['step']:,}; the same command goes on from here"
@@ -224,7 +251,7 @@ def train(
 
         # --- End of an epoch: validate, keep the best ------------------------------------------
         if rank == 0:
-            validation_logits = logits_of(trained, ids, split.validation)
+            validation_logits = logits_of(judged, ids, split.validation)
             metrics = classification_metrics(comments.labels[split.validation], validation_logits)
             train_loss = float(np.mean(progress["epoch_loss"]))
             best_before = max((entry["auroc"] for entry in history), default=-1.0)
@@ -236,9 +263,11 @@ def train(
                 f"{metrics['loss']:.4f}, F1 {metrics['f1']:.4f}, AUROC {metrics['auroc']:.4f}"
             )
             if metrics["auroc"] > best_before:
-                artifacts.save_weights(work / artifacts.BEST_FOLDER, model)
+                artifacts.save_weights(
+                    work / artifacts.BEST_FOLDER, judged.get_submodule("encoder")
+                )
             progress["epoch_loss"] = []
-            artifacts.save_progress(work, model, optimizer, progress)
+            artifacts.save_progress(work, model, optimizer, progress, average)
         else:
             progress["epoch_loss"] = []
         _share_history(history, world)
@@ -266,7 +295,8 @@ def train(
         "out_of_vocabulary": unknown,
         "comments_cut_at_max_len": _count_cut(comments.texts, tokenizer),
         "training_seconds": round(progress["seconds"], 1),
-        "real_tokens_per_second": round(progress["tokens"] / max(progress["seconds"], 1e-9)),
+        **_speed(model, progress, device, autocast_dtype, world),
+        "pretraining": pretraining,
     }
     if test_file is not None:
         rows = np.arange(len(test_file.texts))
@@ -310,6 +340,7 @@ def train(
     plot_curves(history, work / artifacts.CURVES_FILE)
     artifacts.clear_progress(work)
     distill.clear(work)
+    pretrain.clear(work)
     artifacts.replace_folder(work, config.out)
     say(calibration.summary(results["calibration"]))
     for name in ("validation", "test", "test_file"):
@@ -321,16 +352,70 @@ def train(
     say(
         f"{config.out}: best epoch {best['epoch']}, "
         f"{results['real_tokens_per_second']:,} real tokens/s, "
+        f"{100 * results['matmul_peak_share']:.0f} % of the matmul peak, "
         f"{time.monotonic() - began:.0f} s in all"
     )
 
 
-def lr_share(step: int, total_steps: int, warmup_share: float) -> float:
-    """Share of the peak learning rate at `step`: a linear rise, then half a cosine to 0."""
-    warmup = round(total_steps * warmup_share)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
+def _check_machine(config: TrainConfig, device: torch.device, world: int) -> None:
+    """Raise BadInput for an option that these processes cannot carry out."""
+    if config.pretrain_epochs and world > 1:
+        raise BadInput(
+            f"--pretrain-epochs is {config.pretrain_epochs} with {world} processes, expected "
+            "one process; start it without torchrun"
+        )
+    compiler = os.environ.get("CXX", "g++")
+    if config.compile and device.type == "cpu" and shutil.which(compiler) is None:
+        raise BadInput(
+            f"--compile finds no {compiler}, expected a C++ compiler; install one or leave it out"
+        )
+
+
+def _targets(config: TrainConfig, comments: Comments) -> np.ndarray:
+    """float32 [n] that the loss compares with, unless a teacher gives them."""
+    targets = comments.labels
+    if config.soft_targets:
+        targets = comments.targets
+        if np.isin(targets, (0, 1)).all():
+            raise BadInput(
+                f"{config.data} has targets 0 and 1 alone, expected shares of annotators; "
+                "leave out --soft-targets"
+            )
+    return targets + np.float32(config.label_smoothing) * (np.float32(0.5) - targets)
+
+
+def _average_of(trained: nn.Module, config: TrainConfig) -> swa_utils.AveragedModel | None:
+    """Exponential moving average of the weights with --ema, else None."""
+    if not config.ema:
+        return None
+    average_of = swa_utils.get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
+    return swa_utils.AveragedModel(trained, multi_avg_fn=average_of)
+
+
+def _without_some_words(batch: Batch, share: float) -> torch.Tensor:
+    """The ids of `batch` with a random `share` of the words as [UNK]; [CLS] stays."""
+    if not share:
+        return batch.input_ids
+    dropped = (torch.rand(batch.input_ids.shape) < share) & (batch.attention_mask != 0)
+    dropped[:, 0] = False
+    return batch.input_ids.masked_fill(dropped, UNK_ID)
+
+
+def _speed(
+    model: ToxicityEncoder,
+    progress: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    world: int,
+) -> dict[str, float]:
+    """Speed for metrics.json; the peak is that of one device, measured now."""
+    per_second = progress["tokens"] / max(progress["seconds"], 1e-9)
+    peak = world * matmul_peak(device, dtype or torch.float32)
+    return {
+        "real_tokens_per_second": round(per_second),
+        "matmul_peak_gflops": round(peak / 1e9, 1),
+        "matmul_peak_share": round(flops_per_token(model.config) * per_second / peak, 4),
+    }
 
 
 def _device(config: TrainConfig) -> torch.device:

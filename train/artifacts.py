@@ -20,6 +20,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
 from contract import TOKENIZER_FILE, BadInput
 from train.cli import make_config
@@ -32,6 +33,7 @@ METRICS_FILE = "metrics.json"
 SPLIT_FILE = "split.json"
 CURVES_FILE = "curves.png"
 _OPTIMIZER_FILE = "optimizer.safetensors"
+_AVERAGE_FILE = "average.safetensors"
 PROGRESS_FILE = "progress.json"
 BEST_FOLDER = "best"
 """Weights of the best epoch so far, before they are calibrated, in the folder of the progress."""
@@ -87,7 +89,7 @@ def replace_folder(staged: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def save_weights(folder: Path, model: ToxicityEncoder) -> None:
+def save_weights(folder: Path, model: nn.Module) -> None:
     """Write `model.safetensors`, tensors by their PyTorch names."""
     save_tensors(folder / WEIGHTS_FILE, model.state_dict())
 
@@ -163,14 +165,17 @@ def check_split(folder: Path, fingerprint: str, source: str) -> None:
 
 def save_progress(
     folder: Path,
-    model: ToxicityEncoder,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: dict[str, Any],
+    average: nn.Module | None = None,
 ) -> None:
     """Write what a run needs to go on: the step's files, then one rename makes them count."""
     step = folder / f"step-{progress['step']}"
     step.mkdir(parents=True, exist_ok=True)
     save_weights(step, model)
+    if average is not None:
+        save_tensors(step / _AVERAGE_FILE, average.state_dict())
     state = {
         f"{index}.{name}": tensor.detach().cpu().contiguous()
         for index, values in optimizer.state_dict()["state"].items()
@@ -184,7 +189,10 @@ def save_progress(
 
 
 def load_progress(
-    folder: Path, model: ToxicityEncoder, optimizer: torch.optim.Optimizer
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None = None,
 ) -> dict[str, Any] | None:
     """Restore what `save_progress` wrote, or None when the folder holds no progress."""
     if not (folder / PROGRESS_FILE).exists():
@@ -193,6 +201,8 @@ def load_progress(
     progress = read_json(folder / PROGRESS_FILE, remedy)
     step = folder / f"step-{progress['step']}"
     model.load_state_dict(load_tensors(step / WEIGHTS_FILE, remedy))
+    if average is not None:
+        average.load_state_dict(load_tensors(step / _AVERAGE_FILE, remedy))
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in load_tensors(step / _OPTIMIZER_FILE, remedy).items():
         index, name = key.split(".", 1)

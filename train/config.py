@@ -67,6 +67,12 @@ class TrainConfig:
         "softmax",
         description="linear: its cost grows with a comment's length, not with the square",
     )
+    embeddings: Literal["random", "cooccurrence"] = Field(
+        "random", description="what token embeddings start from; see train/embeddings.py"
+    )
+    pretrain_epochs: int = Field(
+        0, ge=0, description="passes of masked-word pre-training first; see train/pretrain.py"
+    )
     epochs: int = Field(2, ge=1, description="passes over the training split, at most")
     batch_size: int = Field(128, ge=1, description="comments a step and device")
     lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
@@ -74,11 +80,30 @@ class TrainConfig:
     warmup_share: float = Field(
         0.06, ge=0, lt=1, description="share of the steps with a rising learning rate"
     )
+    soft_targets: bool = Field(
+        False, description="learn the share of annotators who said toxic instead of 0 or 1"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="how far targets are drawn to one half"
+    )
+    word_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the words that training shows as [UNK]"
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay a step of the average of the weights that is validated and saved; "
+        "0 saves the weights themselves",
+    )
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     patience: int = Field(2, ge=1, description="epochs without a better validation AUROC to stop")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 autocast on a GPU that has it, else fp32"
+    )
+    compile: bool = Field(
+        False, description="torch.compile the model; needs a C++ compiler on a CPU"
     )
     pretokenize: bool = Field(
         False, description="tokenize once, store the ids on disk and memory-map them"
@@ -99,6 +124,12 @@ class TrainConfig:
             raise ValueError(f"--out is {self.out}, expected another folder than --qat")
         if self.qat and self.attention != "softmax":
             raise ValueError(f"--attention is {self.attention}, expected softmax with --qat")
+        if self.qat and self.pretrain_epochs:
+            raise ValueError(f"--pretrain-epochs is {self.pretrain_epochs}, expected 0 with --qat")
+        if self.qat and self.embeddings != "random":
+            raise ValueError(f"--embeddings is {self.embeddings}, expected random with --qat")
+        if self.qat and self.compile:
+            raise ValueError("--compile is given, expected --no-compile with --qat")
         return self
 
     @model_validator(mode="after")
@@ -107,6 +138,12 @@ class TrainConfig:
             raise ValueError(f"--distill is {self.distill}, expected none with --qat")
         if self.distill and self.distill.resolve() == self.out.resolve():
             raise ValueError(f"--out is {self.out}, expected another folder than --distill")
+        if self.distill and self.soft_targets:
+            raise ValueError("--soft-targets is given, expected --no-soft-targets with --distill")
+        if self.distill and self.label_smoothing:
+            raise ValueError(
+                f"--label-smoothing is {self.label_smoothing}, expected 0 with --distill"
+            )
         if self.unlabelled and not self.distill:
             raise ValueError(f"--unlabelled is {self.unlabelled}, expected --distill beside it")
         return self

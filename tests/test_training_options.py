@@ -1,0 +1,306 @@
+"""Options of training: each does what its name says, resumes, and is refused where it cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import ablation
+from contract import CLS_ID, PAD_ID, UNK_ID, BadInput
+from train import embeddings, pretrain
+from train.__main__ import StopRequest, train
+from train.artifacts import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE
+from train.cli import make_config
+from train.cls_only import ClsOnlyEncoder
+from train.config import TrainConfig
+from train.model import Attention, ModelConfig, ToxicityEncoder
+from train.throughput import flops_per_token, matmul_peak
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {
+    **{"data": "synthetic:600", "max_vocab": 500, "max_len": 24, "d_model": 16, "n_layers": 2},
+    **{"n_heads": 2, "epochs": 1, "batch_size": 32, "checkpoint_steps": 5, "device": "cpu"},
+}
+ALL_AT_ONCE: dict[str, Any] = {
+    **{"embeddings": "cooccurrence", "pretrain_epochs": 1, "ema": 0.9},
+    **{"word_dropout": 0.1, "label_smoothing": 0.1},
+}
+
+
+def trained(out: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """Weights of a finished run."""
+    train(make_config(TrainConfig, {**SMALL, "out": out, **changes}), CPU)
+    return load_file(out / WEIGHTS_FILE)
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class StopAfter(StopRequest):
+    """Asks for a stop once the loops have looked this often."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    @property
+    def requested(self) -> bool:
+        self._left -= 1
+        return self._left <= 0
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plain") / "model"
+    trained(out)
+    return out
+
+
+# --- The last block for [CLS] alone -----------------------------------------------------------
+@pytest.mark.parametrize("attention", ["softmax", "linear"])
+def test_cls_only_pass_has_the_logits_and_the_gradients_of_the_whole(attention: Attention) -> None:
+    torch.manual_seed(0)
+    shape = {"d_model": 16, "n_layers": 2, "n_heads": 2, "dropout": 0.0}
+    encoder = ToxicityEncoder(ModelConfig(vocab_size=50, attention=attention, **shape))
+    ids = torch.randint(3, 50, (4, 9))
+    mask = (torch.arange(9) < torch.tensor([[9], [1], [5], [8]])).long()
+    passes = []
+    for model in (encoder, ClsOnlyEncoder(encoder)):
+        encoder.zero_grad()
+        logits = model(ids, mask)
+        logits.square().sum().backward()
+        passes.append([logits, *(p.grad.clone() for p in encoder.parameters())])
+    for whole, cls_only in zip(*passes, strict=True):
+        torch.testing.assert_close(cls_only, whole, atol=1e-6, rtol=1e-4)
+    assert any(gradient.abs().max() > 0.01 for gradient in passes[0][1:])
+
+
+def test_operations_counted_are_those_of_the_linear_layers() -> None:
+    """Beside PyTorch's own counter: long comments, where what is per comment weighs little."""
+    config = ModelConfig(vocab_size=50, d_model=64, n_layers=3, n_heads=2, dropout=0.0)
+    model = ClsOnlyEncoder(ToxicityEncoder(config))
+    ids = torch.randint(3, 50, (2, 200))
+    with FlopCounterMode(display=False) as counter:
+        model(ids, torch.ones_like(ids)).sum().backward()
+    linear = sum(
+        n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op)
+    )  # attention's products are operators of their own
+    assert flops_per_token(config) * ids.numel() == pytest.approx(linear, rel=0.1)
+    assert matmul_peak(CPU, torch.float32) > 1e8
+
+
+# --- Masked-word pre-training -----------------------------------------------------------------
+def test_hidden_words_are_words_and_about_the_share() -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(3, 90, (64, 60))
+    ids[:, 0], ids[:, 5] = CLS_ID, UNK_ID
+    mask = torch.ones_like(ids)
+    mask[:, 50:], ids[:, 50:] = 0, PAD_ID
+    shown, masked, words = pretrain.hide_words(ids, mask, 90)
+    assert not masked[:, [0, 5, *range(50, 60)]].any()
+    assert torch.equal(words, ids[masked])
+    assert torch.equal(shown[~masked], ids[~masked])
+    assert masked.sum() / (64 * 48) == pytest.approx(pretrain.MASKED_SHARE, abs=0.02)
+    assert (shown[masked] == UNK_ID).float().mean() == pytest.approx(0.8, abs=0.06)
+    assert (shown[masked] == words).float().mean() == pytest.approx(0.1, abs=0.06)
+
+
+def test_sampled_softmax_is_right_on_average_and_exact_over_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    encoder = ToxicityEncoder(ModelConfig(vocab_size=800, d_model=16, n_layers=1, n_heads=2))
+    torch.nn.init.normal_(encoder.token_embedding.weight, std=0.3)
+    model = pretrain.MaskedWordModel(encoder).eval()
+    torch.nn.init.normal_(model.bias)
+    ids = torch.randint(3, 800, (8, 20))
+    inputs = pretrain.hide_words(ids, torch.ones_like(ids), 800)
+    with torch.no_grad():
+        exact = model(inputs[0], torch.ones_like(ids), *inputs[1:])
+        states = {}
+        model.norm.register_forward_hook(lambda _m, _i, out: states.update(guess=out))
+        model(inputs[0], torch.ones_like(ids), *inputs[1:])
+        logits = functional.linear(states["guess"], encoder.token_embedding.weight, model.bias)
+        assert exact.item() == pytest.approx(
+            functional.cross_entropy(logits, inputs[2]).item(), abs=1e-5
+        )
+        monkeypatch.setattr(pretrain, "SAMPLED", 100)
+        encoder.dropout.p = 0.0
+        model.norm.train()
+        model.training = True  # the softmax alone: dropout stays off
+        losses = [model(inputs[0], torch.ones_like(ids), *inputs[1:]).item() for _ in range(200)]
+    assert np.mean(losses) == pytest.approx(exact.item(), abs=0.05)
+    assert np.std(losses) > 0.001
+
+
+def test_pretraining_learns_and_gives_the_classifier_its_start(tmp_path: Path, plain: Path) -> None:
+    weights = trained(tmp_path / "run", pretrain_epochs=6, lr=1e-2)
+    record = json.loads((tmp_path / "run" / METRICS_FILE).read_text())["pretraining"]
+    assert record["epochs"] == 6
+    assert record["loss"] < 5.0  # ln 500 = 6.2 is a guess
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {p.name for p in plain.iterdir()}
+    assert weights.keys() == load_file(plain / WEIGHTS_FILE).keys()
+
+
+# --- Embeddings from neighbours -----------------------------------------------------------------
+def test_words_with_the_same_neighbours_start_alike() -> None:
+    """20 and 21 stand among 5 to 9, 22 among 10 to 14; 23 is alone."""
+    rng = np.random.default_rng(0)
+    comments = [np.array([CLS_ID, 23])]
+    for _ in range(400):
+        for word, low in ((20, 5), (21, 5), (22, 10)):
+            around = rng.integers(low, low + 5, 6)
+            comments.append(np.array([CLS_ID, *around[:3], word, *around[3:], UNK_ID]))
+    vectors, known = embeddings.cooccurrence_embeddings(comments, 30, 4, 0)
+    assert set(np.flatnonzero(known)) == {*range(5, 15), 20, 21, 22}
+    alike, other = vectors[20] @ vectors[21], vectors[20] @ vectors[22]
+    scale = 4 * embeddings.ROOT_MEAN_SQUARE**2  # a vector's square
+    assert alike / scale > 0.9
+    assert other / scale < 0.5
+    table = torch.nn.Embedding(30, 4)
+    before = table.weight.detach().clone()
+    embeddings.start_from(table, vectors, known)
+    assert np.array_equal(table.weight.detach().numpy()[known], vectors[known])
+    assert torch.equal(table.weight.detach()[~known], before[~known])
+    again, _ = embeddings.cooccurrence_embeddings(comments, 30, 4, 0)
+    assert np.array_equal(again, vectors)
+
+
+# --- Every option -----------------------------------------------------------------------------
+@pytest.mark.parametrize("stop_after", [3, 14, 15, 16, 24, 30])
+def test_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, whole: dict[str, torch.Tensor], stop_after: int
+) -> None:
+    """15 steps of pre-training, 15 of training."""
+    config = make_config(TrainConfig, {**SMALL, **ALL_AT_ONCE, "out": tmp_path / "parts"})
+    with pytest.raises(KeyboardInterrupt):
+        train(config, CPU, stop=StopAfter(stop_after))
+    train(config, CPU)
+    assert equal(load_file(config.out / WEIGHTS_FILE), whole)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return trained(tmp_path_factory.mktemp("whole") / "run", **ALL_AT_ONCE)
+
+
+@pytest.mark.parametrize("changes", [{name: value} for name, value in ALL_AT_ONCE.items()])
+def test_option_changes_the_weights_and_is_recorded(
+    tmp_path: Path, plain: Path, changes: dict[str, Any]
+) -> None:
+    assert not equal(trained(tmp_path / "run", **changes), load_file(plain / WEIGHTS_FILE))
+    recorded = json.loads((tmp_path / "run" / CONFIG_FILE).read_text())["train"]
+    assert {name: recorded[name] for name in changes} == changes
+
+
+def test_soft_targets_are_the_shares_and_need_some(tmp_path: Path) -> None:
+    comments = tmp_path / "comments.csv"
+    rows = [
+        f"comment {i} is {'bad' if i % 3 == 0 else 'good'},{0.6 if i % 3 == 0 else 0.2}\n"
+        for i in range(120)
+    ]
+    comments.write_text("comment_text,target\n" + "".join(rows))
+    changes = {"data": str(comments), "lr": 1e-2, "epochs": 6, "patience": 6}
+    losses = []
+    for soft in (False, True):
+        trained(tmp_path / f"run-{soft}", soft_targets=soft, **changes)
+        metrics = json.loads((tmp_path / f"run-{soft}" / METRICS_FILE).read_text())
+        losses.append(metrics["history"][-1]["train_loss"])
+    assert losses[0] < 0.3 < losses[1]  # shares of 0.2 and 0.6 cannot be learned to a loss of 0
+    comments.write_text(comments.read_text().replace(",0.6", ",1").replace(",0.2", ",0"))
+    with pytest.raises(BadInput, match=r"0 and 1 alone.*--soft-targets"):
+        trained(tmp_path / "hard", soft_targets=True, **changes)
+
+
+def test_compiling_without_a_compiler_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BadInput, match=r"--compile finds no no-such-compiler"):
+        trained(tmp_path / "run", compile=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"qat": "runs/base", "precision": "fp32", "pretrain_epochs": 1}, "--pretrain-epochs is"),
+        (
+            {"qat": "runs/base", "precision": "fp32", "embeddings": "cooccurrence"},
+            "--embeddings is cooccurrence",
+        ),
+        ({"qat": "runs/base", "precision": "fp32", "compile": True}, "--compile is given"),
+        ({"distill": "runs/teacher", "soft_targets": True}, "--soft-targets is"),
+        ({"distill": "runs/teacher", "label_smoothing": 0.1}, "--label-smoothing is 0.1"),
+        ({"word_dropout": 1.0}, "--word-dropout is 1.0"),
+        ({"ema": 1.0}, "--ema is 1.0"),
+        ({"pretrain_epochs": -1}, "--pretrain-epochs is -1"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as error:
+        make_config(TrainConfig, changes)
+    assert "\n" not in str(error.value)
+
+
+def test_pretraining_in_several_processes_is_refused(tmp_path: Path) -> None:
+    config = make_config(TrainConfig, {**SMALL, "out": tmp_path / "run", "pretrain_epochs": 1})
+    with pytest.raises(BadInput, match=r"--pretrain-epochs is 1 with 2 processes"):
+        train(config, CPU, rank=0, world=2)
+
+
+# --- The ablation -----------------------------------------------------------------------------
+def row(name: str, validation: float, test: float = 0.9, **changes: Any) -> ablation.Row:
+    return ablation.Row(name, changes, validation, test, 0.8, 1.0, 1.0, 0.1)
+
+
+def test_combination_has_what_helped_and_the_better_of_two() -> None:
+    rows = [
+        row("default", 0.90),
+        row("pretrain-3", 0.92, pretrain_epochs=3),
+        row("pretrain-1", 0.91, pretrain_epochs=1),
+        row("ema", 0.89, ema=0.99),
+        row("word-dropout", 0.905, word_dropout=0.1),
+    ]
+    assert ablation.combined(rows) == {"pretrain_epochs": 3, "word_dropout": 0.1}
+    assert ablation.combined([row("default", 0.9), row("ema", 0.9, ema=0.99)]) == {}
+
+
+def test_validation_alone_chooses_and_a_bar_can_fail() -> None:
+    rows = [row("default", 0.90, 0.99), row("ema", 0.91, 0.97)]
+    assert ablation.best(rows).name == "ema"
+    assert ablation.bars(rows)["test_auroc"] == {"value": 0.97, "bar": 0.98, "holds": False}
+    assert ablation.bars(rows[:1])["test_auroc"]["holds"]
+
+
+def test_small_ablation_from_training_to_document(tmp_path: Path) -> None:
+    other = tmp_path / "other.csv"
+    other.write_text("comment_text,target\n" + "you are an idiot,1\nthank you,0\n" * 20)
+    config = ablation.AblationConfig(
+        data="synthetic:600",
+        test_data=str(other),
+        out_of_domain=str(other),
+        rows=("word-dropout",),
+        d_model=16,
+        n_layers=1,
+        max_len=24,
+        epochs=1,
+        runs=tmp_path / "runs",
+    )
+    document = ablation.measure(config)
+    assert [r["name"] for r in document["rows"]] == ["default", "word-dropout"]
+    written = (tmp_path / "runs" / "default" / WEIGHTS_FILE).stat().st_mtime_ns
+    assert ablation.measure(config) == document
+    assert (tmp_path / "runs" / "default" / WEIGHTS_FILE).stat().st_mtime_ns == written
+    assert "word-dropout" in ablation.table(document["rows"])
+    (tmp_path / "runs" / "word-dropout").rename(tmp_path / "runs" / "ema")
+    for rows, message in ((("ema",), r"runs/ema has .*delete"), (("eam",), "--rows has 'eam'")):
+        with pytest.raises(BadInput, match=message):
+            ablation.measure(ablation.AblationConfig(**{**vars(config), "rows": rows}))
