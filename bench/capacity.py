@@ -27,6 +27,7 @@ from pydantic import dataclasses as pydantic_dataclasses
 from tritonclient.grpc import model_config_pb2 as pb
 
 from bench import wrk
+from bench.arrivals import MAX_BUSY
 from bench.comments import default_source, load_pool
 from bench.counters import CountersOf, parts_of, server_counters
 from bench.plot import plot_capacity
@@ -263,17 +264,19 @@ def meets(result: Result, p99_ms: float) -> bool:
 
 
 def binds(result: Result, failed: Result | None, rate: float) -> str:
-    """What stops a rung: the generator when the lowest run that missed was invalid.
+    """What stops a rung: the generator when it had no CPU time to spare in the run that missed.
 
     Otherwise the part with most CPU a request; with "waits" when the machine was not busy, so
     that it is the instances' number or the length of a batch that stops it, not the cores.
     """
-    if failed is not None and failed.check["invalid"]:
+    if failed is not None and failed.generator_busy > MAX_BUSY:
         return "generator"
     part = max(result.cpu_us, key=result.cpu_us.__getitem__)
     share = sum(result.cpu_us.values()) * rate / 1e6 / (os.cpu_count() or 1)
     name = part.replace("_", " ")
-    return name if share > _BUSY else f"{name} (waits; cores {share:.0%} busy)"
+    waits = "" if share > _BUSY else "waits; "
+    late = "; generator late" if failed is not None and failed.check["invalid"] else ""
+    return f"{name} ({waits}cores {share:.0%} busy{late})"
 
 
 # --- Telling -----------------------------------------------------------------------------
