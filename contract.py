@@ -83,7 +83,7 @@ MAX_REQUEST_WINDOWS = MAX_BATCH_SIZE * MAX_WINDOWS
 MAX_BATCH_PAIRS = MAX_BATCH_SIZE * 256 * 256
 """Most pairs of tokens, summed over the comments that the graph runs together: attention's memory
 grows with them. A single comment may have more."""
-CALM_WAIT_S, OVERLOADED_WAIT_S = 0.25, 0.01
+CALM_WAIT_S, OVERLOADED_WAIT_S = 0.25, 0.005
 """Longest wait for its turn of a request that was taken on, and of one while others are refused."""
 CACHE_BYTES = "cache_bytes"
 """Parameter in the public model's config.pbtxt: most memory that the logits of repeated comments

@@ -27,6 +27,7 @@ _OWN = (
 )
 COUNTERS = {
     **{f"{PUBLIC_MODEL}_{name}_total": name for name in _OWN},
+    f"{PUBLIC_MODEL}_cache_bytes": "cache_bytes",
     "nv_inference_request_success_total": "triton_requests",
     "nv_inference_queue_duration_us_total": "queue_us",
 }
@@ -113,6 +114,16 @@ def cpu_seconds(server: Server) -> Totals:
     if server.replicas:
         totals["balancer_cpu_s"] = sum(map(_cpu_s, family(server)))
     return totals
+
+
+def memory_bytes(server: Server) -> float:
+    """Resident memory of the server's processes, or all replicas', without the cached logits.
+
+    Those have a bound of their own, and fill up for as long as comments are new.
+    """
+    servers = server.replicas or (server,)
+    resident = sum(process.memory_info().rss for one in servers for process in family(one))
+    return float(resident) - server_counters(server)["cache_bytes"]
 
 
 def family(server: Server) -> list[psutil.Process]:

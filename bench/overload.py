@@ -18,7 +18,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from bench.comments import default_source
-from bench.counters import family
+from bench.counters import memory_bytes
 from bench.run import BenchConfig, Result, find_server, hardware, load, report_broken_bars
 from contract import HOST, ToxicityError
 from serve.client import score_comments
@@ -29,6 +29,8 @@ from train.cli import make_config, parse_config, run
 _FACTOR = 3
 _PROBE_S, _GOOD_S = 0.05, 0.05
 """Time between two probes, and the longest answer of one that counts as recovered."""
+_MEMORY_S = 1.0
+"""Time between two looks at the memory."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def main() -> None:
         "seconds": config.seconds,
         "hardware": hardware(),
         "result": asdict(result),
+        "memory_bytes": watch.memory,
         "bars": held,
     }
     write_json(config.out / "overload.json", document)
@@ -83,11 +86,11 @@ def main() -> None:
 
 
 class Watch:
-    """Memory of the server's processes, and probes of one comment, until `stop`."""
+    """Memory of the server (see `memory_bytes`), and probes of one comment, until `stop`."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self.rss: list[int] = []
+        self.memory: list[float] = []
         self.good: list[tuple[float, bool]] = []
         """Unix time of the answer, and whether it came within _GOOD_S."""
         self._stopping = threading.Event()
@@ -99,10 +102,11 @@ class Watch:
         self._thread.join()
 
     def _watch(self) -> None:
-        servers = self._server.replicas or (self._server,)
-        processes = [process for server in servers for process in family(server)]
+        measured = 0.0
         while not self._stopping.wait(_PROBE_S):
-            self.rss.append(sum(process.memory_info().rss for process in processes))
+            if time.monotonic() - measured >= _MEMORY_S:
+                measured = time.monotonic()
+                self.memory.append(memory_bytes(self._server))
             began = time.monotonic()
             try:
                 score_comments(["a kind answer"], url=f"{HOST}:{self._server.http_port}")
@@ -119,8 +123,8 @@ class Watch:
 
     def memory_growth(self) -> float:
         """Largest memory of the last tenth over that of the second tenth."""
-        tenth = max(1, len(self.rss) // 10)
-        return max(self.rss[-tenth:]) / max(self.rss[tenth : 2 * tenth] or self.rss)
+        tenth = max(1, len(self.memory) // 10)
+        return max(self.memory[-tenth:]) / max(self.memory[tenth : 2 * tenth] or self.memory)
 
 
 def bars(config: OverloadConfig, result: Result, watch: Watch) -> dict[str, dict[str, Any]]:

@@ -59,6 +59,7 @@ def plot_capacity(rows: list[dict[str, Any]], path: Path) -> None:
     names = [row["rung"]["name"] for row in rows]
     bars = rates.barh(names, [row["capacity_rps"] for row in rows])
     rates.bar_label(bars, fmt="{:.0f}", padding=3)
+    rates.margins(x=0.15)
     rates.set(title="Capacity at the objective", xlabel="requests/s")
     left = np.zeros(len(rows))
     for part in parts_of(rows):
