@@ -24,7 +24,7 @@ from train.cli import parse_config, run
 from train.evaluate import probability_of
 
 INFER_PATH = f"/v2/models/{PUBLIC_MODEL}/infer"
-_CHECKPOINT = "TOXICITY_CHECKPOINT"
+CHECKPOINT = "TOXICITY_CHECKPOINT"
 """Environment variable that tells uvicorn's worker processes what to load."""
 _BATCH, _WINDOW_S = 32, 0.005
 """LitServe's batch: at most so many requests, and the longest wait for more."""
@@ -76,7 +76,7 @@ def fastapi_app() -> Any:
     """One request at a time in each process; uvicorn calls this in each."""
     from fastapi import Body, FastAPI
 
-    scorer = TorchScorer(Path(os.environ[_CHECKPOINT]))
+    scorer = TorchScorer(Path(os.environ[CHECKPOINT]))
     app = FastAPI()
 
     @app.post(INFER_PATH)
@@ -89,7 +89,7 @@ def fastapi_app() -> Any:
 def _serve_fastapi(config: PeerConfig) -> None:
     import uvicorn
 
-    os.environ[_CHECKPOINT] = str(config.checkpoint)
+    os.environ[CHECKPOINT] = str(config.checkpoint)
     uvicorn.run(
         "bench.peer_app:fastapi_app",
         factory=True,
@@ -103,29 +103,9 @@ def _serve_fastapi(config: PeerConfig) -> None:
 def _serve_litserve(config: PeerConfig) -> None:
     import litserve
 
-    class Api(litserve.LitAPI):
-        """Requests batched by LitServe, then padded to the longest comment."""
+    from bench.peer_litserve import Api
 
-        def setup(self, device: str) -> None:
-            del device
-            self._scorer = TorchScorer(config.checkpoint)
-
-        def decode_request(self, request: dict[str, Any]) -> list[str]:
-            return texts_of(request)
-
-        def predict(self, batch: list[list[str]]) -> list[np.ndarray]:
-            logit_B = self._scorer.score([text for texts in batch for text in texts])
-            return np.split(logit_B, np.cumsum([len(texts) for texts in batch])[:-1])
-
-        def batch(self, inputs: list[list[str]]) -> list[list[str]]:
-            return inputs
-
-        def unbatch(self, output: list[np.ndarray]) -> list[np.ndarray]:
-            return output
-
-        def encode_response(self, output: np.ndarray) -> dict[str, Any]:
-            return answer(output)
-
+    os.environ[CHECKPOINT] = str(config.checkpoint)
     api = Api(max_batch_size=_BATCH, batch_timeout=_WINDOW_S, api_path=INFER_PATH)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=os.cpu_count())
     server.run(host=HOST, port=config.port, log_level="warning", generate_client_file=False)
