@@ -155,7 +155,7 @@ def _settings(config: AblationConfig, changes: Changes) -> dict[str, Any]:
     shared = {field.name for field in fields(AblationConfig)} & {
         f.name for f in fields(TrainConfig)
     }
-    base = {name: getattr(config, name) for name in shared - {"out"}}
+    base = {name: getattr(config, name) for name in sorted(shared - {"out"})}
     return {**base, "pretokenize": True, **changes}
 
 
