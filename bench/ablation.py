@@ -38,6 +38,8 @@ Changes = Mapping[str, Any]
 ROWS: dict[str, Changes] = {
     "default": {},
     "embeddings": {"embeddings": "cooccurrence"},
+    "embeddings-words": {"embeddings": "cooccurrence", "word_dropout": 0.1},
+    "embeddings-slow": {"embeddings": "cooccurrence", "lr": 5e-4},
     "pretrain-1": {"pretrain_epochs": 1},
     "word-dropout": {"word_dropout": 0.1},
     "epochs-3": {"epochs": 3},
@@ -153,7 +155,7 @@ def _settings(config: AblationConfig, changes: Changes) -> dict[str, Any]:
     shared = {field.name for field in fields(AblationConfig)} & {
         f.name for f in fields(TrainConfig)
     }
-    base = {name: getattr(config, name) for name in shared - {"out"}}
+    base = {name: getattr(config, name) for name in sorted(shared - {"out"})}
     return {**base, "pretokenize": True, **changes}
 
 
