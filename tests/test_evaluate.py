@@ -209,6 +209,7 @@ def published(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         artifact={
             "precision": "int8",
             "device": "cpu",
+            "max_len": checkpoint.tokenizer.max_len,
             "calibration": checkpoint.config["calibration"],
             "checkpoint_sha256": sha256_of(trained_run / WEIGHTS_FILE),
         },

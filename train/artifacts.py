@@ -214,6 +214,6 @@ def load_progress(
 def clear_progress(folder: Path) -> None:
     """Drop what only an interrupted run needs, before the folder becomes the finished one."""
     (folder / PROGRESS_FILE).unlink(missing_ok=True)
-    shutil.rmtree(folder / BEST_FOLDER)
+    shutil.rmtree(folder / BEST_FOLDER, ignore_errors=True)  # pre-training has none
     for step in folder.glob("step-*"):
         shutil.rmtree(step)
