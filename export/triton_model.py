@@ -53,6 +53,9 @@ from scorer import (  # type: ignore[import-not-found]  # noqa: E402
 from tokenizer import Tokenizer  # type: ignore[import-not-found]  # noqa: E402
 
 _OVERLOADED = "overloaded: more comments wait than can be scored in time; try again"
+_PATIENCE_S = 0.05
+"""Requests that waited for a call longer than this are asked whether their client is still there,
+which is a message to Triton each."""
 _PUBLISH_S = 0.05
 """Time between two updates of the metrics port: each counter is a message to Triton."""
 
@@ -81,13 +84,19 @@ class TritonPythonModel:
         self._version = args["model_version"]
         self._counters = _Counters(self._version)
         self._admission = Admission()
+        self._last_call_s = 0.0
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """A response for each request: a bad one and one too many are refused on their own."""
         responses: list[Any] = [None] * len(requests)
         waiting: list[tuple[int, list[str]]] = []
         rows: list[int] = []  # of the encoder's batches, by waiting request
+        began = time.monotonic()
         for i, request in enumerate(requests):
+            if self._last_call_s > _PATIENCE_S and request.is_cancelled():
+                responses[i] = _refusal("cancelled by the client", pb_utils.TritonError.CANCELLED)
+                self._counters.add(cancelled=1)
+                continue
             try:
                 raw_B1 = pb_utils.get_input_tensor_by_name(request, TEXT).as_numpy()
                 texts = _decode(raw_B1)
@@ -102,6 +111,7 @@ class TritonPythonModel:
         self._counters.add(refused=len(waiting) - admitted)
         if admitted:
             self._answer(requests, waiting[:admitted], sum(rows[:admitted]), responses)
+        self._last_call_s = time.monotonic() - began
         return responses
 
     def finalize(self) -> None:
@@ -198,6 +208,7 @@ class _Counters:
     _HELP = (
         ("requests", "toxicity_requests_total", "Requests scored"),
         ("refused", "toxicity_requests_refused_total", "Requests refused for want of room"),
+        ("cancelled", "toxicity_requests_cancelled_total", "Requests dropped, their clients gone"),
         ("comments", "toxicity_comments_total", "Comments scored"),
         ("cut", "toxicity_comments_cut_total", "Comments cut at the end of what is read"),
         ("windowed", "toxicity_comments_windowed_total", "Comments read in several windows"),
