@@ -12,8 +12,8 @@ from export.admission import Admission
 
 SECONDS = 0.002
 """Of one comment in these tests."""
-IN_CALM = math.ceil(CALM_WAIT_S / SECONDS) + 1
-IN_OVERLOAD = math.ceil(OVERLOADED_WAIT_S / SECONDS) + 1
+IN_CALM = math.floor(CALM_WAIT_S / SECONDS + 1e-9) + 1
+IN_OVERLOAD = math.floor(OVERLOADED_WAIT_S / SECONDS + 1e-9) + 1
 
 
 @pytest.fixture
