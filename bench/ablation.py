@@ -4,9 +4,10 @@
 
 A row is the default with one change; the last one, `combination`, has every change that alone
 beat the default on validation, the better one where two set the same flag. Rows are chosen by
-validation AUROC only; the test file and the out-of-domain file are reported. A finished row is
-kept in `--runs` and read again; an interrupted one goes on where it stopped. One seed a row, so
-that differences of about 0.001 are noise. A table, and JSON as the last line.
+validation AUROC only; the test file, the out-of-domain file and the false-positive rates of
+harmless comments with and without an identity are reported. A finished row is kept in `--runs` and
+read again; an interrupted one goes on where it stopped. One seed a row, so that differences of
+about 0.001 are noise. A table, and JSON as the last line.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from pydantic import Field
 from pydantic import dataclasses as pydantic
 from sklearn.metrics import roc_auc_score
 
-from contract import BadInput
+from contract import DECISION_THRESHOLD, BadInput
+from evaluate.curated import GROUP, load_curated
 from train.__main__ import train
 from train.artifacts import CONFIG_FILE, METRICS_FILE, load_checkpoint, read_json, write_json
 from train.batches import TokenizedOnTheFly
 from train.cli import make_config, parse_config, run
 from train.config import TrainConfig
 from train.data import Comments, load_comments
-from train.evaluate import logits_of
+from train.evaluate import logits_of, probability_of
 
 Changes = Mapping[str, Any]
 """TrainConfig fields by name."""
@@ -40,6 +42,12 @@ ROWS: dict[str, Changes] = {
     "embeddings": {"embeddings": "cooccurrence"},
     "embeddings-words": {"embeddings": "cooccurrence", "word_dropout": 0.1},
     "embeddings-slow": {"embeddings": "cooccurrence", "lr": 5e-4},
+    "embeddings-balance": {"embeddings": "cooccurrence", "identity_balance": 1.0},
+    "embeddings-insertion": {
+        "embeddings": "cooccurrence",
+        "identity_balance": 1.5,
+        "identity_insertion": 0.05,
+    },
     "pretrain-1": {"pretrain_epochs": 1},
     "word-dropout": {"word_dropout": 0.1},
     "epochs-3": {"epochs": 3},
@@ -51,7 +59,7 @@ ROWS: dict[str, Changes] = {
 }
 """The learning rate of the larger batch grows with the root of its size, as suits AdamW."""
 COMBINATION = "combination"
-_TEST_BAR, _OUT_OF_DOMAIN_BAR = 0.980, 0.873
+_TEST_BAR, _OUT_OF_DOMAIN_BAR, _FPR_RATIO_BAR = 0.980, 0.873, 3.0
 
 
 @pydantic.dataclass(frozen=True)
@@ -63,6 +71,10 @@ class AblationConfig:
     out_of_domain: str = Field(
         "../shared/data/civil_comments_gender.csv.gz",
         description="labelled comments from elsewhere, reported",
+    )
+    harmless: str = Field(
+        "../shared/data/eval_nontoxic_identity_vs_random.csv.gz",
+        description="harmless comments in two groups, of which the first mentions an identity",
     )
     rows: tuple[str, ...] = Field(
         (*ROWS, COMBINATION), description="rows to train; the default always is"
@@ -79,13 +91,17 @@ class AblationConfig:
 
 @dataclass(frozen=True)
 class Row:
-    """One training. AUROC on each set; `seconds` and speed are of its steps, pre-training too."""
+    """One training. AUROC on each set, false-positive rates of the two harmless groups at 0.5;
+    `seconds` and speed are of its steps, pre-training too.
+    """
 
     name: str
     changes: dict[str, Any]
     validation_auroc: float
     test_auroc: float
     out_of_domain_auroc: float
+    fpr_identity: float
+    fpr_random: float
     seconds: float
     real_tokens_per_second: float
     matmul_peak_share: float
@@ -107,13 +123,14 @@ def measure(config: AblationConfig) -> dict[str, Any]:
     if unknown:
         raise BadInput(f"--rows has {unknown[0]!r}, expected some of {', '.join(ROWS)}; drop it")
     elsewhere = load_comments(config.out_of_domain)
+    harmless = next(iter(load_curated([config.harmless]).values()))
     names = [name for name in ROWS if name == "default" or name in config.rows]
     rows = []
     for name in names:
-        rows.append(_trained(config, name, ROWS[name], elsewhere))
+        rows.append(_trained(config, name, ROWS[name], elsewhere, harmless))
         print(table([vars(row) for row in rows]), flush=True)
     if COMBINATION in config.rows and (changes := combined(rows)):
-        rows.append(_trained(config, COMBINATION, changes, elsewhere))
+        rows.append(_trained(config, COMBINATION, changes, elsewhere, harmless))
     return {
         "base": _settings(config, {}) | {"out": None},
         "out_of_domain": elsewhere.source,
@@ -142,11 +159,18 @@ def best(rows: Sequence[Row]) -> Row:
 def bars(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """AUROC of the row that validation chose, on what did not choose it."""
     chosen = best(rows)
+    ratio = chosen.fpr_identity / chosen.fpr_random if chosen.fpr_random else float("inf")
     return {
-        name: {"value": round(value, 5), "bar": bar, "holds": value >= bar}
-        for name, value, bar in (
-            ("test_auroc", chosen.test_auroc, _TEST_BAR),
-            ("out_of_domain_auroc", chosen.out_of_domain_auroc, _OUT_OF_DOMAIN_BAR),
+        name: {"value": round(value, 5), "bar": bar, "holds": holds}
+        for name, value, bar, holds in (
+            ("test_auroc", chosen.test_auroc, _TEST_BAR, chosen.test_auroc >= _TEST_BAR),
+            (
+                "out_of_domain_auroc",
+                chosen.out_of_domain_auroc,
+                _OUT_OF_DOMAIN_BAR,
+                chosen.out_of_domain_auroc >= _OUT_OF_DOMAIN_BAR,
+            ),
+            ("fpr_ratio", ratio, _FPR_RATIO_BAR, ratio <= _FPR_RATIO_BAR),
         )
     }
 
@@ -159,7 +183,13 @@ def _settings(config: AblationConfig, changes: Changes) -> dict[str, Any]:
     return {**base, "pretokenize": True, **changes}
 
 
-def _trained(config: AblationConfig, name: str, changes: Changes, elsewhere: Comments) -> Row:
+def _trained(
+    config: AblationConfig,
+    name: str,
+    changes: Changes,
+    elsewhere: Comments,
+    harmless: Comments,
+) -> Row:
     """Row `name`, trained now unless its run is finished."""
     out = config.runs / name
     settings = make_config(TrainConfig, {**_settings(config, changes), "out": out})
@@ -177,14 +207,21 @@ def _trained(config: AblationConfig, name: str, changes: Changes, elsewhere: Com
     metrics = read_json(out / METRICS_FILE, remedy)
     before = metrics["pretraining"]
     checkpoint = load_checkpoint(out)
-    ids = TokenizedOnTheFly(elsewhere.texts, checkpoint.tokenizer)
-    logits = logits_of(checkpoint.model, ids, np.arange(len(ids)))
+
+    def scored(comments: Comments) -> np.ndarray:
+        ids = TokenizedOnTheFly(comments.texts, checkpoint.tokenizer)
+        return logits_of(checkpoint.model, ids, np.arange(len(ids)))
+
+    decided, groups = probability_of(scored(harmless)) >= DECISION_THRESHOLD, harmless.extra[GROUP]
+    identity, random = (float(decided[groups == g].mean()) for g in dict.fromkeys(groups))
     return Row(
         name=name,
         changes=dict(changes),
         validation_auroc=metrics["validation"]["auroc"],
         test_auroc=metrics["test_file"]["auroc"],
-        out_of_domain_auroc=float(roc_auc_score(elsewhere.labels, logits)),
+        out_of_domain_auroc=float(roc_auc_score(elsewhere.labels, scored(elsewhere))),
+        fpr_identity=identity,
+        fpr_random=random,
         seconds=metrics["training_seconds"] + (before["seconds"] if before else 0.0),
         real_tokens_per_second=metrics["real_tokens_per_second"],
         matmul_peak_share=metrics["matmul_peak_share"],
@@ -194,13 +231,15 @@ def _trained(config: AblationConfig, name: str, changes: Changes, elsewhere: Com
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """For people; takes the document's rows."""
     lines = [
-        f"{'change':<16} {'validation':>10} {'test':>8} {'elsewhere':>9} {'seconds':>8} "
+        f"{'change':<20} {'validation':>10} {'test':>8} {'elsewhere':>9} "
+        f"{'FPR identity, random':>20} {'seconds':>8} "
         f"{'tokens/s':>9} {'of peak':>7}"
     ]
     for row in rows:
         lines.append(
-            f"{row['name']:<16} {row['validation_auroc']:>10.4f} {row['test_auroc']:>8.4f} "
-            f"{row['out_of_domain_auroc']:>9.4f} {row['seconds']:>8.0f} "
+            f"{row['name']:<20} {row['validation_auroc']:>10.4f} {row['test_auroc']:>8.4f} "
+            f"{row['out_of_domain_auroc']:>9.4f} {row['fpr_identity']:>12.3f}, "
+            f"{row['fpr_random']:.3f} {row['seconds']:>8.0f} "
             f"{row['real_tokens_per_second']:>9,.0f} {row['matmul_peak_share']:>7.0%}"
         )
     return "\n".join(lines)

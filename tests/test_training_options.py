@@ -258,7 +258,7 @@ def test_pretraining_in_several_processes_is_refused(tmp_path: Path) -> None:
 
 # --- The ablation -----------------------------------------------------------------------------
 def row(name: str, validation: float, test: float = 0.9, **changes: Any) -> ablation.Row:
-    return ablation.Row(name, changes, validation, test, 0.8, 1.0, 1.0, 0.1)
+    return ablation.Row(name, changes, validation, test, 0.8, 0.2, 0.05, 1.0, 1.0, 0.1)
 
 
 def test_combination_has_what_helped_and_the_better_of_two() -> None:
@@ -278,15 +278,19 @@ def test_validation_alone_chooses_and_a_bar_can_fail() -> None:
     assert ablation.best(rows).name == "ema"
     assert ablation.bars(rows)["test_auroc"] == {"value": 0.97, "bar": 0.98, "holds": False}
     assert ablation.bars(rows[:1])["test_auroc"]["holds"]
+    assert ablation.bars(rows)["fpr_ratio"] == {"value": 4.0, "bar": 3.0, "holds": False}
 
 
 def test_small_ablation_from_training_to_document(tmp_path: Path) -> None:
     other = tmp_path / "other.csv"
     other.write_text("comment_text,target\n" + "you are an idiot,1\nthank you,0\n" * 20)
+    harmless = tmp_path / "harmless.csv"
+    harmless.write_text("comment_text,toxic,group\n" + "a gay man,0,with\na man,0,without\n" * 3)
     config = ablation.AblationConfig(
         data="synthetic:600",
         test_data=str(other),
         out_of_domain=str(other),
+        harmless=str(harmless),
         rows=("word-dropout",),
         d_model=16,
         n_layers=1,

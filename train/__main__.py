@@ -30,7 +30,7 @@ from torch.optim import swa_utils
 from tqdm import tqdm
 
 from contract import TOKENIZER_FILE, UNK_ID, BadInput
-from train import artifacts, calibration, distill, pretrain, qat
+from train import artifacts, calibration, debias, distill, pretrain, qat
 from train.batches import Batch, CommentIds, TokenizedOnTheFly, pretokenize, training_batches
 from train.cli import parse_config, run
 from train.cls_only import ClsOnlyEncoder
@@ -178,6 +178,15 @@ def train(
             model.token_embedding,
             *cooccurrence_embeddings(comments_read, vocab_size, config.d_model, config.seed),
         )
+    terms = None
+    comment_weights = np.ones(len(texts), np.float32)
+    if config.identity_balance or config.identity_insertion:
+        labels = comments.labels[training_rows]
+        terms = debias.statistics(ids, training_rows, labels, debias.term_ids(tokenizer.vocabulary))
+        say(debias.summary(terms, tokenizer.vocabulary))
+        comment_weights[training_rows] = debias.balancing_weights(
+            ids, training_rows, labels, terms, config.identity_balance
+        )
     pretraining = None
     if config.pretrain_epochs:
         pretraining = pretrain.pretrain(
@@ -226,11 +235,17 @@ def train(
             weight = float(len(batch.rows) > rank)
             part = batch.part(rank, world) if weight else batch.part(0, len(batch.rows))
             labels = torch.from_numpy(targets[part.rows]).to(device)
+            counts = torch.from_numpy(comment_weights[part.rows]).to(device)
             with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+                if terms:
+                    part = debias.with_terms_inserted(
+                        part, labels, terms, config.identity_insertion
+                    )
                 shown = _without_some_words(part, config.word_dropout)
                 logits = parallel(shown.to(device), part.attention_mask.to(device))
             # DDP averages over processes; the mean over the whole batch is wanted.
-            loss = loss_of(logits.float(), labels).sum() * (weight * world / len(batch.rows))
+            losses = loss_of(logits.float(), labels) * counts
+            loss = losses.sum() * (weight * world / len(batch.rows))
             update(optimizer, model, loss, config)
             if average:
                 average.update_parameters(trained)

@@ -89,6 +89,15 @@ class TrainConfig:
     word_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the words that training shows as [UNK]"
     )
+    identity_balance: float = Field(
+        0.0,
+        ge=0,
+        description="weigh comments until identity terms tell nothing; 1 is the formula's own "
+        "strength, see train/identity.py",
+    )
+    identity_insertion: float = Field(
+        0.0, ge=0, le=1, description="share of the harmless comments shown with an identity term"
+    )
     ema: float = Field(
         0.0,
         ge=0,
@@ -144,6 +153,8 @@ class TrainConfig:
             raise ValueError(
                 f"--label-smoothing is {self.label_smoothing}, expected 0 with --distill"
             )
+        if self.distill and (self.identity_balance or self.identity_insertion):
+            raise ValueError("--identity-balance and -insertion are the teacher's, expected 0")
         if self.unlabelled and not self.distill:
             raise ValueError(f"--unlabelled is {self.unlabelled}, expected --distill beside it")
         return self
