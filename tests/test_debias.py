@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from contract import CLS_ID, BadInput
-from train import debias
+from train import debias, qat
 from train.__main__ import train
 from train.artifacts import load_checkpoint
 from train.batches import TokenizedOnTheFly, collate
@@ -116,6 +116,8 @@ def test_a_term_loses_its_pull_in_training(tmp_path: Path) -> None:
     balanced = pull(identity_balance=1.0, identity_insertion=0.2)
     assert plain > 1.0
     assert balanced < plain / 2
+    fine_tuning = qat.defaults_of(tmp_path / "2")
+    assert (fine_tuning["identity_balance"], fine_tuning["identity_insertion"]) == (1.0, 0.2)
 
 
 def test_a_student_leaves_it_to_its_teacher() -> None:

@@ -12,7 +12,10 @@ from pydantic.dataclasses import dataclass
 from contract import MAX_LEN
 from train.model import Attention, ModelConfig, check_heads
 
-BEFORE_RESPELLING = {"respell": False, "phrases": 0}
+WRITTEN_BEFORE = {
+    **{"respell": False, "phrases": 0},
+    **{"identity_balance": 0.0, "identity_insertion": 0.0},
+}
 """What a run did whose config.json is older than these fields."""
 
 

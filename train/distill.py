@@ -36,7 +36,7 @@ from train.artifacts import (
 )
 from train.batches import CommentIds
 from train.cli import make_config
-from train.config import BEFORE_RESPELLING, TrainConfig
+from train.config import WRITTEN_BEFORE, TrainConfig
 from train.data import load_texts
 from train.evaluate import logits_of, probability_of
 
@@ -51,7 +51,7 @@ def defaults_of(folder: Path) -> dict[str, Any]:
     Raises BadInput when there is no checkpoint.
     """
     remedy = "run `make train` to write a checkpoint"
-    trained = BEFORE_RESPELLING | read_json(folder / CONFIG_FILE, remedy).get("train", {})
+    trained = WRITTEN_BEFORE | read_json(folder / CONFIG_FILE, remedy).get("train", {})
     missing = {*_SOURCE, *_FIXED} - trained.keys()
     if missing:
         raise BadInput(f"{folder / CONFIG_FILE} has no {min(missing)} of its training; {remedy}")

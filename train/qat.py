@@ -38,7 +38,7 @@ from contract import DECISION_THRESHOLD, BadInput
 from train.artifacts import CONFIG_FILE, Checkpoint, load_checkpoint, read_json
 from train.batches import CommentIds
 from train.cli import make_config
-from train.config import BEFORE_RESPELLING, TrainConfig
+from train.config import WRITTEN_BEFORE, TrainConfig
 from train.evaluate import logits_of, probability_of
 from train.model import Block, ModelConfig, ToxicityEncoder
 
@@ -55,7 +55,8 @@ _POINTS = ("qkv", "projection", "mlp_in", "mlp_out")
 _SCHEDULE = {"epochs": 1, "lr": 2e-5, "precision": "fp32", "out": "runs/qat"}
 """Defaults of a fine-tuning: a tenth of a training's learning rate or less. bf16 has too few
 digits to hold eight exact bits and a scale."""
-_SOURCE = ("data", "text_column", "label_column")
+_CARRIED = ("data", "text_column", "label_column", "identity_balance", "identity_insertion")
+"""What a fine-tuning does as the training did, unless a flag says otherwise."""
 _FIXED = (
     *("fractions", "seed", "max_vocab", "respell", "phrases"),
     *("max_len", "d_model", "n_layers", "n_heads", "mlp_ratio", "dropout"),
@@ -70,11 +71,11 @@ def defaults_of(folder: Path) -> dict[str, Any]:
     Raises BadInput when there is no checkpoint.
     """
     remedy = "run `make train` to write a checkpoint"
-    trained = BEFORE_RESPELLING | read_json(folder / CONFIG_FILE, remedy).get("train", {})
-    missing = {*_SOURCE, *_FIXED} - trained.keys()
+    trained = WRITTEN_BEFORE | read_json(folder / CONFIG_FILE, remedy).get("train", {})
+    missing = {*_CARRIED, *_FIXED} - trained.keys()
     if missing:
         raise BadInput(f"{folder / CONFIG_FILE} has no {min(missing)} of its training; {remedy}")
-    return {**{name: trained[name] for name in (*_SOURCE, *_FIXED)}, **_SCHEDULE}
+    return {**{name: trained[name] for name in (*_CARRIED, *_FIXED)}, **_SCHEDULE}
 
 
 def load_start(config: TrainConfig) -> Checkpoint:
