@@ -39,23 +39,19 @@ Changes = Mapping[str, Any]
 
 ROWS: dict[str, Changes] = {
     "default": {},
-    "embeddings": {"embeddings": "cooccurrence"},
-    "embeddings-words": {"embeddings": "cooccurrence", "word_dropout": 0.1},
-    "embeddings-slow": {"embeddings": "cooccurrence", "lr": 5e-4},
-    "embeddings-balance": {"embeddings": "cooccurrence", "identity_balance": 1.0},
-    "embeddings-insertion": {
-        "embeddings": "cooccurrence",
-        "identity_balance": 1.5,
-        "identity_insertion": 0.05,
-    },
+    "random": {"embeddings": "random"},
+    "cooccurrence": {"embeddings": "cooccurrence"},
+    "balance-1": {"identity_balance": 1.0},
+    "balance-2": {"identity_balance": 2.0},
+    "insertion": {"identity_balance": 1.5, "identity_insertion": 0.05},
+    "epochs-2": {"epochs": 2},
+    "lr-5e-4": {"lr": 5e-4},
     "pretrain-1": {"pretrain_epochs": 1},
     "word-dropout": {"word_dropout": 0.1},
-    "epochs-3": {"epochs": 3},
     "ema": {"ema": 0.99},
     "batch-256": {"batch_size": 256, "lr": 2e-3},
     "label-smoothing": {"label_smoothing": 0.05},
     "dropout-0.2": {"dropout": 0.2},
-    "pretrain-3": {"pretrain_epochs": 3},
 }
 """The learning rate of the larger batch grows with the root of its size, as suits AdamW."""
 COMBINATION = "combination"
@@ -84,7 +80,7 @@ class AblationConfig:
     max_len: int = Field(128, ge=2, description="longest comment in tokens of every row")
     batch_size: int = Field(64, ge=1, description="of the default row")
     lr: float = Field(1e-3, gt=0, description="of the default row")
-    epochs: int = Field(2, ge=1, description="of the default row")
+    epochs: int = Field(1, ge=1, description="of the default row")
     runs: Path = Field(Path("runs/ablation"), description="folder of the trained rows")
     out: Path = Field(Path("bench/out/ablation"), description="folder of the JSON")
 

@@ -174,6 +174,32 @@ def test_words_with_the_same_neighbours_start_alike() -> None:
     assert np.array_equal(again, vectors)
 
 
+def test_a_rare_word_is_drawn_to_those_spelled_alike() -> None:
+    vocabulary = ("[PAD]", "[UNK]", "[CLS]", "stupid", "stupidity", "harmless", "1", "stupidly")
+    vectors = np.zeros((8, 6), np.float32)
+    vectors[3:7] = np.eye(4, 6)  # of "stupidly", which has no neighbour, nothing is known
+    comments = [np.array([3] * 5_000 + [5, 6]), np.array([4, 4, 7])]
+    drawn, known = embeddings.spelled_alike(vectors, comments, vocabulary)
+    assert known.tolist() == [False] * 3 + [True] * 5
+    units = drawn[3:] / np.linalg.norm(drawn[3:], axis=1, keepdims=True)
+    assert units[1] @ units[0] > 0.9  # met twice: where "stupid" is
+    assert units[4] @ units[0] > 0.9
+    assert units[0] @ np.eye(4, 6)[0] > 0.99  # met often: where it was
+    assert np.allclose(units[2:4], np.eye(4, 6)[2:])  # spelled like no other
+    assert np.allclose(drawn[3:].std(), embeddings.ROOT_MEAN_SQUARE, atol=0.02)
+
+
+@pytest.mark.parametrize("words", [("1", "2"), ("ab", "xy")])
+def test_words_without_letters_in_common_stay_where_they_are(words: tuple[str, str]) -> None:
+    vectors = np.zeros((5, 4), np.float32)
+    vectors[3:] = embeddings.ROOT_MEAN_SQUARE * 2 * np.eye(2, 4)
+    drawn, known = embeddings.spelled_alike(
+        vectors, [np.array([3, 4])], ("[PAD]", "[UNK]", "[CLS]", *words)
+    )
+    assert known.tolist() == [False, False, False, True, True]
+    assert np.allclose(drawn, vectors)
+
+
 # --- Every option -----------------------------------------------------------------------------
 @pytest.mark.parametrize("stop_after", [3, 14, 15, 16, 24, 30])
 def test_resumed_run_equals_an_uninterrupted_one(
@@ -236,7 +262,10 @@ def test_compiling_without_a_compiler_is_refused(
             {"qat": "runs/base", "precision": "fp32", "embeddings": "cooccurrence"},
             "--embeddings is cooccurrence",
         ),
-        ({"qat": "runs/base", "precision": "fp32", "compile": True}, "--compile is given"),
+        (
+            {"qat": "a", "precision": "fp32", "embeddings": "random", "compile": True},
+            "--compile is given",
+        ),
         ({"distill": "runs/teacher", "soft_targets": True}, "--soft-targets is"),
         ({"distill": "runs/teacher", "label_smoothing": 0.1}, "--label-smoothing is 0.1"),
         ({"word_dropout": 1.0}, "--word-dropout is 1.0"),

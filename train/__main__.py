@@ -37,7 +37,7 @@ from train.cls_only import ClsOnlyEncoder
 from train.config import TrainConfig
 from train.curves import plot_curves
 from train.data import Comments, load_comments
-from train.embeddings import cooccurrence_embeddings, start_from
+from train.embeddings import cooccurrence_embeddings, spelled_alike, start_from
 from train.evaluate import classification_metrics, logits_of
 from train.model import ToxicityEncoder
 from train.optimizer import make_optimizer, prepare_step, update
@@ -171,13 +171,16 @@ def train(
     _wait_for_all(world)
     if teacher:
         targets = distill.soft_targets(teacher, ids, training_rows, work, identity, device)
-    if config.embeddings == "cooccurrence" and not (work / artifacts.PROGRESS_FILE).exists():
+    resumes = (work / artifacts.PROGRESS_FILE).exists()
+    if config.embeddings != "random" and not resumes:
         say("counting which words stand near each other ...")
-        vocab_size, comments_read = len(tokenizer.vocabulary), (ids[row] for row in training_rows)
-        start_from(
-            model.token_embedding,
-            *cooccurrence_embeddings(comments_read, vocab_size, config.d_model, config.seed),
+        read = [ids[row] for row in training_rows]
+        vectors, known = cooccurrence_embeddings(
+            read, len(tokenizer.vocabulary), config.d_model, config.seed
         )
+        if config.embeddings == "spelling":
+            vectors, known = spelled_alike(vectors, read, tokenizer.vocabulary)
+        start_from(model.token_embedding, vectors, known)
     terms = None
     comment_weights = np.ones(len(texts), np.float32)
     if config.identity_balance or config.identity_insertion:

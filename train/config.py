@@ -12,6 +12,8 @@ from pydantic.dataclasses import dataclass
 from contract import MAX_LEN
 from train.model import Attention, ModelConfig, check_heads
 
+Embeddings = Literal["random", "cooccurrence", "spelling"]
+
 WRITTEN_BEFORE = {
     **{"respell": False, "phrases": 0},
     **{"identity_balance": 0.0, "identity_insertion": 0.0},
@@ -70,8 +72,10 @@ class TrainConfig:
         "softmax",
         description="linear: its cost grows with a comment's length, not with the square",
     )
-    embeddings: Literal["random", "cooccurrence"] = Field(
-        "random", description="what token embeddings start from; see train/embeddings.py"
+    embeddings: Embeddings = Field(
+        "spelling",
+        description="what token embeddings start from: noise, the words near them, or those and "
+        "the words spelled alike; see train/embeddings.py",
     )
     pretrain_epochs: int = Field(
         0, ge=0, description="passes of masked-word pre-training first; see train/pretrain.py"

@@ -52,7 +52,10 @@ on every CPU."""
 CALIBRATION_COMMENTS = 512
 _POINTS = ("qkv", "projection", "mlp_in", "mlp_out")
 """Inputs of a block's Linear layers, named for the layer that reads them."""
-_SCHEDULE = {"epochs": 1, "lr": 2e-5, "precision": "fp32", "out": "runs/qat"}
+_SCHEDULE = {
+    **{"epochs": 1, "lr": 2e-5, "precision": "fp32", "out": "runs/qat"},
+    "embeddings": "random",  # that is, as the checkpoint has them
+}
 """Defaults of a fine-tuning: a tenth of a training's learning rate or less. bf16 has too few
 digits to hold eight exact bits and a scale."""
 _CARRIED = ("data", "text_column", "label_column", "identity_balance", "identity_insertion")
