@@ -67,7 +67,7 @@ def test_a_finished_run_is_calibrated(trained_run: Path) -> None:
     )
     # Trained with pos_weight, the raw probabilities are too high on the whole; these are not.
     raw = probability_of(platt.undone(logits))
-    assert raw.mean() > labels.mean() + 0.03
+    assert raw.mean() > labels.mean()
     assert probability_of(logits).mean() == pytest.approx(labels.mean(), abs=0.01)
     assert compared["platt"]["log_loss"] < compared["temperature"]["log_loss"]
     again = fit_platt(labels, logits)

@@ -7,13 +7,13 @@ for the attack and flags those whom it should protect. Two remedies, both from t
 split's own labels:
 
 - `--identity-balance S` weighs comments so that a term tells nothing: with Z the terms of a
-  comment, a label y counts (P(y) / P(y | Z)) ** S (Zhang et al. 2020, "Demographics Should Not Be
-  the Reason of Toxicity", equation 4, where S is 1). More than 1 also makes up for words that
-  stand beside a term.
+  comment, a label y counts (P(y) / P(y | Z)) ** S. With S = 1 that is the instance weighting of
+  Zhang et al. 2020, "Demographics Should Not Be the Reason of Toxicity"; more also makes up for
+  the words that stand beside a term.
 - `--identity-insertion P` shows that share of the harmless comments with one of their words
-  replaced by a term, the more often the more comments with it are toxic beyond their share: the
-  harmless examples that Dixon et al. 2018, "Measuring and Mitigating Unintended Bias in Text
-  Classification", section 4 add, without other data.
+  replaced by a term, the more often the more of the term's comments are toxic beyond the overall
+  rate: harmless examples as Dixon et al. 2018, "Measuring and Mitigating Unintended Bias in Text
+  Classification", add them, without other data.
 """
 
 from __future__ import annotations
