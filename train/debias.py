@@ -34,7 +34,7 @@ IDENTITY_TERMS = (
     *("muslim", "jewish", "buddhist", "catholic", "protestant", "sikh", "taoist", "old", "older"),
     *("young", "younger", "teenage", "elderly", "blind", "deaf", "paralyzed"),
 )
-"""The terms of Dixon et al. 2018 as their code publishes them; of two words, the last one."""
+"""After the terms of Dixon et al. 2018; of two words ("African American"), each or the last one."""
 _PRIOR_COMMENTS = 2.0
 """Comments at the overall rate that every term is taken to have had besides its own."""
 
