@@ -49,7 +49,7 @@ def test_run_has_the_teachers_ids_and_split_and_names_it(teacher: Path, tmp_path
     recorded = json.loads((out / CONFIG_FILE).read_text())["distillation"]
     assert recorded["teacher_sha256"] == sha256_of(teacher / WEIGHTS_FILE)
     assert json.loads((out / METRICS_FILE).read_text())["pos_weight"] == 1.0
-    assert not list(out.glob("teacher-*"))
+    assert len(list((tmp_path / "teacher_logits").iterdir())) == 1
 
 
 def test_defaults_of_a_teacher_from_before_respelling(teacher: Path, tmp_path: Path) -> None:
@@ -87,22 +87,25 @@ def test_targets_are_the_teachers_probabilities(teacher: Path, tmp_path: Path) -
     expected = probability_of(logits_of(loaded.model, ids, rows))
     np.testing.assert_allclose(targets[rows], expected, atol=1e-6)
     assert np.isnan(targets).sum() == 597
+    for other in ({"a": 2}, {"distill": "another teacher"}, {"split": "another split"}):
+        distill.soft_targets(loaded, ids, rows, tmp_path / "logits", other, CPU)
+    assert len(list((tmp_path / "logits").iterdir())) == 3  # {"a": 2} does not matter
 
 
-def test_resumes_with_the_saved_logits(
+def test_a_teacher_scores_the_comments_once(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, stopped = (student_config(teacher, tmp_path / name) for name in ("whole", "stopped"))
     train(whole, CPU)
-    stop = StopRequest()
-    stop.requested = True  # after the first step
-    with pytest.raises(KeyboardInterrupt):
-        train(stopped, CPU, stop=stop)
 
     def again(*_args: Any) -> np.ndarray:
         raise AssertionError("the teacher was asked a second time")
 
     monkeypatch.setattr(distill, "logits_of", again)
+    stop = StopRequest()
+    stop.requested = True  # after the first step
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, CPU, stop=stop)
     train(stopped, CPU)
     weights = [load_file(c.out / WEIGHTS_FILE) for c in (whole, stopped)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

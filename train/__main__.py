@@ -165,12 +165,13 @@ def train(
     if rank == 0:
         _prepare(work, identity, restart=config.restart)
     targets = _targets(config, comments)
+    logits_folder = config.out.parent / "teacher_logits"
     if teacher and rank == 0:  # the others read what it wrote
         say("the teacher scores the training comments ...")
-        distill.soft_targets(teacher, ids, training_rows, work, identity, device)
+        distill.soft_targets(teacher, ids, training_rows, logits_folder, identity, device)
     _wait_for_all(world)
     if teacher:
-        targets = distill.soft_targets(teacher, ids, training_rows, work, identity, device)
+        targets = distill.soft_targets(teacher, ids, training_rows, logits_folder, identity, device)
     resumes = (work / artifacts.PROGRESS_FILE).exists()
     if config.embeddings != "random" and not resumes:
         say("counting which words stand near each other ...")
@@ -357,7 +358,6 @@ def train(
     artifacts.write_json(work / artifacts.METRICS_FILE, results)
     plot_curves(history, work / artifacts.CURVES_FILE)
     artifacts.clear_progress(work)
-    distill.clear(work)
     pretrain.clear(work)
     artifacts.replace_folder(work, config.out)
     say(calibration.summary(results["calibration"]))

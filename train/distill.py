@@ -9,8 +9,8 @@ probability (Hinton et al. 2015 at temperature 1; with two classes that is one l
 No pos_weight: the teacher's probabilities are calibrated, and the student must come out on their
 scale for `export.cascade`, which puts the two side by side.
 
-The teacher scores each training comment once, without dropout; the logits lie in the run's
-`.partial` folder, so that a resumed run does not pay for them again.
+The teacher scores each training comment once, without dropout; the logits lie in `teacher_logits`
+beside the run, so that neither a resumed run nor the next student pays for them again.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ from train.evaluate import logits_of, probability_of
 _SOURCE = ("data", "text_column", "label_column")
 _FIXED = ("fractions", "seed", "max_vocab", "respell", "phrases", "max_len")
 """What a teacher fixes: the split and the tokenizer."""
+_SCORED = ("distill", "split", "rows", "unlabelled")
+"""What fixes the teacher's logits, of the settings that make two runs the same."""
 
 
 def defaults_of(folder: Path) -> dict[str, Any]:
@@ -88,20 +90,22 @@ def soft_targets(
     teacher: Checkpoint,
     ids: CommentIds,
     rows: np.ndarray,
-    work: Path,
+    folder: Path,
     identity: dict[str, Any],
     device: torch.device,
 ) -> np.ndarray:
     """The teacher's probability, float32 [len(ids)]: of `rows` (int64 [n]); NaN elsewhere.
 
-    Computed once for an `identity` (what makes two runs the same) and kept in `work`.
+    Computed once for the teacher, the split and the unlabelled comments that an `identity` (what
+    makes two runs the same) names, and kept in `folder`.
     """
-    key = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:16]
-    file = work / f"teacher-{key}.safetensors"
+    scored = {name: identity.get(name) for name in _SCORED}
+    key = hashlib.sha256(repr(sorted(scored.items())).encode()).hexdigest()[:16]
+    file = folder / f"{key}.safetensors"
     if not file.exists():
         logits = logits_of(teacher.model.to(device), ids, rows)
         save_tensors(file, {"logit": torch.from_numpy(logits)})
-    saved = load_tensors(file, "start over with --restart")["logit"].numpy()
+    saved = load_tensors(file, f"delete {file}")["logit"].numpy()
     targets = np.full(len(ids), np.nan, np.float32)
     targets[rows] = probability_of(saved)
     return targets
@@ -117,9 +121,3 @@ def record(config: TrainConfig, unlabelled: int) -> dict[str, Any]:
         "unlabelled_sha256": config.unlabelled and sha256_of(config.unlabelled),
         "unlabelled_comments": unlabelled,
     }
-
-
-def clear(work: Path) -> None:
-    """Drop the teacher's logits, before the folder becomes the finished one."""
-    for file in work.glob("teacher-*.safetensors"):
-        file.unlink()

@@ -67,8 +67,8 @@ def spelled_alike(
 
     `comments` are ids int [L], whose tokens are counted. Gives float32 [V, D] of one length and
     bool [V] of the tokens that have one. As fastText shares what words of the same character
-    n-grams have (Bojanowski et al. 2017), but in the table alone: "retardation", met four times,
-    starts near "retard", and a comment costs no more to read.
+    n-grams have (Bojanowski et al. 2017), but in the table alone: "stupidest", met 14 times,
+    starts near "stupid", and a comment costs no more to read.
     """
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = vectors / np.where(lengths > 0, lengths, 1)
