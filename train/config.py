@@ -100,7 +100,7 @@ class TrainConfig:
         0.0,
         ge=0,
         description="weigh comments until identity terms tell nothing; 1 is the formula's own "
-        "strength, see train/identity.py",
+        "strength, see train/debias.py",
     )
     identity_insertion: float = Field(
         0.0, ge=0, le=1, description="share of the harmless comments shown with an identity term"
@@ -160,8 +160,10 @@ class TrainConfig:
             raise ValueError(
                 f"--label-smoothing is {self.label_smoothing}, expected 0 with --distill"
             )
-        if self.distill and (self.identity_balance or self.identity_insertion):
-            raise ValueError("--identity-balance and -insertion are the teacher's, expected 0")
+        for name in ("identity_balance", "identity_insertion"):
+            if self.distill and getattr(self, name):  # a student takes it over from its teacher
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is {getattr(self, name)}, expected 0 with --distill")
         if self.unlabelled and not self.distill:
             raise ValueError(f"--unlabelled is {self.unlabelled}, expected --distill beside it")
         return self

@@ -33,6 +33,7 @@ time its token is met, so that a rare word keeps its place and a frequent one ma
 _GRAMS, _MOST_WORDS = (3, 5), 300
 """Lengths of the character n-grams, and the most words that one which says something stands in."""
 _LEAST_ALIKE = 0.3
+"""Least cosine of two words' n-grams that counts."""
 _MOST_COUNTED = 50
 """Times a word is met from which its vector counts no more in those of words spelled like it."""
 _ENOUGH = 20
