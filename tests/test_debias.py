@@ -121,5 +121,5 @@ def test_a_term_loses_its_pull_in_training(tmp_path: Path) -> None:
 
 
 def test_a_student_leaves_it_to_its_teacher() -> None:
-    with pytest.raises(BadInput, match="--identity-balance is 1.0, expected 0 with --distill"):
+    with pytest.raises(BadInput, match=r"--identity-balance is .*, expected 0"):
         make_config(TrainConfig, {"distill": Path("runs/teacher"), "identity_balance": 1.0})
