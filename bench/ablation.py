@@ -48,6 +48,7 @@ ROWS: dict[str, Changes] = {
     "lr-5e-4": {"lr": 5e-4},
     "pretrain-1": {"pretrain_epochs": 1},
     "word-dropout": {"word_dropout": 0.1},
+    "phrases": {"phrases": 2000},
     "ema": {"ema": 0.99},
     "batch-256": {"batch_size": 256, "lr": 2e-3},
     "label-smoothing": {"label_smoothing": 0.05},
