@@ -89,7 +89,7 @@ def test_the_summary_names_terms_or_says_that_there_are_none() -> None:
 def test_a_term_loses_its_pull_in_training(tmp_path: Path) -> None:
     """How much higher "gay" makes a harmless comment's logit, without the options and with them."""
     rng, lines = np.random.default_rng(0), ["comment_text,toxic"]
-    for i in range(600):
+    for i in range(2000):
         words = rng.choice(["edit", "page", "article", "source", "talk", "link"], 4)
         insulting, mentioned = i % 4 == 0, rng.random() < (0.6 if i % 4 == 0 else 0.05)
         words = [*words, *(["idiot"] if insulting and rng.random() < 0.7 else [])]

@@ -388,11 +388,12 @@ def test_linear_attention_is_refused_where_it_does_not_exist(
     monkeypatch.setattr(export_main, "_device", lambda _: "cuda")
     with pytest.raises(BadInput, match=r"has linear attention, expected softmax .* --device cpu"):
         export_main.export(_config(linear_run, tmp_path))
-    qat = make_config(TrainConfig, {"qat": linear_run, "out": tmp_path / "q", "precision": "fp32"})
+    loaded = {"precision": "fp32", "embeddings": "random"}
+    qat = make_config(TrainConfig, {"qat": linear_run, "out": tmp_path / "q", **loaded})
     with pytest.raises(BadInput, match=r"has linear attention, expected softmax with --qat"):
         train(qat, torch.device("cpu"))
     with pytest.raises(BadInput, match=r"--attention is linear, expected softmax with --qat"):
-        make_config(TrainConfig, {"qat": trained_run, "precision": "fp32", "attention": "linear"})
+        make_config(TrainConfig, {"qat": trained_run, "attention": "linear", **loaded})
 
 
 def test_a_checkpoint_from_before_the_choice_is_softmax(trained_run: Path, tmp_path: Path) -> None:
