@@ -300,6 +300,9 @@ def test_phrases_are_frequent_pairs_of_words() -> None:
     assert len(tokenizer.vocabulary) == 12
     assert _words("you are an idiot , you", tokenizer) == "you are an idiot , you"
     assert len(tokenizer.encode("you are an idiot , you")) == 5
+    apart = build_tokenizer(TEXTS, max_vocab=12, max_len=12, phrases=2, unmerged=["idiot"])
+    assert "you are" in apart.vocabulary
+    assert "an idiot" not in apart.vocabulary
     # From the left: "are an" finds its first word taken.
     assert _words("you are an", _with_phrases()).split() == ["you", "are", "an"]
     assert len(_with_phrases().encode("you are an are an")) == 4

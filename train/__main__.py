@@ -115,6 +115,7 @@ def train(
             max_len=config.max_len,
             respelling=Respelling() if config.respell else None,
             phrases=config.phrases,
+            unmerged=debias.IDENTITY_TERMS,  # one id each, or the balance would miss some
         )
     unknown = oov_rates([comments.texts[row] for row in split.validation], tokenizer)
     say(

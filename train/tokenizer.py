@@ -46,7 +46,7 @@ import unicodedata
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice, pairwise
 from typing import Any
@@ -536,10 +536,12 @@ def build_tokenizer(
     max_len: int,
     respelling: Respelling | None = None,
     phrases: int = 0,
+    unmerged: Collection[str] = (),
 ) -> Tokenizer:
     """The special tokens and the `max_vocab - 3` most frequent tokens of `texts` by frequency.
 
-    `phrases` of them, the last, are the most frequent pairs of kept words that stand side by side.
+    `phrases` of them, the last, are the most frequent pairs of kept words that stand side by side,
+    neither of them one of the words `unmerged`.
     Ties go to the token that sorts first, so the same texts in any order give the same
     vocabulary. `max_len` counts [CLS].
     """
@@ -552,7 +554,7 @@ def build_tokenizer(
         if phrases:
             pairs.update(pairwise(tokens))
     kept = _most_frequent(counts, max_vocab - len(SPECIAL_TOKENS) - phrases)
-    words = {token for token in kept if token.isalnum()}
+    words = {token for token in kept if token.isalnum()} - set(unmerged)
     joined = {f"{a} {b}": n for (a, b), n in pairs.items() if a in words and b in words}
     vocabulary = (*SPECIAL_TOKENS, *kept, *_most_frequent(joined, phrases))
     return Tokenizer(vocabulary, max_len, respelling=respelling)
