@@ -3,11 +3,11 @@
     python -m bench.ablation --data train.csv.gz --test-data test.csv.gz --out-of-domain other.csv
 
 A row is the default with one change; the last one, `combination`, has every change that alone
-beat the default on validation, the better one where two set the same flag. Rows are chosen by
-validation AUROC only; the test file, the out-of-domain file and the false-positive rates of
-harmless comments with and without an identity are reported. A finished row is kept in `--runs` and
-read again; an interrupted one goes on where it stopped. One seed a row, so that differences of
-about 0.001 are noise. A table, and JSON as the last line.
+beat the default on validation, the better one where two set the same flag; where one row alone
+did, there is none. Rows are chosen by validation AUROC only; the test file, the out-of-domain file
+and the false-positive rates of harmless comments with and without an identity are reported. A
+finished row is kept in `--runs` and read again; an interrupted one goes on where it stopped. One
+seed a row, so that differences of about 0.001 are noise. A table, and JSON as the last line.
 """
 
 from __future__ import annotations
@@ -121,16 +121,25 @@ def measure(config: AblationConfig) -> dict[str, Any]:
         raise BadInput(f"--rows has {unknown[0]!r}, expected some of {', '.join(ROWS)}; drop it")
     elsewhere = load_comments(config.out_of_domain)
     harmless = next(iter(load_curated([config.harmless]).values()))
+    groups = sorted(set(harmless.extra[GROUP]))
+    if harmless.labels.any() or len(groups) != 2:
+        raise BadInput(
+            f"--harmless {config.harmless} has {int(harmless.labels.sum())} toxic comments in "
+            f"{len(groups)} groups, expected none in two; name another file"
+        )
     names = [name for name in ROWS if name == "default" or name in config.rows]
     rows = []
     for name in names:
         rows.append(_trained(config, name, ROWS[name], elsewhere, harmless))
         print(table([vars(row) for row in rows]), flush=True)
-    if COMBINATION in config.rows and (changes := combined(rows)):
+    changes = combined(rows)
+    # Of one row alone it would be that row again.
+    if COMBINATION in config.rows and all(changes != row.changes for row in rows):
         rows.append(_trained(config, COMBINATION, changes, elsewhere, harmless))
     return {
         "base": _settings(config, {}) | {"out": None},
         "out_of_domain": elsewhere.source,
+        "harmless": harmless.source,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "rows": [vars(row) for row in rows],
@@ -154,20 +163,20 @@ def best(rows: Sequence[Row]) -> Row:
 
 
 def bars(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """AUROC of the row that validation chose, on what did not choose it."""
+    """The row that validation chose, on what did not choose it.
+
+    `fpr_ratio` has no value where no random comment is flagged; it holds if no other is either.
+    """
     chosen = best(rows)
-    ratio = chosen.fpr_identity / chosen.fpr_random if chosen.fpr_random else float("inf")
+    ratio = chosen.fpr_identity / chosen.fpr_random if chosen.fpr_random else None
+    few = chosen.fpr_identity <= _FPR_RATIO_BAR * chosen.fpr_random
+    test, elsewhere = chosen.test_auroc, chosen.out_of_domain_auroc
     return {
-        name: {"value": round(value, 5), "bar": bar, "holds": holds}
+        name: {"value": None if value is None else round(value, 5), "bar": bar, "holds": holds}
         for name, value, bar, holds in (
-            ("test_auroc", chosen.test_auroc, _TEST_BAR, chosen.test_auroc >= _TEST_BAR),
-            (
-                "out_of_domain_auroc",
-                chosen.out_of_domain_auroc,
-                _OUT_OF_DOMAIN_BAR,
-                chosen.out_of_domain_auroc >= _OUT_OF_DOMAIN_BAR,
-            ),
-            ("fpr_ratio", ratio, _FPR_RATIO_BAR, ratio <= _FPR_RATIO_BAR),
+            ("test_auroc", test, _TEST_BAR, test >= _TEST_BAR),
+            ("out_of_domain_auroc", elsewhere, _OUT_OF_DOMAIN_BAR, elsewhere >= _OUT_OF_DOMAIN_BAR),
+            ("fpr_ratio", ratio, _FPR_RATIO_BAR, few),
         )
     }
 

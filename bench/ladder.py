@@ -34,7 +34,15 @@ from export.config import ExportConfig
 from export.scorer import Scorer
 from train import distill
 from train.__main__ import train
-from train.artifacts import METRICS_FILE, read_json, sha256_of, write_atomically, write_json
+from train.artifacts import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    WEIGHTS_FILE,
+    read_json,
+    sha256_of,
+    write_atomically,
+    write_json,
+)
 from train.cli import make_config, parse_config, run
 from train.config import TrainConfig
 
@@ -46,7 +54,12 @@ _LOSS, _COST = 0.002, 0.25
 class LadderConfig:
     """Flags of `python -m bench.ladder`."""
 
-    teacher: Path = Field(Path("runs/model"), description="finished run that teaches")
+    teacher: Path = Field(
+        Path("runs/model"), description="finished run that teaches, and that the bar compares with"
+    )
+    more_teachers: tuple[Path, ...] = Field(
+        (), description="finished runs of its split that teach with it"
+    )
     students: tuple[str, ...] = Field(
         ("96x2", "64x2", "64x1", "48x1"), description="shapes, d_model x n_layers"
     )
@@ -135,6 +148,7 @@ def measure(config: LadderConfig) -> dict[str, Any]:
 
 def distilled(config: LadderConfig, shape: str) -> Path:
     """Folder of the student of `shape`, trained now if it is not there. Raises BadInput."""
+    teachers = (config.teacher, *config.more_teachers)
     d_model, _, n_layers = shape.partition("x")
     if not (d_model.isdecimal() and n_layers.isdecimal()):
         raise BadInput(f"--students has {shape!r}, expected shapes such as 96x2; name others")
@@ -146,8 +160,15 @@ def distilled(config: LadderConfig, shape: str) -> Path:
             **{"d_model": int(d_model), "n_layers": int(n_layers), "device": "cpu"},
             **({"data": config.data} if config.data else {}),
         }
-        settings |= {"distill": config.teacher, "out": out}
+        settings |= {"distill": teachers, "out": out}
         train(make_config(TrainConfig, settings), torch.device("cpu"))
+    remedy = "delete it, or give another folder with --runs"
+    learned = read_json(out / CONFIG_FILE, remedy)["distillation"] or {}
+    if learned.get("teacher_sha256") != [sha256_of(run / WEIGHTS_FILE) for run in teachers]:
+        raise BadInput(
+            f"{out} has learned from other weights than those of "
+            f"{', '.join(map(str, teachers))}; {remedy}"
+        )
     return out
 
 

@@ -99,7 +99,7 @@ def test_a_term_loses_its_pull_in_training(tmp_path: Path) -> None:
     file.write_text("\n".join(lines) + "\n")
 
     def pull(**options: float) -> float:
-        out = tmp_path / str(len(options))
+        out = tmp_path / "-".join(["run", *options])
         settings = {
             **{"data": str(file), "out": out, "max_vocab": 40, "max_len": 16, "d_model": 16},
             **{"n_layers": 1, "n_heads": 2, "epochs": 4, "lr": 5e-3, "batch_size": 32},
@@ -113,13 +113,14 @@ def test_a_term_loses_its_pull_in_training(tmp_path: Path) -> None:
         return float(with_term - without)
 
     plain = pull()
-    balanced = pull(identity_balance=1.0, identity_insertion=0.2)
     assert plain > 1.0
-    assert balanced < plain / 2
-    fine_tuning = qat.defaults_of(tmp_path / "2")
+    assert pull(identity_balance=1.0) < plain / 2
+    assert pull(identity_insertion=0.2) < plain * 0.8
+    assert pull(identity_balance=1.0, identity_insertion=0.2) < plain / 2
+    fine_tuning = qat.defaults_of(tmp_path / "run-identity_balance-identity_insertion")
     assert (fine_tuning["identity_balance"], fine_tuning["identity_insertion"]) == (1.0, 0.2)
 
 
 def test_a_student_leaves_it_to_its_teacher() -> None:
     with pytest.raises(BadInput, match=r"--identity-balance is .*, expected 0"):
-        make_config(TrainConfig, {"distill": Path("runs/teacher"), "identity_balance": 1.0})
+        make_config(TrainConfig, {"distill": ("runs/teacher",), "identity_balance": 1.0})

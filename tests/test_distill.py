@@ -11,14 +11,24 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
 
 from contract import TOKENIZER_FILE, BadInput
-from train import distill
+from train import distill, ngrams, qat
 from train.__main__ import StopRequest, train
-from train.artifacts import CONFIG_FILE, METRICS_FILE, SPLIT_FILE, WEIGHTS_FILE, sha256_of
+from train.artifacts import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    SPLIT_FILE,
+    WEIGHTS_FILE,
+    Checkpoint,
+    save_tensors,
+    sha256_of,
+)
+from train.batches import TokenizedOnTheFly
 from train.cli import make_config
 from train.config import TrainConfig
-from train.data import load_comments
+from train.data import Comments, load_comments
 from train.evaluate import logits_of, probability_of
 
 CPU = torch.device("cpu")
@@ -37,8 +47,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def student_config(teacher: Path, out: Path, **changes: Any) -> TrainConfig:
     shape = {"d_model": 16, "n_layers": 1, "epochs": 1, "batch_size": 64, "device": "cpu"}
-    values = {**distill.defaults_of(teacher), "distill": teacher, "out": out, **shape, **changes}
-    return make_config(TrainConfig, values)
+    shape["ngram_teacher"] = 0.0  # its own tests have it
+    values = {**distill.defaults_of(teacher), "distill": (teacher,), "out": out, **shape}
+    return make_config(TrainConfig, {**values, **changes})
 
 
 def test_run_has_the_teachers_ids_and_split_and_names_it(teacher: Path, tmp_path: Path) -> None:
@@ -47,7 +58,7 @@ def test_run_has_the_teachers_ids_and_split_and_names_it(teacher: Path, tmp_path
     for name in (TOKENIZER_FILE, SPLIT_FILE):
         assert (out / name).read_bytes() == (teacher / name).read_bytes()
     recorded = json.loads((out / CONFIG_FILE).read_text())["distillation"]
-    assert recorded["teacher_sha256"] == sha256_of(teacher / WEIGHTS_FILE)
+    assert recorded["teacher_sha256"] == [sha256_of(teacher / WEIGHTS_FILE)]
     assert json.loads((out / METRICS_FILE).read_text())["pos_weight"] == 1.0
     assert len(list((tmp_path / "teacher_logits").iterdir())) == 1
 
@@ -71,25 +82,90 @@ def test_student_follows_the_teacher_and_not_the_labels(teacher: Path, tmp_path:
     weights = load_file(turned / WEIGHTS_FILE)
     for name in ("head.weight", "head.bias"):
         weights[name].mul_(-1)
-    distill.save_tensors(turned / WEIGHTS_FILE, weights)
+    save_tensors(turned / WEIGHTS_FILE, weights)
     out = tmp_path / "student"
     train(student_config(turned, out, epochs=3, patience=3, batch_size=16, lr=1e-2), CPU)
     aurocs = [e["auroc"] for e in json.loads((out / METRICS_FILE).read_text())["history"]]
     assert aurocs[-1] < 0.4
 
 
-def test_targets_are_the_teachers_probabilities(teacher: Path, tmp_path: Path) -> None:
-    loaded = distill.load_teacher(student_config(teacher, tmp_path / "student"))
-    comments = load_comments("synthetic:600")
-    ids = [np.array(loaded.tokenizer.encode(text)) for text in comments.texts]
-    rows = np.array([3, 1, 500])
-    targets = distill.soft_targets(loaded, ids, rows, tmp_path, {"a": 1}, CPU)
-    expected = probability_of(logits_of(loaded.model, ids, rows))
-    np.testing.assert_allclose(targets[rows], expected, atol=1e-6)
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another teacher of the same split, with another tokenizer."""
+    out = tmp_path_factory.mktemp("second") / "model"
+    shape = {"max_vocab": 300, "max_len": 16, "d_model": 16, "n_layers": 1}
+    train(TrainConfig(data="synthetic:600", out=out, epochs=1, device="cpu", **shape), CPU)
+    return out
+
+
+def test_targets_are_the_probability_of_the_mean_logit(
+    teacher: Path, second: Path, tmp_path: Path
+) -> None:
+    config = student_config(teacher, tmp_path / "student", distill=(teacher, second))
+    loaded = distill.load_teachers(config)
+    comments, rows = load_comments("synthetic:600"), np.array([3, 1, 500])
+    texts = [*comments.texts, "an extra one"]
+    scored = np.array([*rows, 600])
+    expected = np.mean(
+        [logits_of(t.model, TokenizedOnTheFly(texts, t.tokenizer), scored) for t in loaded], axis=0
+    )
+    said: list[str] = []
+
+    def targets_of(
+        teachers: list[Checkpoint], comments: Comments, rows: np.ndarray, extra: list[str]
+    ) -> np.ndarray:
+        return distill.soft_targets(
+            config, teachers, comments, extra, rows, tmp_path, CPU, said.append
+        )
+
+    targets = targets_of(loaded, comments, rows, ["an extra one"])
+    np.testing.assert_allclose(targets[scored], probability_of(expected), atol=1e-6)
     assert np.isnan(targets).sum() == 597
-    for other in ({"a": 2}, {"distill": "another teacher"}, {"split": "another split"}):
-        distill.soft_targets(loaded, ids, rows, tmp_path / "logits", other, CPU)
-    assert len(list((tmp_path / "logits").iterdir())) == 3  # {"a": 2} does not matter
+    assert len(said) == len(list(tmp_path.glob("*.safetensors"))) == 2
+    targets_of(loaded[1:], comments, rows, ["an extra one"])
+    assert len(said) == 2  # kept
+    reworded = dataclasses.replace(comments, texts=["another", *comments.texts[1:]])
+    retokenized = dataclasses.replace(loaded[0], tokenizer=loaded[1].tokenizer)
+    for others, other_comments, other_rows in (
+        (loaded[:1], comments, np.array([3, 1])),
+        (loaded[:1], comments, np.array([3, 1, 0])),
+        (loaded[:1], reworded, np.array([3, 1, 0])),
+        ([retokenized], comments, np.array([3, 1])),
+    ):
+        targets_of(others, other_comments, other_rows, [])
+    assert len(said) == 6
+
+
+def test_a_student_of_two_has_the_firsts_ids(teacher: Path, second: Path, tmp_path: Path) -> None:
+    config = student_config(teacher, tmp_path / "student", distill=(teacher, second))
+    train(config, CPU)
+    kept = (config.out / TOKENIZER_FILE).read_bytes()
+    assert kept == (teacher / TOKENIZER_FILE).read_bytes()
+    recorded = json.loads((config.out / CONFIG_FILE).read_text())
+    assert recorded["distillation"]["teacher_sha256"] == [
+        sha256_of(folder / WEIGHTS_FILE) for folder in (teacher, second)
+    ]
+    assert recorded["train"]["distill"] == [str(teacher), str(second)]
+
+
+def test_a_second_teacher_of_another_split_is_refused(teacher: Path, tmp_path: Path) -> None:
+    """It may have trained on the comments that judge the student."""
+    other = tmp_path / "other"
+    shape = {"max_vocab": 300, "max_len": 16, "d_model": 16, "n_layers": 1}
+    train(TrainConfig(data="synthetic:600", seed=1, out=other, device="cpu", **shape), CPU)
+    with pytest.raises(BadInput, match=r"not those that .*other was trained on"):
+        train(student_config(teacher, tmp_path / "student", distill=(teacher, other)), CPU)
+
+
+def test_fine_tuning_a_student_balances_as_its_teacher_did(teacher: Path, tmp_path: Path) -> None:
+    recorded = json.loads((teacher / CONFIG_FILE).read_text())
+    recorded["train"] |= {"identity_balance": 1.5, "identity_insertion": 0.05}
+    assert distill.balance_of(recorded) == {"identity_balance": 1.5, "identity_insertion": 0.05}
+    student = {"train": {"identity_balance": 0.0}, "distillation": distill.balance_of(recorded)}
+    (tmp_path / CONFIG_FILE).write_text(
+        json.dumps({**student, "train": {**recorded["train"], "identity_balance": 0.0}})
+    )
+    assert qat.defaults_of(tmp_path)["identity_balance"] == 1.5
 
 
 def test_a_teacher_scores_the_comments_once(
@@ -142,8 +218,74 @@ def test_refuses_what_the_teacher_does_not_fit(
 
 def test_flags_that_contradict_each_other(teacher: Path) -> None:
     good = student_config(teacher, Path("student"))
-    for changes in ({"out": teacher}, {"qat": teacher, "precision": "fp32"}):
-        with pytest.raises(BadInput):
+    qat = {"qat": teacher, "precision": "fp32", "embeddings": "random"}
+    twice = {"distill": (teacher, teacher)}
+    for changes, message in (
+        ({"out": teacher}, "--out is"),
+        (qat, "--distill is"),
+        (twice, "twice"),
+    ):
+        with pytest.raises(BadInput, match=message):
             make_config(TrainConfig, {**dataclasses.asdict(good), **changes})
     with pytest.raises(BadInput, match="expected --distill"):
         make_config(TrainConfig, {"unlabelled": "more.csv"})
+    with pytest.raises(BadInput, match=r"--ngram-teacher is 2\.0, expected --distill"):
+        make_config(TrainConfig, {"ngram_teacher": 2.0})
+
+
+# --- The regression on letters -----------------------------------------------------------------
+def test_no_regression_scores_a_comment_that_it_was_fitted_on(tmp_path: Path) -> None:
+    """Labels by chance cannot be known, unless from the comment itself."""
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("abcdefgh "), 30)) for _ in range(400)]
+    labels = rng.integers(2, size=400).astype(np.float32)
+    logits = letters(texts, labels, tmp_path)
+    assert 0.4 < roc_auc_score(labels, logits) < 0.6
+    assert abs(probability_of(logits).mean() - labels.mean()) < 0.05  # calibrated
+    fitted = ngrams.regression(characters=True).fit(texts, labels)
+    assert roc_auc_score(labels, fitted.decision_function(texts)) > 0.9
+
+
+def letters(
+    texts: list[str],
+    labels: np.ndarray,
+    folder: Path,
+    unlabelled: tuple[str, ...] = (),
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
+    weights = np.ones(len(texts), np.float32) if weights is None else weights
+    said: list[str] = []
+    return ngrams.cross_fitted_logits(
+        texts, labels, weights, unlabelled, seed=0, folder=folder, say=said.append
+    )
+
+
+def test_letters_know_a_word_they_have_not_met_and_count_by_weight(tmp_path: Path) -> None:
+    texts = ["you stupid man", "you stupidest man", "a fine man", "a finer man"] * 30
+    labels = np.array([1, 1, 0, 0] * 30, np.float32)
+    first, second = letters(texts, labels, tmp_path, ("stupider", "finest"))[-2:]
+    assert first > 0 > second
+    weights = np.where(labels == 1, 0.01, 1.0).astype(np.float32)
+    assert not np.allclose(
+        letters(texts, labels, tmp_path, weights=weights), letters(texts, labels, tmp_path)
+    )
+    assert len(list(tmp_path.glob("ngrams-*"))) == 3
+    with pytest.raises(BadInput, match="3 training comments, 1 of them toxic, are too few"):
+        letters(texts[1:4], labels[1:4], tmp_path)
+
+
+def test_letters_teach_beside_the_runs(teacher: Path, tmp_path: Path) -> None:
+    config = student_config(teacher, tmp_path / "student", ngram_teacher=2.0)
+    loaded, comments = distill.load_teachers(config), load_comments("synthetic:600")
+    rows = np.arange(0, 600, 2)
+    arguments = loaded, comments, [], rows, tmp_path, CPU, print
+    both = distill.soft_targets(config, *arguments)[rows]
+    alone = distill.soft_targets(dataclasses.replace(config, ngram_teacher=0.0), *arguments)[rows]
+    (kept,) = tmp_path.glob("ngrams-*")
+    of_letters = load_file(kept)["logit"].numpy()
+    expected = (np.log(alone / (1 - alone)) + 2 * of_letters) / 3
+    np.testing.assert_allclose(both, probability_of(expected), atol=1e-4)
+    train(config, CPU)
+    recorded = json.loads((config.out / CONFIG_FILE).read_text())["distillation"]
+    assert recorded["ngram_teacher"] == 2.0
+    assert distill.defaults_of(teacher)["ngram_teacher"] == distill.NGRAM_TEACHER

@@ -54,3 +54,6 @@ def test_small_ladder_from_training_to_document(trained_run: Path, tmp_path: Pat
     assert all(rung["comments_per_s"] > 0 for rung in rungs.values())
     assert (tmp_path / "runs/16x1/model.safetensors").exists()
     assert len({rung["onnx_sha256"] for rung in rungs.values()}) == 3
+    other = dataclasses.replace(config, more_teachers=(tmp_path / "runs/16x1",))
+    with pytest.raises(BadInput, match=r"16x1 has learned from other weights.*delete it"):
+        ladder.distilled(other, "16x1")

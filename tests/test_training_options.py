@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import ablation
 from contract import CLS_ID, PAD_ID, UNK_ID, BadInput
-from train import embeddings, pretrain
+from train import debias, embeddings, pretrain
 from train.__main__ import StopRequest, train
 from train.artifacts import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE
 from train.cli import make_config
@@ -32,7 +34,16 @@ SMALL: dict[str, Any] = {
 ALL_AT_ONCE: dict[str, Any] = {
     **{"embeddings": "cooccurrence", "pretrain_epochs": 1, "ema": 0.9},
     **{"word_dropout": 0.1, "label_smoothing": 0.1},
+    **{"identity_balance": 1.0, "identity_insertion": 0.5},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _terms_of_the_synthetic_comments() -> Iterator[None]:
+    """They name no identity, so that a word of their attacks stands for one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(debias, "IDENTITY_TERMS", ("idiot", "stupid"))
+        yield
 
 
 def trained(out: Path, **changes: Any) -> dict[str, torch.Tensor]:
@@ -213,6 +224,18 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert equal(load_file(config.out / WEIGHTS_FILE), whole)
 
 
+@pytest.mark.parametrize("stop_after", [3, 16])
+def test_interrupted_pretraining_is_not_mixed_with_other_settings(
+    tmp_path: Path, stop_after: int
+) -> None:
+    """Stopped within the 15 steps of pre-training, and just behind them."""
+    settings = {**SMALL, "pretrain_epochs": 1, "checkpoint_steps": 100, "out": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config(TrainConfig, settings), CPU, stop=StopAfter(stop_after))
+    with pytest.raises(BadInput, match=r"interrupted run with weight_decay 0.01, expected 0.5"):
+        train(make_config(TrainConfig, {**settings, "weight_decay": 0.5}), CPU)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     return trained(tmp_path_factory.mktemp("whole") / "run", **ALL_AT_ONCE)
@@ -266,8 +289,8 @@ def test_compiling_without_a_compiler_is_refused(
             {"qat": "a", "precision": "fp32", "embeddings": "random", "compile": True},
             "--compile is given",
         ),
-        ({"distill": "runs/teacher", "soft_targets": True}, "--soft-targets is"),
-        ({"distill": "runs/teacher", "label_smoothing": 0.1}, "--label-smoothing is 0.1"),
+        ({"distill": ("runs/teacher",), "soft_targets": True}, "--soft-targets is"),
+        ({"distill": ("runs/teacher",), "label_smoothing": 0.1}, "--label-smoothing is 0.1"),
         ({"word_dropout": 1.0}, "--word-dropout is 1.0"),
         ({"ema": 1.0}, "--ema is 1.0"),
         ({"pretrain_epochs": -1}, "--pretrain-epochs is -1"),
@@ -308,6 +331,9 @@ def test_validation_alone_chooses_and_a_bar_can_fail() -> None:
     assert ablation.bars(rows)["test_auroc"] == {"value": 0.97, "bar": 0.98, "holds": False}
     assert ablation.bars(rows[:1])["test_auroc"]["holds"]
     assert ablation.bars(rows)["fpr_ratio"] == {"value": 4.0, "bar": 3.0, "holds": False}
+    flags_identities_alone = [dataclasses.replace(rows[0], fpr_random=0.0)]
+    expected = {"value": None, "bar": 3.0, "holds": False}
+    assert ablation.bars(flags_identities_alone)["fpr_ratio"] == expected
 
 
 def test_small_ablation_from_training_to_document(tmp_path: Path) -> None:
@@ -337,3 +363,6 @@ def test_small_ablation_from_training_to_document(tmp_path: Path) -> None:
     for rows, message in ((("ema",), r"runs/ema has .*delete"), (("eam",), "--rows has 'eam'")):
         with pytest.raises(BadInput, match=message):
             ablation.measure(ablation.AblationConfig(**{**vars(config), "rows": rows}))
+    harmless.write_text("comment_text,toxic,group\na gay man,1,with\na man,0,without\n")
+    with pytest.raises(BadInput, match="has 1 toxic comments in 2 groups"):
+        ablation.measure(config)

@@ -3,7 +3,7 @@
     python -m train --data ../shared/data/jigsaw_wiki_train.csv.gz
     torchrun --nproc-per-node 2 -m train --data ...
     python -m train --qat runs/model     # fine-tune that run for INT8, see train/qat.py
-    python -m train --distill runs/model --d-model 96 --n-layers 2   # see train/distill.py
+    python -m train --distill runs/model --d-model 64 --n-layers 1   # see train/distill.py
     python -m train --pretrain-epochs 2  # learn to guess masked words first, see train/pretrain.py
 
 Ctrl-C saves the progress; the same command goes on at the same step.
@@ -55,7 +55,10 @@ def main() -> None:
         None,
         prog="python -m train",
         description="Train the encoder.",
-        defaults_from={"qat": qat.defaults_of, "distill": distill.defaults_of},
+        defaults_from={
+            "qat": lambda run: qat.defaults_of(Path(run)),
+            "distill": lambda runs: distill.defaults_of(Path(runs[0])),
+        },
     )
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = _device(config)
@@ -91,7 +94,7 @@ def train(
 
     # --- Data: the same on every process, from the same seed -----------------------------
     start = qat.load_start(config) if config.qat else None
-    teacher = distill.load_teacher(config) if config.distill else None
+    teachers = distill.load_teachers(config) if config.distill else []
     comments = load_comments(
         config.data, text_column=config.text_column, label_column=config.label_column
     )
@@ -105,9 +108,10 @@ def train(
     split = split_comments(
         comments.texts, comments.labels, fractions=config.fractions, seed=config.seed
     )
-    if earlier := start or teacher:
-        artifacts.check_split(earlier.folder, split.fingerprint, config.data)
-        tokenizer = earlier.tokenizer
+    if earlier := [start] if start else teachers:
+        for checkpoint in earlier:
+            artifacts.check_split(checkpoint.folder, split.fingerprint, config.data)
+        tokenizer = earlier[0].tokenizer
     else:
         tokenizer = build_tokenizer(
             (comments.texts[row] for row in split.train),
@@ -145,7 +149,7 @@ def train(
         trained = ClsOnlyEncoder(model)
     positive = float(comments.labels[split.train].sum())
     # A calibrated start must stay on the scale of its probabilities, as a student on its teacher's.
-    unweighted = teacher or (start and start.config.get("calibration"))
+    unweighted = teachers or (start and start.config.get("calibration"))
     balance = 1.0 if unweighted else (len(split.train) - positive) / positive
     pos_weight = torch.tensor(balance, device=device)
     loss_of = nn.BCEWithLogitsLoss(pos_weight=pos_weight, reduction="none")
@@ -166,13 +170,13 @@ def train(
     if rank == 0:
         _prepare(work, identity, restart=config.restart)
     targets = _targets(config, comments)
-    logits_folder = config.out.parent / "teacher_logits"
-    if teacher and rank == 0:  # the others read what it wrote
-        say("the teacher scores the training comments ...")
-        distill.soft_targets(teacher, ids, training_rows, logits_folder, identity, device)
+    folder = config.out.parent / "teacher_logits"
+    taught = config, teachers, comments, extra, split.train, folder, device, say
+    if teachers and rank == 0:  # the others read what it wrote
+        distill.soft_targets(*taught)
     _wait_for_all(world)
-    if teacher:
-        targets = distill.soft_targets(teacher, ids, training_rows, logits_folder, identity, device)
+    if teachers:
+        targets = distill.soft_targets(*taught)
     resumes = (work / artifacts.PROGRESS_FILE).exists()
     if config.embeddings != "random" and not resumes:
         say("counting which words stand near each other ...")
@@ -352,7 +356,7 @@ def train(
             "processes": world,
             "quantization": quantization,
             "calibration": dataclasses.asdict(platt),
-            "distillation": distill.record(config, len(extra)) if teacher else None,
+            "distillation": distill.record(config, teachers, len(extra)) if teachers else None,
         },
     )
     artifacts.write_json(work / artifacts.SPLIT_FILE, split.to_json())
@@ -465,7 +469,8 @@ def _identity(
     if config.qat:  # the weights that it starts from, wherever they lie
         settings["qat"] = artifacts.sha256_of(config.qat / artifacts.WEIGHTS_FILE)
     if config.distill:
-        settings["distill"] = artifacts.sha256_of(config.distill / artifacts.WEIGHTS_FILE)
+        weights = [folder / artifacts.WEIGHTS_FILE for folder in config.distill]
+        settings["distill"] = [artifacts.sha256_of(file) for file in weights]
     if config.unlabelled:
         settings["unlabelled"] = artifacts.sha256_of(config.unlabelled)
     del settings["batch_size"]
@@ -481,8 +486,14 @@ def _prepare(work: Path, identity: dict[str, Any], *, restart: bool) -> None:
     """Make the working folder; refuse to mix two different runs in it."""
     if restart:
         shutil.rmtree(work, ignore_errors=True)
-    progress = work / artifacts.PROGRESS_FILE
-    if progress.exists():
+    before = work / pretrain.FOLDER
+    for progress in (
+        work / artifacts.PROGRESS_FILE,
+        before / artifacts.PROGRESS_FILE,
+        before / pretrain.RESULT,
+    ):
+        if not progress.exists():
+            continue
         earlier = artifacts.read_json(progress, "start over with --restart")["identity"]
         for name, value in identity.items():
             if earlier.get(name) != value:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,15 @@ def replace_folder(staged: Path, target: Path) -> None:
 def save_weights(folder: Path, model: nn.Module) -> None:
     """Write `model.safetensors`, tensors by their PyTorch names."""
     save_tensors(folder / WEIGHTS_FILE, model.state_dict())
+
+
+def sha256_of_texts(texts: Iterable[str]) -> str:
+    """Hex digest of the texts in their order, each with its length."""
+    digest = hashlib.sha256()
+    for text in texts:
+        part = text.encode("utf-8", "surrogatepass")
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -12,7 +12,6 @@ import dataclasses
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -35,12 +34,12 @@ def parse_config(
     prog: str,
     description: str,
     positional: str | None = None,
-    defaults_from: Mapping[str, Callable[[Path], dict[str, Any]]] | None = None,
+    defaults_from: Mapping[str, Callable[[Any], dict[str, Any]]] | None = None,
 ) -> Config:
     """Config of one stage from the command line.
 
-    `positional` names a field that is given without a flag. `defaults_from` names fields of
-    a path, each with a function of that path to other fields' defaults when it is given.
+    `positional` names a field that is given without a flag. `defaults_from` names fields,
+    each with a function of what is given there (text, or a list of it) to other fields' defaults.
     Raises BadInput that names the flag, its value and what was expected; `--help` prints and
     exits with 0.
     """
@@ -55,8 +54,8 @@ def parse_config(
         _add_argument(parser, field, hints[field.name], positional=field.name == positional)
     values = vars(parser.parse_args(argv))
     for name, defaults_of in (defaults_from or {}).items():
-        if values[name] is not None:
-            parser.set_defaults(**defaults_of(Path(values[name])))
+        if values[name]:
+            parser.set_defaults(**defaults_of(values[name]))
             values = vars(parser.parse_args(argv))
     given = {k: v for k, v in values.items() if v is not None}
     return make_config(config_class, given)

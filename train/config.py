@@ -39,12 +39,18 @@ class TrainConfig:
     qat: Path | None = Field(
         None,
         description="finished run to fine-tune for INT8; its data, split and shape become the "
-        "defaults, with 1 epoch, lr 2e-5, fp32 and out runs/qat",
+        "defaults, with 1 epoch, lr 2e-5, fp32, its own embeddings and out runs/qat",
     )
-    distill: Path | None = Field(
-        None,
-        description="finished run whose probabilities to learn instead of the labels; its data, "
-        "split and tokenizer become the defaults, with out runs/student",
+    distill: tuple[Path, ...] = Field(
+        (),
+        description="finished runs whose probabilities to learn instead of the labels; the "
+        "first's data, split and tokenizer become the defaults, with out runs/student",
+    )
+    ngram_teacher: float = Field(
+        0.0,
+        ge=0,
+        description="a regression on character n-grams teaches beside the runs of --distill and "
+        "counts as so many; 1 with --distill, see train/ngrams.py",
     )
     unlabelled: Path | None = Field(
         None, description="more comments for --distill, in a file that needs no labels"
@@ -151,9 +157,12 @@ class TrainConfig:
     @model_validator(mode="after")
     def _distills_one_way(self) -> TrainConfig:
         if self.distill and self.qat:
-            raise ValueError(f"--distill is {self.distill}, expected none with --qat")
-        if self.distill and self.distill.resolve() == self.out.resolve():
+            raise ValueError(f"--distill is {self.distill[0]}, expected none with --qat")
+        folders = [folder.resolve() for folder in self.distill]
+        if self.out.resolve() in folders:
             raise ValueError(f"--out is {self.out}, expected another folder than --distill")
+        if len(set(folders)) < len(folders):
+            raise ValueError("--distill names a run twice, expected each once")
         if self.distill and self.soft_targets:
             raise ValueError("--soft-targets is given, expected --no-soft-targets with --distill")
         if self.distill and self.label_smoothing:
@@ -164,6 +173,10 @@ class TrainConfig:
             if self.distill and getattr(self, name):  # a student takes it over from its teacher
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} is {getattr(self, name)}, expected 0 with --distill")
+        if self.ngram_teacher and not self.distill:
+            raise ValueError(
+                f"--ngram-teacher is {self.ngram_teacher}, expected --distill beside it"
+            )
         if self.unlabelled and not self.distill:
             raise ValueError(f"--unlabelled is {self.unlabelled}, expected --distill beside it")
         return self
@@ -176,4 +189,5 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """Every field as JSON, paths as they were given."""
         fields = dataclasses.asdict(self)
+        fields["distill"] = [str(folder) for folder in self.distill]
         return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}

@@ -77,11 +77,11 @@ def summary(terms: IdentityStatistics, vocabulary: Sequence[str]) -> str:
     """One line for people: the terms that most often stand in toxic comments."""
     if not len(terms.ids):
         return "no identity term is in the vocabulary: there is nothing to balance"
-    worst = np.argsort(-terms.surplus, kind="stable")[:5]
+    worst = [i for i in np.argsort(-terms.surplus, kind="stable")[:5] if terms.surplus[i]]
     named = (f"{vocabulary[terms.ids[i]]} {terms.toxic_rate[i]:.0%}" for i in worst)
     return (
         f"{len(terms.ids)} identity terms in the vocabulary; most often in toxic comments: "
-        f"{', '.join(named)} (of all comments {terms.overall_rate:.0%})"
+        f"{', '.join(named) or 'none'} (of all comments {terms.overall_rate:.0%})"
     )
 
 

@@ -43,8 +43,8 @@ SAMPLED = 2048
 """Tokens drawn for the softmax of a step, beside the batch's own."""
 _FIRST_EPOCH = 1_000
 """Number of the first epoch, so that its order of comments is none of the training's."""
-_FOLDER = "pretrain"
-_RESULT = "pretrained.json"
+FOLDER = "pretrain"
+RESULT = "pretrained.json"
 
 
 class MaskedWordModel(nn.Module):
@@ -127,11 +127,11 @@ def pretrain(
     Returns what metrics.json says of it. Raises KeyboardInterrupt, progress saved, at the first
     step after which `stopped()` holds.
     """
-    remedy, folder = "start over with --restart", work / _FOLDER
-    if (folder / _RESULT).exists():
+    remedy, folder = "start over with --restart", work / FOLDER
+    if (folder / RESULT).exists():
         weights = artifacts.load_tensors(folder / artifacts.WEIGHTS_FILE, remedy)
         model.load_state_dict(weights)
-        return artifacts.read_json(folder / _RESULT, remedy)
+        return dict(artifacts.read_json(folder / RESULT, remedy)["result"])
     device = next(model.parameters()).device
     guesser = MaskedWordModel(model).to(device)
     optimizer = make_optimizer(guesser, config)
@@ -189,11 +189,11 @@ def pretrain(
         "seconds": round(progress["seconds"], 1),
         "real_tokens_per_second": round(progress["tokens"] / max(progress["seconds"], 1e-9)),
     }
-    artifacts.write_json(folder / _RESULT, result)
+    artifacts.write_json(folder / RESULT, {"identity": identity, "result": result})
     artifacts.clear_progress(folder)
     return result
 
 
 def clear(work: Path) -> None:
     """Drop the pre-trained weights, before the folder becomes the finished one."""
-    shutil.rmtree(work / _FOLDER, ignore_errors=True)
+    shutil.rmtree(work / FOLDER, ignore_errors=True)

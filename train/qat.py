@@ -39,6 +39,7 @@ from train.artifacts import CONFIG_FILE, Checkpoint, load_checkpoint, read_json
 from train.batches import CommentIds
 from train.cli import make_config
 from train.config import WRITTEN_BEFORE, TrainConfig
+from train.distill import balance_of
 from train.evaluate import logits_of, probability_of
 from train.model import Block, ModelConfig, ToxicityEncoder
 
@@ -74,7 +75,8 @@ def defaults_of(folder: Path) -> dict[str, Any]:
     Raises BadInput when there is no checkpoint.
     """
     remedy = "run `make train` to write a checkpoint"
-    trained = WRITTEN_BEFORE | read_json(folder / CONFIG_FILE, remedy).get("train", {})
+    recorded = {"train": {}, **read_json(folder / CONFIG_FILE, remedy)}
+    trained = WRITTEN_BEFORE | recorded["train"] | balance_of(recorded)
     missing = {*_CARRIED, *_FIXED} - trained.keys()
     if missing:
         raise BadInput(f"{folder / CONFIG_FILE} has no {min(missing)} of its training; {remedy}")
