@@ -46,7 +46,7 @@ help: ## list the targets and their variables
 
 install: $(READY) ## make the virtual environment from the pinned constraints|PYTHON
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py train/chunks.c constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found, expected one on PATH (Triton 24.10 needs numpy < 2, which has no later build); install it or give PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q -c constraints.txt pip setuptools

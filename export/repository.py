@@ -56,6 +56,11 @@ _CODE = {
     "tokenizer.py": Path(train.tokenizer.__file__),
 }
 """Served file -> its source. Copies, so that a version stays what it was when it was tested."""
+_COMPILED = {
+    path.name: path
+    for path in Path(train.tokenizer.__file__).parent.glob(f"{train.tokenizer.COMPILED_MODULE}.*so")
+}
+"""The tokenizer's compiled part likewise, where there is one. Python reads where it cannot load."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,7 @@ def publish(
             ragged, encoder, public = staged = [
                 stack.enter_context(_staging(repository / model)) for model in _MODELS
             ]
-            sources = {**_CODE, ONNX_FILE: onnx_path, TOKENIZER_FILE: tokenizer_path}
+            sources = {**_CODE, **_COMPILED, ONNX_FILE: onnx_path, TOKENIZER_FILE: tokenizer_path}
             for name, source in sources.items():
                 write_atomically(public / name, source.read_bytes())
             files = {name: _fingerprint(public / name) for name in sorted(sources)}

@@ -8,7 +8,7 @@ import pytest
 
 from bench import tokenizer as bench
 from bench.comments import SYNTHETIC
-from bench.tokenizer import OURS, UNK, WORD_LEVEL, TokenizerBenchConfig, measure
+from bench.tokenizer import OURS, PYTHON, UNK, WORD_LEVEL, TokenizerBenchConfig, measure
 
 CONFIG = TokenizerBenchConfig(comments=SYNTHETIC, max_vocab=400, rounds=1)
 
@@ -38,14 +38,15 @@ def test_other_ids_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bars_can_fail() -> None:
-    fast = bench._bars({OURS: 9.0, WORD_LEVEL: 10.0}, {WORD_LEVEL: 1.0})
+    equal = {WORD_LEVEL: 1.0}
+    fast = bench._bars({OURS: 9.0, WORD_LEVEL: 10.0}, equal, same_in_python=True)
     assert all(bar["holds"] for bar in fast.values())
-    slow = bench._bars({OURS: 11.0, WORD_LEVEL: 10.0}, {WORD_LEVEL: 1.0})
-    assert not slow["us_over_10"]["holds"] and not slow["time_over_word_level"]["holds"]
-    assert "time_over_word_level" not in bench._bars({OURS: 9.0}, {})
+    slow = bench._bars({OURS: 11.0, WORD_LEVEL: 10.0}, equal, same_in_python=False)
+    assert not any(bar["holds"] for name, bar in slow.items() if name != "word_level_equal_ids")
+    assert "time_over_word_level" not in bench._bars({OURS: 9.0}, {}, same_in_python=True)
 
 
 def test_contenders_are_skipped_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_tokenizers_version", lambda: None)
     document = measure(replace(CONFIG, max_vocab=100))
-    assert document["us_per_85_tokens"].keys() == {OURS, UNK}
+    assert document["us_per_85_tokens"].keys() == {OURS, PYTHON, UNK}

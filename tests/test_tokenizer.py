@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import re
 import subprocess
 import sys
+import types
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,8 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.comments import REAL_COMMENTS
 from contract import CLS_ID, SPECIAL_TOKENS, UNK_ID, BadInput
+from export import repository
 from train import tokenizer as tokenizer_module
+from train.data import load_comments
 from train.tokenizer import Respelling, Tokenizer, build_tokenizer, oov_rates
 
 TEXTS = ["you are a wonderful person !", "you are an idiot", "don't be an idiot , you"] * 3
@@ -152,7 +157,9 @@ def test_module_needs_nothing_but_the_standard_library() -> None:
 
 
 def _words(text: str, tokenizer: Tokenizer = RESPELLING) -> str:
-    return " ".join(tokenizer.vocabulary[i] for i in tokenizer.encode(text)[1:])
+    ids = tokenizer.encode(text)
+    assert replace(tokenizer, compiled=False).encode(text) == ids
+    return " ".join(tokenizer.vocabulary[i] for i in ids[1:])
 
 
 @pytest.mark.parametrize(
@@ -203,6 +210,60 @@ def test_a_cut_changes_no_id_before_it(text: str, max_len: int) -> None:
         assert cut == (len(whole) > max_len)
 
 
+def test_compiled_part_is_there_where_it_was_built() -> None:
+    """`make install` builds it beside the tokenizer; another place has none, or an older one."""
+    built = list(Path(tokenizer_module.__file__).parent.glob("_chunks.*so"))
+    if not built:
+        pytest.skip("chunks.c was not compiled: no C compiler when `make install` ran")
+    assert RESPELLING.is_compiled and TOKENIZER.is_compiled
+    assert not replace(RESPELLING, compiled=False).is_compiled
+
+
+@given(ANY_TEXT | EVASIVE_TEXT.map("".join), st.integers(1, 80))
+def test_compiled_part_changes_no_id(text: str, max_len: int) -> None:
+    for tokenizer in (UNKNOWN_TO_IT, RESPELLING, _with_phrases()):
+        subject = replace(tokenizer, max_len=max_len)
+        expected = replace(subject, compiled=False).encode_and_cut(text)
+        assert subject.encode_and_cut(text) == expected, tokenizer
+
+
+# Words that steps c and d read, with one character changed, doubled, dropped or put in.
+NEAR_WORDS = st.builds(
+    lambda word, at, put, cut: word[: at % len(word)] + put + word[at % len(word) + cut :],
+    st.sampled_from([a + b for a in ("", *WORDS) for b in WORDS]),
+    st.integers(0, 30),
+    st.sampled_from(["", "a", "e", "s", "0", "1", "3", "5", "7", "ss", "iii", "*", "!", "é", "Z"]),
+    st.integers(0, 2),
+)
+
+
+@given(st.lists(NEAR_WORDS, max_size=12), st.sampled_from([" ", " ", "-", "!", "[", "\x7f", "ß"]))
+def test_compiled_part_reads_unknown_words_alike(words: list[str], between: str) -> None:
+    text = between.join(words)
+    assert RESPELLING.encode(text) == replace(RESPELLING, compiled=False).encode(text)
+
+
+def test_compiled_part_reads_real_comments_alike() -> None:
+    if not REAL_COMMENTS.exists():
+        pytest.skip(f"{REAL_COMMENTS.name} is not beside this checkout")
+    texts = load_comments(str(REAL_COMMENTS)).texts
+    tokenizer = build_tokenizer(
+        texts[:3_000], max_vocab=5_000, max_len=256, respelling=Respelling(), phrases=500
+    )
+    in_python = replace(tokenizer, compiled=False)
+    for text in texts[3_000:]:
+        assert tokenizer.encode_and_cut(text) == in_python.encode_and_cut(text), text
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_compiled_part_of_another_version_is_not_used(
+    version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = types.SimpleNamespace(VERSION=version)
+    monkeypatch.setattr(tokenizer_module.importlib, "import_module", lambda _: other)
+    assert tokenizer_module._load_compiled() is None
+
+
 @given(st.lists(EVASIVE_TEXT.map("".join), max_size=8))
 def test_ids_do_not_depend_on_what_was_read_before(texts: list[str]) -> None:
     expected = [replace(RESPELLING).encode(text) for text in texts]
@@ -214,13 +275,18 @@ def test_memory_is_bounded_and_forgetting_changes_nothing(monkeypatch: pytest.Mo
     texts = [f"sh1t{i} f*ck{i} stuuupid idiot" for i in range(500)]
     expected = [RESPELLING.encode(text) for text in texts]
     monkeypatch.setattr(tokenizer_module, "_MEMO_CHUNKS", 10)
-    reader = replace(RESPELLING)
-    with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda _: [reader.encode(text) for text in texts], range(8)):
-            assert found == expected
-    assert len(reader._ids_of) <= len(RESPELLING.vocabulary) + 10 + 4
-    reader.encode("x" * 10_000)
-    assert max(map(len, reader._ids_of)) < 100
+    for reader in (replace(RESPELLING), replace(RESPELLING, compiled=False)):
+        read = functools.partial(_encode_all, reader, texts)
+        with ThreadPoolExecutor(4) as pool:
+            for found in pool.map(lambda _, read=read: read(), range(8)):
+                assert found == expected
+        assert len(reader._ids_of) <= len(RESPELLING.vocabulary) + 10 + 4
+        reader.encode("x" * 10_000)
+        assert max(map(len, reader._ids_of)) < 100
+
+
+def _encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [tokenizer.encode(text) for text in texts]
 
 
 @pytest.mark.parametrize(
@@ -245,9 +311,11 @@ def test_hostile_text_is_read_no_further_than_it_counts(
         return real(self, word)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tokenizer_module._Respeller, "_known_form", counted)
-    ids, cut = replace(RESPELLING).encode_and_cut(text)
+    assert len(replace(RESPELLING)._ids(text)) <= 2 * RESPELLING.max_len
+    ids, cut = replace(RESPELLING, compiled=False).encode_and_cut(text)
+    assert replace(RESPELLING).encode_and_cut(text) == (ids, cut)
     assert len(ids) == min(RESPELLING.max_len, len(ids)) and cut == (len(ids) > 2)
-    assert len(tried) <= 4 * RESPELLING.max_len
+    assert len(tried) <= 12 * RESPELLING.max_len  # read three times
     assert max(tried, default=0) <= 64
 
 
@@ -268,17 +336,20 @@ def test_the_file_decides_how_words_are_read() -> None:
     assert _words("s9it sh1t f#ck", other) == "shit [UNK] fuck"
 
 
-def test_served_copy_gives_the_same_ids(tmp_path: Path) -> None:
-    """The two files as `make export` copies them, in an interpreter without the project."""
-    for module in (tokenizer_module, sys.modules["contract"]):
-        source = Path(str(module.__file__))
+@pytest.mark.parametrize("compiled", [False, True])
+def test_served_copy_gives_the_same_ids(tmp_path: Path, compiled: bool) -> None:
+    """The files as `make export` copies them, in an interpreter without the project."""
+    sources = [Path(str(m.__file__)) for m in (tokenizer_module, sys.modules["contract"])]
+    if compiled:
+        sources += repository._COMPILED.values()
+    for source in sources:
         (tmp_path / source.name).write_bytes(source.read_bytes())
     (tmp_path / "tokenizer.json").write_text(RESPELLING.to_json(), "utf-8")
     texts = ["F*CK you", "i d i o t", "stuuupid naïve sh1t", "ｆ*ck\u00a0qq"]
     program = (
         "import json, sys; from tokenizer import Tokenizer; "
         "t = Tokenizer.from_json(open('tokenizer.json', encoding='utf-8').read()); "
-        "print(json.dumps([t.encode(text) for text in json.loads(sys.argv[1])]))"
+        "print(json.dumps([t.is_compiled, *(t.encode(text) for text in json.loads(sys.argv[1]))]))"
     )
     served = subprocess.run(
         [sys.executable, "-c", program, json.dumps(texts)],
@@ -287,7 +358,9 @@ def test_served_copy_gives_the_same_ids(tmp_path: Path) -> None:
         capture_output=True,
         check=True,
     )
-    assert json.loads(served.stdout) == [RESPELLING.encode(text) for text in texts]
+    is_compiled, *ids = json.loads(served.stdout)
+    assert is_compiled == (compiled and RESPELLING.is_compiled)
+    assert ids == [RESPELLING.encode(text) for text in texts]
 
 
 def _with_phrases() -> Tokenizer:
