@@ -63,7 +63,7 @@ def cross_fitted_logits(
     `labels` (0/1) and `weights` (what a comment counts in the fit) are [len(texts)]. Unlabelled
     comments are scored by a regression on all the texts. Raises BadInput for too few comments.
     """
-    settings = f"{seed} {FOLDS} {labels.tolist()} {weights.tolist()} {len(texts)}"
+    settings = f"2 {seed} {FOLDS} {labels.tolist()} {weights.tolist()} {len(texts)}"
     key = artifacts.sha256_of_texts([settings, *texts, *unlabelled])[:16]
     file = folder / f"ngrams-{key}.safetensors"
     if not file.exists():
@@ -76,16 +76,17 @@ def cross_fitted_logits(
 def _fit(
     texts: list[str], labels: np.ndarray, weights: np.ndarray, unlabelled: list[str], seed: int
 ) -> np.ndarray:
-    model = regression(characters=True)
-    fit_params = {f"{model.steps[-1][0]}__sample_weight": weights}
+    features, last = regression(characters=True)
     try:
+        # Labels are what a regression must not have seen; how rare an n-gram is, all texts may say.
+        counted = features.fit_transform(texts)
         logits = cross_val_predict(
-            model,
-            texts,
+            last,
+            counted,
             labels,
             cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed),
             method="decision_function",
-            params=fit_params,
+            params={"sample_weight": weights},
             n_jobs=min(FOLDS, os.cpu_count() or 1),
         )
     except ValueError as error:  # no n-gram is frequent enough, or no fold has both classes
@@ -95,6 +96,6 @@ def _fit(
         ) from error
     platt = fit_platt(labels, logits)
     if unlabelled:
-        model.fit(texts, labels, **fit_params)
-        logits = np.concatenate([logits, model.decision_function(unlabelled)])
+        last.fit(counted, labels, sample_weight=weights)
+        logits = np.concatenate([logits, last.decision_function(features.transform(unlabelled))])
     return np.ascontiguousarray(platt(logits))
