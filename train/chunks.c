@@ -1,6 +1,6 @@
 /* The frequent part of the text -> ids rule of train/tokenizer.py, compiled.
  *
- * It cuts a folded text into chunks, looks them up, and takes steps c and d of the rule for unknown
+ * It folds a text, cuts it into chunks, looks them up, and takes steps c and d of the rule for unknown
  * words. Python reads the rest: a text with letters that stand alone in a row (step a), a chunk
  * with a mark that may disguise a letter (step b) or beyond ASCII. The ids are those of
  * `Tokenizer._ids` without this module, which tests compare; nothing needs it.
@@ -14,6 +14,8 @@
 
 #define LONGEST_TOKEN 32 /* characters of an unknown word that are read */
 #define MOST_READINGS 16
+#define CODE_POINTS 0x110000
+#define DELETED UINT32_MAX
 
 static const char CAPSULE[] = "train._chunks.table";
 
@@ -33,7 +35,8 @@ typedef struct {
 
 typedef struct {
     PyObject *id_of; /* dict that owns the words and the ids; nobody changes it */
-    PyObject *unknown;
+    PyObject *cls, *unknown;
+    uint32_t *fold; /* by code point: 0 for one that stays, DELETED, or what it becomes */
     Map words, skeletons; /* skeleton: every run of a character once */
     char *skeleton_bytes;
     int respelling, n_readings, pieces;
@@ -81,7 +84,7 @@ static const Slot *find(const Map *map, const uint8_t *word, size_t length)
 
 /* --- What characters are -------------------------------------------------------------------- */
 enum { OTHER, LETTER, DIGIT, SPACE, MARK, BANG };
-static uint8_t kind_of[256], folded[256];
+static uint8_t kind_of[256], folded[256]; /* folded: of ASCII, on which all Unicode versions agree */
 
 static void fill_tables(void)
 {
@@ -282,6 +285,42 @@ static int append_chunk(const Table *table, PyObject *ids, PyObject *ids_of, con
     return 0;
 }
 
+/* Step 1: writes `utf8` folded, with spaces for what separates; what is behind the last byte. */
+static uint8_t *fold_into(const Table *table, const uint8_t *utf8, size_t length, uint8_t *out)
+{
+    for (const uint8_t *end = utf8 + length; utf8 < end;) {
+        if (*utf8 < 0x80) {
+            *out++ = folded[*utf8++];
+            continue;
+        }
+        int more = *utf8 >= 0xF0 ? 3 : *utf8 >= 0xE0 ? 2 : 1;
+        uint32_t point = *utf8 & (0x3Fu >> more);
+        for (int i = 1; i <= more; i++)
+            point = point << 6 | (utf8[i] & 0x3Fu);
+        uint32_t to = table->fold[point];
+        if (!to) {
+            memcpy(out, utf8, (size_t)more + 1);
+            out += more + 1;
+        } else if (to < 0x80) {
+            *out++ = folded[to];
+        } else if (to < 0x800) {
+            *out++ = (uint8_t)(0xC0 | to >> 6);
+            *out++ = (uint8_t)(0x80 | (to & 0x3F));
+        } else if (to < 0x10000) {
+            *out++ = (uint8_t)(0xE0 | to >> 12);
+            *out++ = (uint8_t)(0x80 | (to >> 6 & 0x3F));
+            *out++ = (uint8_t)(0x80 | (to & 0x3F));
+        } else if (to != DELETED) {
+            *out++ = (uint8_t)(0xF0 | to >> 18);
+            *out++ = (uint8_t)(0x80 | (to >> 12 & 0x3F));
+            *out++ = (uint8_t)(0x80 | (to >> 6 & 0x3F));
+            *out++ = (uint8_t)(0x80 | (to & 0x3F));
+        }
+        utf8 += more + 1;
+    }
+    return out;
+}
+
 /* Whether letters or digits stand alone, three or more in a row: step a may join them. */
 static int spelled_out(const uint8_t *text, const uint8_t *end)
 {
@@ -299,8 +338,10 @@ static PyObject *ids_of_text(const Table *table, const uint8_t *text, const uint
     if (table->respelling && spelled_out(text, end))
         return Py_NewRef(Py_None);
     PyObject *ids = PyList_New(0);
-    if (!ids)
+    if (!ids || PyList_Append(ids, table->cls)) {
+        Py_XDECREF(ids);
         return NULL;
+    }
     for (const uint8_t *p = text; p < end && PyList_Size(ids) < most;) {
         if (kind_of[*p] == SPACE) {
             p++;
@@ -322,7 +363,7 @@ static PyObject *ids_of_text(const Table *table, const uint8_t *text, const uint
     return ids;
 }
 
-/* ids(table, text: str, most: int, ids_of) -> list[int] | None */
+/* ids(table, text: str, most: int, ids_of) -> list[int] | None; [CLS] and `most` more, or all. */
 static PyObject *ids(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t given)
 {
     if (given != 4) {
@@ -334,17 +375,22 @@ static PyObject *ids(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
     if (!table || (most == -1 && PyErr_Occurred()))
         return NULL;
     const char *utf8 = PyUnicode_AsUTF8AndSize(args[1], &length);
-    if (!utf8)
-        return NULL;
+    if (!utf8) {
+        if (!PyErr_ExceptionMatches(PyExc_UnicodeEncodeError))
+            return NULL;
+        PyErr_Clear(); /* a lone surrogate */
+        return Py_NewRef(Py_None);
+    }
+    /* Two bytes may become three. Before the text a space, behind it a space and a zero. */
+    size_t most_bytes = 2 * (size_t)length + 3;
     uint8_t small[4096], *text = small;
-    if ((size_t)length + 3 > sizeof small && !(text = PyMem_Malloc((size_t)length + 3)))
+    if (most_bytes > sizeof small && !(text = PyMem_Malloc(most_bytes)))
         return PyErr_NoMemory();
     text[0] = ' ';
-    for (Py_ssize_t i = 0; i < length; i++)
-        text[i + 1] = folded[(uint8_t)utf8[i]];
-    text[length + 1] = ' ';
-    text[length + 2] = 0;
-    PyObject *found = ids_of_text(table, text, text + length + 2, most, args[3]);
+    uint8_t *end = fold_into(table, (const uint8_t *)utf8, (size_t)length, text + 1);
+    *end++ = ' ';
+    *end = 0;
+    PyObject *found = ids_of_text(table, text, end, most + 1, args[3]);
     if (text != small)
         PyMem_Free(text);
     return found;
@@ -357,7 +403,9 @@ static void free_table(PyObject *capsule)
     if (!table)
         return;
     Py_XDECREF(table->id_of);
+    Py_XDECREF(table->cls);
     Py_XDECREF(table->unknown);
+    PyMem_Free(table->fold);
     PyMem_Free(table->words.slots);
     PyMem_Free(table->skeletons.slots);
     PyMem_Free(table->skeleton_bytes);
@@ -445,12 +493,35 @@ static int fill_readings(Table *table, PyObject *lookalikes, PyObject *readings,
     return 0;
 }
 
-/* table(id_of: dict[str, int], unknown: int,
- *       respelling: None | tuple[lookalikes, readings, mask, pieces, shortest, longest]) */
+static int fill_fold(Table *table, PyObject *fold)
+{
+    PyObject *from, *to;
+    Py_ssize_t at = 0;
+    /* Mostly zeros that are never touched, so that they take no memory. */
+    if (!(table->fold = PyMem_Calloc(CODE_POINTS, sizeof *table->fold)))
+        return -1;
+    while (PyDict_Next(fold, &at, &from, &to)) {
+        long point = PyLong_AsLong(from), becomes = PyLong_AsLong(to);
+        if (PyErr_Occurred())
+            return -1;
+        if (point < 0 || point >= CODE_POINTS || becomes < -1 || becomes == 0 ||
+            becomes >= CODE_POINTS) {
+            PyErr_SetString(PyExc_ValueError, "fold has a code point that is none");
+            return -1;
+        }
+        table->fold[point] = becomes == -1 ? DELETED : (uint32_t)becomes;
+    }
+    return 0;
+}
+
+/* table(id_of: dict[str, int], cls: int, unknown: int, fold: dict[int, int],
+ *       respelling: None | tuple[lookalikes, readings, mask, pieces, shortest, longest])
+ * `fold` has the code points beyond ASCII that change; one that vanishes has -1. */
 static PyObject *make_table(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *id_of, *unknown, *respelling, *lookalikes, *readings, *mask;
-    if (!PyArg_ParseTuple(args, "O!OO", &PyDict_Type, &id_of, &unknown, &respelling))
+    PyObject *id_of, *cls, *unknown, *fold, *respelling, *lookalikes, *readings, *mask;
+    if (!PyArg_ParseTuple(args, "O!OOO!O", &PyDict_Type, &id_of, &cls, &unknown, &PyDict_Type,
+                          &fold, &respelling))
         return NULL;
     Table *table = PyMem_Calloc(1, sizeof *table);
     if (!table)
@@ -461,9 +532,10 @@ static PyObject *make_table(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     }
     table->id_of = Py_NewRef(id_of);
+    table->cls = Py_NewRef(cls);
     table->unknown = Py_NewRef(unknown);
     size_t bytes = 0;
-    int failed = fill_words(table, &bytes);
+    int failed = fill_words(table, &bytes) || fill_fold(table, fold);
     if (!failed && respelling != Py_None) {
         table->respelling = 1;
         failed = !PyArg_ParseTuple(respelling, "UO!Uinn", &lookalikes, &PyTuple_Type, &readings,
@@ -481,7 +553,7 @@ static PyObject *make_table(PyObject *Py_UNUSED(module), PyObject *args)
 static PyMethodDef methods[] = {
     {"table", make_table, METH_VARARGS, "A vocabulary and how its unknown words are read."},
     {"ids", (PyCFunction)(void (*)(void))ids, METH_FASTCALL,
-     "Ids of a folded text, or None where Python must read it."},
+     "Ids of a text, or None where Python must read it."},
     {NULL, NULL, 0, NULL},
 };
 

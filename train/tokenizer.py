@@ -204,6 +204,17 @@ def _rewrite(rule: UnicodeRule) -> _Rewrite:
     return _Rewrite(rule)
 
 
+@functools.cache
+def _changes(rule: UnicodeRule) -> dict[int, int]:
+    """Step 1 beyond ASCII, and a space for what separates: what changes, -1 for what vanishes."""
+    fold = _Fold(rule)
+    spaces = (point for first, last in rule.space for point in range(first, last + 1))
+    changed = {point: ord(fold[point]) for point in [*spaces, *map(ord, rule.fold_from)]}
+    return {point: to for point, to in changed.items() if point > 127} | dict.fromkeys(
+        rule.deleted, -1
+    )
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """A vocabulary and the rule that it was built with. Immutable, safe to share.
@@ -252,7 +263,7 @@ class Tokenizer:
             spelling = (*characters, known.pieces, _SHORTEST_WORD, _LONGEST_WORD)
         if not (self.compiled and _compiled):
             return None
-        return _compiled.table(self._id_of, UNK_ID, spelling)
+        return _compiled.table(self._id_of, CLS_ID, UNK_ID, _changes(self.rule), spelling)
 
     @functools.cached_property
     def _respeller(self) -> _Respeller | None:
@@ -293,21 +304,24 @@ class Tokenizer:
             end = _HEAD_ENDS.search(text, _HEAD_CHARS * self.max_len)
             head = text[: end.end()] if end else text
         ids = self._ids(head)
-        if len(ids) < self.max_len and len(head) < len(text):
+        if len(ids) <= self.max_len and len(head) < len(text):
             ids = self._ids(text)
-        return [CLS_ID, *ids[: self.max_len - 1]], len(ids) >= self.max_len
+        return ids[: self.max_len], len(ids) > self.max_len
 
     def _ids(self, text: str) -> list[int]:
-        """All ids of `text`, or at least `max_len` of them; without [CLS]."""
-        if not text.isascii():
-            text = text.translate(self._fold)
+        """[CLS] and all ids of `text`, or at least `max_len` of them."""
         most = self.max_len * (2 if self._phrases else 1)
-        if self._table:
-            ids = _compiled.ids(self._table, text, most, self._ids_of)
-            if ids is not None:
-                return self._merged(ids) if self._phrases else ids
+        ids = self._table and _compiled.ids(self._table, text, most, self._ids_of)
+        if ids is None:
+            ids = self._ids_in_python(text, most)
+        return self._merged(ids) if self._phrases else ids
+
+    def _ids_in_python(self, text: str, most: int) -> list[int]:
+        """[CLS] and all ids of `text`, or at least `most` of them."""
         if text.isascii():
             text = text.encode().translate(_ASCII_FOLD).decode()
+        else:
+            text = text.translate(self._fold)
         if self._respeller:
             text = self._respeller.spelled_out.sub(
                 self._respeller.joined, f" {text} ", count=self.max_len
@@ -334,7 +348,7 @@ class Tokenizer:
             array("i", found)  # the quickest way to see that no chunk has several ids
         except TypeError:
             found = list(chain.from_iterable((i,) if isinstance(i, int) else i for i in found))
-        return self._merged(found) if self._phrases else found
+        return [CLS_ID, *found]
 
     def _merged(self, ids: list[int]) -> list[int]:
         """`ids` with each pair that is a phrase, from the left, as the phrase's one id."""
