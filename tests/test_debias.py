@@ -121,6 +121,6 @@ def test_a_term_loses_its_pull_in_training(tmp_path: Path) -> None:
     assert (fine_tuning["identity_balance"], fine_tuning["identity_insertion"]) == (1.0, 0.2)
 
 
-def test_a_student_leaves_it_to_its_teacher() -> None:
+def test_a_student_leaves_the_weights_to_its_teacher() -> None:
     with pytest.raises(BadInput, match=r"--identity-balance is .*, expected 0"):
         make_config(TrainConfig, {"distill": ("runs/teacher",), "identity_balance": 1.0})

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from contract import TOKENIZER_FILE, BadInput
-from train import distill, ngrams, qat
+from train import debias, distill, ngrams, qat
 from train.__main__ import StopRequest, train
 from train.artifacts import (
     CONFIG_FILE,
@@ -160,12 +160,28 @@ def test_a_second_teacher_of_another_split_is_refused(teacher: Path, tmp_path: P
 def test_fine_tuning_a_student_balances_as_its_teacher_did(teacher: Path, tmp_path: Path) -> None:
     recorded = json.loads((teacher / CONFIG_FILE).read_text())
     recorded["train"] |= {"identity_balance": 1.5, "identity_insertion": 0.05}
-    assert distill.balance_of(recorded) == {"identity_balance": 1.5, "identity_insertion": 0.05}
-    student = {"train": {"identity_balance": 0.0}, "distillation": distill.balance_of(recorded)}
-    (tmp_path / CONFIG_FILE).write_text(
-        json.dumps({**student, "train": {**recorded["train"], "identity_balance": 0.0}})
-    )
+    assert distill.identity_balance_of(recorded) == 1.5
+    student = {**recorded, "distillation": {"identity_balance": 1.5}}
+    student["train"] = {**recorded["train"], "identity_balance": 0.0}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(student))
     assert qat.defaults_of(tmp_path)["identity_balance"] == 1.5
+    assert distill.defaults_of(tmp_path)["identity_insertion"] == 0.05
+    assert "identity_balance" not in distill.defaults_of(tmp_path)
+
+
+def test_a_student_is_shown_harmless_comments_with_a_term(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside unlabelled comments, of which the terms' statistics know nothing."""
+    monkeypatch.setattr(debias, "IDENTITY_TERMS", ("idiot", "stupid"))
+    (tmp_path / "more.csv").write_text("text\nyou idiot\nfine words\n")
+    weights = []
+    for share in (0.0, 0.5):
+        out = tmp_path / str(share)
+        more = {"identity_insertion": share, "unlabelled": tmp_path / "more.csv"}
+        train(student_config(teacher, out, **more), CPU)
+        weights.append(load_file(out / WEIGHTS_FILE)["head.weight"])
+    assert not torch.equal(*weights)
 
 
 def test_a_teacher_scores_the_comments_once(

@@ -190,11 +190,11 @@ def train(
     terms = None
     comment_weights = np.ones(len(texts), np.float32)
     if config.identity_balance or config.identity_insertion:
-        labels = comments.labels[training_rows]
-        terms = debias.statistics(ids, training_rows, labels, debias.term_ids(tokenizer.vocabulary))
+        labelled = split.train, comments.labels[split.train]
+        terms = debias.statistics(ids, *labelled, debias.term_ids(tokenizer.vocabulary))
         say(debias.summary(terms, tokenizer.vocabulary))
-        comment_weights[training_rows] = debias.balancing_weights(
-            ids, training_rows, labels, terms, config.identity_balance
+        comment_weights[split.train] = debias.balancing_weights(
+            ids, *labelled, terms, config.identity_balance
         )
     pretraining = None
     if config.pretrain_epochs:

@@ -169,10 +169,10 @@ class TrainConfig:
             raise ValueError(
                 f"--label-smoothing is {self.label_smoothing}, expected 0 with --distill"
             )
-        for name in ("identity_balance", "identity_insertion"):
-            if self.distill and getattr(self, name):  # a student takes it over from its teacher
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} is {getattr(self, name)}, expected 0 with --distill")
+        if self.distill and self.identity_balance:  # it is in its teacher's probabilities
+            raise ValueError(
+                f"--identity-balance is {self.identity_balance}, expected 0 with --distill"
+            )
         if self.ngram_teacher and not self.distill:
             raise ValueError(
                 f"--ngram-teacher is {self.ngram_teacher}, expected --distill beside it"

@@ -14,6 +14,8 @@ split's own labels:
   replaced by a term, the more often the more of the term's comments are toxic beyond the overall
   rate: harmless examples as Dixon et al. 2018, "Measuring and Mitigating Unintended Bias in Text
   Classification", add them, without other data.
+
+A student has the weights in its teacher's probabilities; the insertion is its own.
 """
 
 from __future__ import annotations

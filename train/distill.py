@@ -40,8 +40,6 @@ NGRAM_TEACHER = 1.0
 _SOURCE = ("data", "text_column", "label_column")
 _FIXED = ("fractions", "seed", "max_vocab", "respell", "phrases", "max_len")
 """What a teacher fixes: the split and the tokenizer."""
-_BALANCE = ("identity_balance", "identity_insertion")
-"""What a student has from its teacher's probabilities, and a fine-tuning of it must do itself."""
 
 
 def defaults_of(folder: Path) -> dict[str, Any]:
@@ -59,7 +57,7 @@ def defaults_of(folder: Path) -> dict[str, Any]:
             f"{folder / artifacts.CONFIG_FILE} has no {min(missing)} of its training; {remedy}"
         )
     return {
-        **{name: trained[name] for name in (*_SOURCE, *_FIXED)},
+        **{name: trained[name] for name in (*_SOURCE, *_FIXED, "identity_insertion")},
         "out": "runs/student",
         "ngram_teacher": NGRAM_TEACHER,
     }
@@ -122,7 +120,7 @@ def soft_targets(
     if config.ngram_teacher:
         labels = comments.labels[train]
         ids = TokenizedOnTheFly(comments.texts, teachers[0].tokenizer)
-        strength = balance_of(teachers[0].config)["identity_balance"]
+        strength = identity_balance_of(teachers[0].config)
         terms = debias.term_ids(teachers[0].tokenizer.vocabulary)
         terms_of = debias.statistics(ids, train, labels, terms)
         total += config.ngram_teacher * ngrams.cross_fitted_logits(
@@ -151,15 +149,18 @@ def record(config: TrainConfig, teachers: Sequence[Checkpoint], unlabelled: int)
             artifacts.sha256_of(folder / artifacts.WEIGHTS_FILE) for folder in folders
         ],
         "teacher_validation_auroc": [values["validation"]["auroc"] for values in metrics],
-        **balance_of(teachers[0].config),
+        "identity_balance": identity_balance_of(teachers[0].config),
         "ngram_teacher": config.ngram_teacher,
         "unlabelled_sha256": config.unlabelled and artifacts.sha256_of(config.unlabelled),
         "unlabelled_comments": unlabelled,
     }
 
 
-def balance_of(config: Mapping[str, Any]) -> dict[str, float]:
-    """How a run's identity terms were balanced, from its config.json: by itself or its teacher."""
+def identity_balance_of(config: Mapping[str, Any]) -> float:
+    """How strongly a run's identity terms are balanced, by its config.json.
+
+    A student has it from its teacher's probabilities, and a fine-tuning of it must do it itself.
+    """
     own = WRITTEN_BEFORE | config["train"]
     learned = config.get("distillation") or {}
-    return {name: learned.get(name, own[name]) for name in _BALANCE}
+    return float(learned.get("identity_balance", own["identity_balance"]))

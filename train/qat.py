@@ -39,7 +39,7 @@ from train.artifacts import CONFIG_FILE, Checkpoint, load_checkpoint, read_json
 from train.batches import CommentIds
 from train.cli import make_config
 from train.config import WRITTEN_BEFORE, TrainConfig
-from train.distill import balance_of
+from train.distill import identity_balance_of
 from train.evaluate import logits_of, probability_of
 from train.model import Block, ModelConfig, ToxicityEncoder
 
@@ -76,7 +76,8 @@ def defaults_of(folder: Path) -> dict[str, Any]:
     """
     remedy = "run `make train` to write a checkpoint"
     recorded = {"train": {}, **read_json(folder / CONFIG_FILE, remedy)}
-    trained = WRITTEN_BEFORE | recorded["train"] | balance_of(recorded)
+    balance = {"identity_balance": identity_balance_of(recorded)}
+    trained = WRITTEN_BEFORE | recorded["train"] | balance
     missing = {*_CARRIED, *_FIXED} - trained.keys()
     if missing:
         raise BadInput(f"{folder / CONFIG_FILE} has no {min(missing)} of its training; {remedy}")
