@@ -68,6 +68,7 @@ class LadderConfig:
     epochs: int = Field(2, ge=1, description="of a distillation")
     batch_size: int = Field(64, ge=1, description="of a distillation")
     lr: float = Field(1e-3, gt=0, description="of a distillation")
+    augment: int = Field(0, ge=0, description="of a distillation")
     comments: int = Field(960, ge=32, description="comments that time the rungs")
     out: Path = Field(Path("bench/out/ladder"), description="folder of the JSON and the plot")
 
@@ -156,7 +157,7 @@ def distilled(config: LadderConfig, shape: str) -> Path:
     if not out.is_dir():
         settings = {
             **distill.defaults_of(config.teacher),
-            **{name: getattr(config, name) for name in ("epochs", "batch_size", "lr")},
+            **{name: getattr(config, name) for name in ("epochs", "batch_size", "lr", "augment")},
             **{"d_model": int(d_model), "n_layers": int(n_layers), "device": "cpu"},
             **({"data": config.data} if config.data else {}),
         }

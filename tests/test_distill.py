@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from contract import TOKENIZER_FILE, BadInput
-from train import debias, distill, ngrams, qat
+from train import augment, debias, distill, ngrams, qat
 from train.__main__ import StopRequest, train
 from train.artifacts import (
     CONFIG_FILE,
@@ -30,6 +30,7 @@ from train.cli import make_config
 from train.config import TrainConfig
 from train.data import Comments, load_comments
 from train.evaluate import logits_of, probability_of
+from train.tokenizer import build_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -114,16 +115,18 @@ def test_targets_are_the_probability_of_the_mean_logit(
     def targets_of(
         teachers: list[Checkpoint], comments: Comments, rows: np.ndarray, extra: list[str]
     ) -> np.ndarray:
+        more = distill.Extra(extra, np.full(len(extra), -1))
         return distill.soft_targets(
-            config, teachers, comments, extra, rows, tmp_path, CPU, said.append
+            config, teachers, comments, more, rows, tmp_path, CPU, said.append
         )
 
     targets = targets_of(loaded, comments, rows, ["an extra one"])
     np.testing.assert_allclose(targets[scored], probability_of(expected), atol=1e-6)
     assert np.isnan(targets).sum() == 597
-    assert len(said) == len(list(tmp_path.glob("*.safetensors"))) == 2
+    assert len(said) == len(list(tmp_path.glob("*.safetensors"))) == 4
     targets_of(loaded[1:], comments, rows, ["an extra one"])
-    assert len(said) == 2  # kept
+    targets_of(loaded, comments, rows, [])
+    assert len(said) == 4  # kept
     reworded = dataclasses.replace(comments, texts=["another", *comments.texts[1:]])
     retokenized = dataclasses.replace(loaded[0], tokenizer=loaded[1].tokenizer)
     for others, other_comments, other_rows in (
@@ -133,7 +136,7 @@ def test_targets_are_the_probability_of_the_mean_logit(
         ([retokenized], comments, np.array([3, 1])),
     ):
         targets_of(others, other_comments, other_rows, [])
-    assert len(said) == 6
+    assert len(said) == 8
 
 
 def test_a_student_of_two_has_the_firsts_ids(teacher: Path, second: Path, tmp_path: Path) -> None:
@@ -208,11 +211,15 @@ def test_unlabelled_comments_are_trained_on_once(teacher: Path, tmp_path: Path) 
     file = tmp_path / "more.csv"
     rows = "".join(f'"{text}"\n' for text in ["new words", "new words", "more", " ", known])
     file.write_text(f"text\n{rows}")
-    config = student_config(teacher, tmp_path / "student", unlabelled=file)
-    assert distill.unlabelled_texts(config, [known]) == ["new words", "more"]
+    config = student_config(teacher, tmp_path / "student", unlabelled=file, augment=1)
+    comments, tokenizer = load_comments("synthetic:600"), distill.load_teachers(config)[0].tokenizer
+    extra = distill.extra_comments(config, comments, np.arange(5), tokenizer)
+    assert extra.texts[:2] == ["new words", "more"]
+    assert extra.sources.tolist() == [-1, -1, 0, 1, 2, 3, 4]
     train(config, CPU)
     recorded = json.loads((config.out / CONFIG_FILE).read_text())["distillation"]
     assert recorded["unlabelled_comments"] == 2
+    assert 400 < recorded["passages"] <= 480
     assert recorded["unlabelled_sha256"] == sha256_of(file)
 
 
@@ -245,6 +252,8 @@ def test_flags_that_contradict_each_other(teacher: Path) -> None:
             make_config(TrainConfig, {**dataclasses.asdict(good), **changes})
     with pytest.raises(BadInput, match="expected --distill"):
         make_config(TrainConfig, {"unlabelled": "more.csv"})
+    with pytest.raises(BadInput, match="--augment is 1, expected --distill"):
+        make_config(TrainConfig, {"augment": 1})
     with pytest.raises(BadInput, match=r"--ngram-teacher is 2\.0, expected --distill"):
         make_config(TrainConfig, {"ngram_teacher": 2.0})
 
@@ -271,9 +280,43 @@ def letters(
 ) -> np.ndarray:
     weights = np.ones(len(texts), np.float32) if weights is None else weights
     said: list[str] = []
+    sources = np.full(len(unlabelled), -1)
     return ngrams.cross_fitted_logits(
-        texts, labels, weights, unlabelled, seed=0, folder=folder, say=said.append
+        texts, labels, weights, unlabelled, sources, seed=0, folder=folder, say=said.append
     )
+
+
+def test_a_passage_is_scored_as_the_comment_that_it_is_of(tmp_path: Path) -> None:
+    """By the regression that has not seen the label: word and label are one comment's own."""
+    texts = [f"word{i} word{i}" for i in range(60)] * 2
+    labels = np.array([i % 2 for i in range(60)] * 2, np.float32)
+    weights, sources = np.ones(len(texts), np.float32), np.arange(-1, 40)
+    passages = [texts[0], *texts[:40]]
+    logits = ngrams.cross_fitted_logits(
+        texts, labels, weights, passages, sources, seed=0, folder=tmp_path, say=print
+    )
+    np.testing.assert_allclose(logits[121:], logits[:40], atol=1e-9)
+    assert logits[120] != logits[0]  # of all texts
+
+
+def test_passages_are_of_their_comment_with_words_of_others() -> None:
+    texts = [" ".join(f"{a}{b}" for b in "xyzuvw") for a in "abcdefgh"] * 2
+    texts += ["", "!"]
+    tokenizer = build_tokenizer(texts, max_vocab=100, max_len=16)
+    made, sources = augment.passages(texts, tokenizer, count=6, seed=0)
+    assert len(set(made)) == len(made) == len(sources)
+    kept = 0
+    for passage, source in zip(made, sources, strict=True):
+        words = passage.split()
+        assert len(words) == 1 if texts[source] == "!" else 3 <= len(words) <= 6
+        assert set(words) <= {word for text in texts for word in text.split()}
+        kept += bool(set(words) & set(texts[source].split()))
+    assert kept > 0.9 * len(made)
+    assert any(set(p.split()) - set(texts[s].split()) for p, s in zip(made, sources, strict=True))
+    again, _ = augment.passages(texts, tokenizer, count=6, seed=0)
+    other, _ = augment.passages(texts, tokenizer, count=6, seed=1)
+    assert made == again != other
+    assert augment.passages(texts, tokenizer, count=0, seed=0)[0] == []
 
 
 def test_letters_know_a_word_they_have_not_met_and_count_by_weight(tmp_path: Path) -> None:
@@ -294,7 +337,8 @@ def test_letters_teach_beside_the_runs(teacher: Path, tmp_path: Path) -> None:
     config = student_config(teacher, tmp_path / "student", ngram_teacher=2.0)
     loaded, comments = distill.load_teachers(config), load_comments("synthetic:600")
     rows = np.arange(0, 600, 2)
-    arguments = loaded, comments, [], rows, tmp_path, CPU, print
+    nothing = distill.Extra([], np.empty(0, np.int64))
+    arguments = loaded, comments, nothing, rows, tmp_path, CPU, print
     both = distill.soft_targets(config, *arguments)[rows]
     alone = distill.soft_targets(dataclasses.replace(config, ngram_teacher=0.0), *arguments)[rows]
     (kept,) = tmp_path.glob("ngrams-*")

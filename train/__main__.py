@@ -126,8 +126,8 @@ def train(
         f"vocabulary of {len(tokenizer.vocabulary):,}; {unknown['before']:.2%} of the validation "
         f"comments' tokens are not in it, {unknown['after']:.2%} stay [UNK]"
     )
-    extra = distill.unlabelled_texts(config, comments.texts) if config.unlabelled else []
-    texts = comments.texts + extra
+    extra = distill.extra_comments(config, comments, split.train, tokenizer)
+    texts = comments.texts + extra.texts
     training_rows = np.concatenate([split.train, np.arange(len(comments.texts), len(texts))])
     ids: CommentIds = TokenizedOnTheFly(texts, tokenizer)
     if config.pretokenize:
@@ -356,7 +356,7 @@ def train(
             "processes": world,
             "quantization": quantization,
             "calibration": dataclasses.asdict(platt),
-            "distillation": distill.record(config, teachers, len(extra)) if teachers else None,
+            "distillation": distill.record(config, teachers, extra) if teachers else None,
         },
     )
     artifacts.write_json(work / artifacts.SPLIT_FILE, split.to_json())

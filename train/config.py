@@ -55,6 +55,12 @@ class TrainConfig:
     unlabelled: Path | None = Field(
         None, description="more comments for --distill, in a file that needs no labels"
     )
+    augment: int = Field(
+        0,
+        ge=0,
+        description="passages of each training comment, some words replaced, for the teachers of "
+        "--distill to score; see train/augment.py",
+    )
     fractions: tuple[float, float, float] = Field(
         (0.8, 0.1, 0.1), description="shares of the training, validation and test split"
     )
@@ -177,6 +183,8 @@ class TrainConfig:
             raise ValueError(
                 f"--ngram-teacher is {self.ngram_teacher}, expected --distill beside it"
             )
+        if self.augment and not self.distill:
+            raise ValueError(f"--augment is {self.augment}, expected --distill beside it")
         if self.unlabelled and not self.distill:
             raise ValueError(f"--unlabelled is {self.unlabelled}, expected --distill beside it")
         return self

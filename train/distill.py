@@ -3,6 +3,7 @@
     python -m train --distill runs/model --d-model 96 --n-layers 2
     python -m train --distill runs/model runs/second runs/third --d-model 64 --n-layers 1
     python -m train --distill runs/model --d-model 96 --n-layers 2 --unlabelled more.csv.gz
+    python -m train --distill runs/model --d-model 96 --n-layers 2 --augment 1
 
 The student takes the first teacher's tokenizer and split, so that both read the same ids and are
 validated on comments that neither has seen; every other teacher must have that split, too, and
@@ -19,6 +20,7 @@ beside the run, so that neither a resumed run nor the next student pays for them
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,14 @@ import numpy as np
 import torch
 
 from contract import BadInput
-from train import artifacts, debias, ngrams
+from train import artifacts, augment, debias, ngrams
 from train.artifacts import Checkpoint
 from train.batches import TokenizedOnTheFly
 from train.cli import make_config
 from train.config import WRITTEN_BEFORE, TrainConfig
 from train.data import Comments, load_texts
 from train.evaluate import logits_of, probability_of
+from train.tokenizer import Tokenizer
 
 NGRAM_TEACHER = 1.0
 """Weight of the regression on letters beside a run's 1, by the validation AUROC of students of
@@ -77,46 +80,59 @@ def load_teachers(config: TrainConfig) -> list[Checkpoint]:
     return [artifacts.load_checkpoint(folder) for folder in config.distill]
 
 
-def unlabelled_texts(config: TrainConfig, texts: list[str]) -> list[str]:
-    """Texts of `config.unlabelled`, each once, without those of the labelled file.
+@dataclass(frozen=True)
+class Extra:
+    """Comments without a label that a student learns from, too."""
 
-    A copy of a validation or test comment would let the student train on what judges it.
+    texts: list[str]
+    sources: np.ndarray
+    """int64 [len(texts)]: the row of the training split that a passage is of, else -1."""
+
+
+def extra_comments(
+    config: TrainConfig, comments: Comments, train: np.ndarray, tokenizer: Tokenizer
+) -> Extra:
+    """Comments of --unlabelled, then passages (--augment) of the comments at `train`, int64 [n].
+
+    Each unlabelled one once, without those of the labelled file: a copy of a validation or test
+    comment would let the student train on what judges it.
     """
-    assert config.unlabelled is not None
-    known = set(texts)
-    fresh = dict.fromkeys(load_texts(config.unlabelled, config.text_column))
-    return [text for text in fresh if text not in known]
+    fresh: list[str] = []
+    if config.unlabelled:
+        known = set(comments.texts)
+        read = dict.fromkeys(load_texts(config.unlabelled, config.text_column))
+        fresh = [text for text in read if text not in known]
+    texts, sources = augment.passages(
+        [comments.texts[row] for row in train], tokenizer, count=config.augment, seed=config.seed
+    )
+    return Extra(fresh + texts, np.concatenate([np.full(len(fresh), -1), sources]))
 
 
 def soft_targets(
     config: TrainConfig,
     teachers: Sequence[Checkpoint],
     comments: Comments,
-    extra: Sequence[str],
+    extra: Extra,
     train: np.ndarray,
     folder: Path,
     device: torch.device,
     say: Callable[[str], None],
 ) -> np.ndarray:
-    """Probability of the teachers' mean logit, float32 [len(comments.texts) + len(extra)].
+    """Probability of the teachers' mean logit, float32 [len(comments.texts) + len(extra.texts)].
 
-    Of the comments at `train` (int64 [n]) and the unlabelled `extra`; NaN elsewhere. A teacher's
-    logits are computed once and kept in `folder`.
+    Of the comments at `train` (int64 [n]) and the `extra` ones; NaN elsewhere. A teacher's logits
+    are computed once and kept in `folder`.
     """
-    texts = [*comments.texts, *extra]
-    rows = np.concatenate([train, np.arange(len(comments.texts), len(texts))])
-    read = [texts[row] for row in rows]
-    total = np.zeros(len(rows), np.float64)
+    labelled = [comments.texts[row] for row in train]
+    total = np.zeros(len(train) + len(extra.texts), np.float64)
     for teacher in teachers:
-        weights = artifacts.sha256_of(teacher.folder / artifacts.WEIGHTS_FILE)
-        key = artifacts.sha256_of_texts([weights, teacher.tokenizer.to_json(), *read])[:16]
-        file = folder / f"{key}.safetensors"
-        if not file.exists():
-            say(f"{teacher.folder} scores the training comments ...")
-            ids = TokenizedOnTheFly(texts, teacher.tokenizer)
-            logits = logits_of(teacher.model.to(device), ids, rows)
-            artifacts.save_tensors(file, {"logit": torch.from_numpy(logits)})
-        total += artifacts.load_tensors(file, f"delete {file}")["logit"].numpy()
+        total += np.concatenate(
+            [
+                _logits_by(teacher, texts, folder, device, say)
+                for texts in (labelled, extra.texts)
+                if texts
+            ]
+        )
     if config.ngram_teacher:
         labels = comments.labels[train]
         ids = TokenizedOnTheFly(comments.texts, teachers[0].tokenizer)
@@ -124,20 +140,41 @@ def soft_targets(
         terms = debias.term_ids(teachers[0].tokenizer.vocabulary)
         terms_of = debias.statistics(ids, train, labels, terms)
         total += config.ngram_teacher * ngrams.cross_fitted_logits(
-            read[: len(train)],
+            labelled,
             labels,
             debias.balancing_weights(ids, train, labels, terms_of, strength),
-            extra,
+            extra.texts,
+            extra.sources,
             seed=config.seed,
             folder=folder,
             say=say,
         )
-    targets = np.full(len(texts), np.nan, np.float32)
+    targets = np.full(len(comments.texts) + len(extra.texts), np.nan, np.float32)
+    rows = np.concatenate([train, np.arange(len(comments.texts), len(targets))])
     targets[rows] = probability_of(total / (len(teachers) + config.ngram_teacher))
     return targets
 
 
-def record(config: TrainConfig, teachers: Sequence[Checkpoint], unlabelled: int) -> dict[str, Any]:
+def _logits_by(
+    teacher: Checkpoint,
+    texts: list[str],
+    folder: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> np.ndarray:
+    """float32 [len(texts)], from `folder` where they are kept."""
+    weights = artifacts.sha256_of(teacher.folder / artifacts.WEIGHTS_FILE)
+    key = artifacts.sha256_of_texts([weights, teacher.tokenizer.to_json(), *texts])[:16]
+    file = folder / f"{key}.safetensors"
+    if not file.exists():
+        say(f"{teacher.folder} scores {len(texts):,} comments ...")
+        ids = TokenizedOnTheFly(texts, teacher.tokenizer)
+        logits = logits_of(teacher.model.to(device), ids, np.arange(len(texts)))
+        artifacts.save_tensors(file, {"logit": torch.from_numpy(logits)})
+    return artifacts.load_tensors(file, f"delete {file}")["logit"].numpy()
+
+
+def record(config: TrainConfig, teachers: Sequence[Checkpoint], extra: Extra) -> dict[str, Any]:
     """What config.json says of the distillation."""
     folders = [teacher.folder for teacher in teachers]
     metrics = [
@@ -152,7 +189,8 @@ def record(config: TrainConfig, teachers: Sequence[Checkpoint], unlabelled: int)
         "identity_balance": identity_balance_of(teachers[0].config),
         "ngram_teacher": config.ngram_teacher,
         "unlabelled_sha256": config.unlabelled and artifacts.sha256_of(config.unlabelled),
-        "unlabelled_comments": unlabelled,
+        "unlabelled_comments": int(np.sum(extra.sources < 0)),
+        "passages": int(np.sum(extra.sources >= 0)),
     }
 
 

@@ -12,7 +12,6 @@ Where the first teacher weighed comments for their identity terms, the regressio
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 
 from contract import BadInput
@@ -52,50 +51,55 @@ def cross_fitted_logits(
     texts: Sequence[str],
     labels: np.ndarray,
     weights: np.ndarray,
-    unlabelled: Sequence[str],
+    extra: Sequence[str],
+    sources: np.ndarray,
     *,
     seed: int,
     folder: Path,
     say: Callable[[str], None],
 ) -> np.ndarray:
-    """Calibrated logits float64 of `texts`, then of `unlabelled`; computed once, kept in `folder`.
+    """Calibrated logits float64 of `texts`, then of `extra`; computed once, kept in `folder`.
 
-    `labels` (0/1) and `weights` (what a comment counts in the fit) are [len(texts)]. Unlabelled
-    comments are scored by a regression on all the texts. Raises BadInput for too few comments.
+    `labels` (0/1) and `weights` (what a comment counts in the fit) are [len(texts)]. An extra
+    comment made of text number `sources[i]` is scored as that text is; one with -1 by a regression
+    on all the texts. Raises BadInput for too few comments.
     """
-    settings = f"2 {seed} {FOLDS} {labels.tolist()} {weights.tolist()} {len(texts)}"
-    key = artifacts.sha256_of_texts([settings, *texts, *unlabelled])[:16]
+    of = [array.tolist() for array in (labels, weights, sources)]
+    key = artifacts.sha256_of_texts([f"3 {seed} {FOLDS} {of}", *texts, *extra])[:16]
     file = folder / f"ngrams-{key}.safetensors"
     if not file.exists():
         say(f"{FOLDS} regressions on letters score each the comments that it was not fitted on ...")
-        logits = _fit(list(texts), labels, weights, list(unlabelled), seed)
+        logits = _fit(list(texts), labels, weights, list(extra), sources, seed)
         artifacts.save_tensors(file, {"logit": torch.from_numpy(logits)})
     return artifacts.load_tensors(file, f"delete {file}")["logit"].numpy()
 
 
 def _fit(
-    texts: list[str], labels: np.ndarray, weights: np.ndarray, unlabelled: list[str], seed: int
+    texts: list[str],
+    labels: np.ndarray,
+    weights: np.ndarray,
+    extra: list[str],
+    sources: np.ndarray,
+    seed: int,
 ) -> np.ndarray:
     features, last = regression(characters=True)
+    own, others = np.empty(len(texts)), np.empty(len(extra))
     try:
         # Labels are what a regression must not have seen; how rare an n-gram is, all texts may say.
         counted = features.fit_transform(texts)
-        logits = cross_val_predict(
-            last,
-            counted,
-            labels,
-            cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed),
-            method="decision_function",
-            params={"sample_weight": weights},
-            n_jobs=min(FOLDS, os.cpu_count() or 1),
-        )
+        new = features.transform(extra) if extra else counted[:0]
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+        for fitted, held_out in folds.split(counted, labels):
+            last.fit(counted[fitted], labels[fitted], sample_weight=weights[fitted])
+            own[held_out] = last.decision_function(counted[held_out])
+            if (made_of_them := np.isin(sources, held_out)).any():
+                others[made_of_them] = last.decision_function(new[made_of_them])
     except ValueError as error:  # no n-gram is frequent enough, or no fold has both classes
         raise BadInput(
             f"{len(texts):,} training comments, {int(labels.sum()):,} of them toxic, are too few "
             f"for --ngram-teacher ({error}); set it to 0"
         ) from error
-    platt = fit_platt(labels, logits)
-    if unlabelled:
+    if (from_elsewhere := sources < 0).any():
         last.fit(counted, labels, sample_weight=weights)
-        logits = np.concatenate([logits, last.decision_function(features.transform(unlabelled))])
-    return np.ascontiguousarray(platt(logits))
+        others[from_elsewhere] = last.decision_function(new[from_elsewhere])
+    return np.ascontiguousarray(fit_platt(labels, own)(np.concatenate([own, others])))
