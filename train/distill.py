@@ -32,6 +32,7 @@ from train import artifacts, augment, debias, ngrams
 from train.artifacts import Checkpoint
 from train.batches import TokenizedOnTheFly
 from train.cli import make_config
+from train.cls_only import ClsOnlyEncoder
 from train.config import WRITTEN_BEFORE, TrainConfig
 from train.data import Comments, load_texts
 from train.evaluate import logits_of, probability_of
@@ -169,7 +170,7 @@ def _logits_by(
     if not file.exists():
         say(f"{teacher.folder} scores {len(texts):,} comments ...")
         ids = TokenizedOnTheFly(texts, teacher.tokenizer)
-        logits = logits_of(teacher.model.to(device), ids, np.arange(len(texts)))
+        logits = logits_of(ClsOnlyEncoder(teacher.model.to(device)), ids, np.arange(len(texts)))
         artifacts.save_tensors(file, {"logit": torch.from_numpy(logits)})
     return artifacts.load_tensors(file, f"delete {file}")["logit"].numpy()
 
