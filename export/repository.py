@@ -56,10 +56,7 @@ _CODE = {
     "tokenizer.py": Path(train.tokenizer.__file__),
 }
 """Served file -> its source. Copies, so that a version stays what it was when it was tested."""
-_COMPILED = {
-    path.name: path
-    for path in Path(train.tokenizer.__file__).parent.glob(f"{train.tokenizer.COMPILED_MODULE}.*so")
-}
+_COMPILED = [Path(file) for file in [train.tokenizer.COMPILED_FILE] if file]
 """The tokenizer's compiled part likewise, where there is one. Python reads where it cannot load."""
 
 
@@ -210,7 +207,8 @@ def publish(
             ragged, encoder, public = staged = [
                 stack.enter_context(_staging(repository / model)) for model in _MODELS
             ]
-            sources = {**_CODE, **_COMPILED, ONNX_FILE: onnx_path, TOKENIZER_FILE: tokenizer_path}
+            sources = {**_CODE, ONNX_FILE: onnx_path, TOKENIZER_FILE: tokenizer_path}
+            sources |= {path.name: path for path in _COMPILED}
             for name, source in sources.items():
                 write_atomically(public / name, source.read_bytes())
             files = {name: _fingerprint(public / name) for name in sorted(sources)}

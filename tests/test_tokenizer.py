@@ -341,7 +341,7 @@ def test_served_copy_gives_the_same_ids(tmp_path: Path, compiled: bool) -> None:
     """The files as `make export` copies them, in an interpreter without the project."""
     sources = [Path(str(m.__file__)) for m in (tokenizer_module, sys.modules["contract"])]
     if compiled:
-        sources += repository._COMPILED.values()
+        sources += repository._COMPILED
     for source in sources:
         (tmp_path / source.name).write_bytes(source.read_bytes())
     (tmp_path / "tokenizer.json").write_text(RESPELLING.to_json(), "utf-8")

@@ -57,20 +57,21 @@ from typing import Any
 from contract import CLS_ID, SPECIAL_TOKENS, UNK_ID, BadInput
 
 FORMAT_VERSION = 2
-COMPILED_MODULE, _COMPILED_VERSION = "_chunks", 1
+_COMPILED_MODULE, _COMPILED_VERSION = "_chunks", 1
 """The rule's frequent part in C (chunks.c), beside this file in training and where it serves."""
 
 
 def _load_compiled() -> Any:
     """The compiled module, or None where it was not built, or not for this tokenizer."""
     try:
-        found = importlib.import_module(f"{__package__}.{COMPILED_MODULE}".lstrip("."))
+        found = importlib.import_module(f"{__package__}.{_COMPILED_MODULE}".lstrip("."))
     except ImportError:
         return None
     return found if found.VERSION == _COMPILED_VERSION else None
 
 
 _compiled = _load_compiled()
+COMPILED_FILE: str | None = _compiled and _compiled.__file__
 
 
 @dataclass(frozen=True)
