@@ -41,10 +41,11 @@ from contract import (
     BadInput,
     ToxicityError,
 )
-from export.repository import load_scorer
+from export.repository import load_scorer, version_folder
 from export.scorer import probability
 from serve import triton
 from serve.client import Protocol, score_comments
+from train.tokenizer import COMPILED_FILE
 
 MakeConfig = Callable[[Path], triton.ServeConfig]
 PROTOCOLS: tuple[Protocol, ...] = ("http", "grpc")
@@ -418,3 +419,13 @@ def test_commands_end_with_one_line_and_status_2(tmp_path: Path) -> None:
         done = _run(*arguments)
         assert done.returncode == 2, arguments
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_server_reads_with_the_compiled_part_of_its_version(served: triton.ServeConfig) -> None:
+    if not COMPILED_FILE:
+        pytest.skip("chunks.c was not compiled: no C compiler when `make install` ran")
+    folder = version_folder(served.repository)
+    models = psutil.Process(triton.running(served).pid).children(recursive=True)
+    mapped = [{Path(part.path) for part in model.memory_maps()} for model in models]
+    (compiled,) = folder.glob("_chunks*")
+    assert any(compiled.resolve() in files for files in mapped)
