@@ -13,6 +13,7 @@ import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,7 +29,7 @@ from train.tokenizer import Respelling, Tokenizer, build_tokenizer, oov_rates
 TEXTS = ["you are a wonderful person !", "you are an idiot", "don't be an idiot , you"] * 3
 TOKENIZER = build_tokenizer(TEXTS, max_vocab=100, max_len=12)
 WORDS = "you are an idiot stupid shit asshole fuck ass as is a this the of and wonderful".split()
-ENGLISH = [*"abcdefghijklmnopqrstuvwxyz*!$@.,1", *WORDS]
+ENGLISH = list(dict.fromkeys([*"abcdefghijklmnopqrstuvwxyz*!$@.,1", *WORDS]))
 RESPELLING = Tokenizer(SPECIAL_TOKENS + tuple(ENGLISH), 64, respelling=Respelling())
 UNKNOWN_TO_IT = Tokenizer(RESPELLING.vocabulary, RESPELLING.max_len)
 EVASIVE_TEXT = st.lists(st.sampled_from([*ENGLISH, " ", " ", "  ", "\n", "\u200b", "é", "ß", "4"]))
@@ -141,6 +142,7 @@ def test_vocabulary_is_by_frequency_and_does_not_depend_on_order() -> None:
         ("{}", "the tokenizer file is not readable"),
         (TOKENIZER.to_json().replace('"format_version":2', '"format_version":9'), "is 9"),
         (TOKENIZER.to_json().replace('"[PAD]",', ""), "the vocabulary starts with"),
+        (TOKENIZER.to_json().replace('"you",', '"you","you",'), "has a token twice"),
     ],
 )
 def test_damaged_file_is_refused_in_one_line(text: str, message: str) -> None:
@@ -243,6 +245,52 @@ def test_compiled_part_reads_unknown_words_alike(words: list[str], between: str)
     assert RESPELLING.encode(text) == replace(RESPELLING, compiled=False).encode(text)
 
 
+@pytest.mark.parametrize("max_len", [2, 4])
+def test_phrases_of_one_chunk_are_merged_before_the_cut(max_len: int) -> None:
+    words = ("idiot", "the", "#", "idiot idiot")
+    tokenizer = Tokenizer(SPECIAL_TOKENS + words, max_len, respelling=Respelling())
+    text = "idiotidiot#idiotidiot#idiotidiot the"
+    phrase, mark = 6, 5
+    expected = [CLS_ID, phrase, mark, phrase][:max_len], True
+    assert tokenizer.encode_and_cut(text) == expected
+    assert replace(tokenizer, compiled=False).encode_and_cut(text) == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"deleted": [104]},  # "h"
+        {"fold_from": "é", "fold_to": "A"},
+        {"fold_from": "é", "fold_to": "\0"},
+        {"space": [[101, 101]]},
+        {"vocabulary": [*SPECIAL_TOKENS, "\ud800"]},
+    ],
+    ids=str,
+)
+def test_python_reads_by_a_rule_that_no_unicode_version_has(changes: dict[str, Any]) -> None:
+    odd = Tokenizer.from_json(json.dumps(json.loads(RESPELLING.to_json()) | changes))
+    assert not odd.is_compiled
+    assert odd.encode("the é") == replace(odd, compiled=False).encode("the é")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pieces": 0},
+        {"pieces": None},
+        {"readings": ["ab"]},
+        {"readings": []},
+        {"readings": ["A" * 9]},
+    ],
+    ids=str,
+)
+def test_a_respelling_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
+    document = json.loads(RESPELLING.to_json())
+    document["respelling"] |= changes
+    with pytest.raises(BadInput, match="the tokenizer's respelling is"):
+        Tokenizer.from_json(json.dumps(document))
+
+
 def test_compiled_part_reads_real_comments_alike() -> None:
     if not REAL_COMMENTS.exists():
         pytest.skip(f"{REAL_COMMENTS.name} is not beside this checkout")
@@ -255,7 +303,7 @@ def test_compiled_part_reads_real_comments_alike() -> None:
         assert tokenizer.encode_and_cut(text) == in_python.encode_and_cut(text), text
 
 
-@pytest.mark.parametrize("version", [0, 2])
+@pytest.mark.parametrize("version", [1, 3])
 def test_compiled_part_of_another_version_is_not_used(
     version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

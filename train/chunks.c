@@ -371,8 +371,10 @@ static PyObject *ids(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
         return NULL;
     }
     const Table *table = PyCapsule_GetPointer(args[0], CAPSULE);
+    if (!table)
+        return NULL;
     Py_ssize_t length, most = PyLong_AsSsize_t(args[2]);
-    if (!table || (most == -1 && PyErr_Occurred()))
+    if (most == -1 && PyErr_Occurred())
         return NULL;
     const char *utf8 = PyUnicode_AsUTF8AndSize(args[1], &length);
     if (!utf8) {
@@ -390,7 +392,7 @@ static PyObject *ids(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
     uint8_t *end = fold_into(table, (const uint8_t *)utf8, (size_t)length, text + 1);
     *end++ = ' ';
     *end = 0;
-    PyObject *found = ids_of_text(table, text, end, most + 1, args[3]);
+    PyObject *found = ids_of_text(table, text, end, most < PY_SSIZE_T_MAX ? most + 1 : most, args[3]);
     if (text != small)
         PyMem_Free(text);
     return found;
@@ -514,7 +516,9 @@ static int fill_fold(Table *table, PyObject *fold)
     return 0;
 }
 
-/* table(id_of: dict[str, int], cls: int, unknown: int, fold: dict[int, int],
+/* VERSION counts the changes of what `table` and `ids` take and give.
+ *
+ * table(id_of: dict[str, int], cls: int, unknown: int, fold: dict[int, int],
  *       respelling: None | tuple[lookalikes, readings, mask, pieces, shortest, longest])
  * `fold` has the code points beyond ASCII that change; one that vanishes has -1. */
 static PyObject *make_table(PyObject *Py_UNUSED(module), PyObject *args)
@@ -566,7 +570,7 @@ PyMODINIT_FUNC PyInit__chunks(void)
 {
     fill_tables();
     PyObject *module = PyModule_Create(&definition);
-    if (module && PyModule_AddIntConstant(module, "VERSION", 1))
+    if (module && PyModule_AddIntConstant(module, "VERSION", 2))
         Py_CLEAR(module);
     return module;
 }

@@ -57,7 +57,7 @@ from typing import Any
 from contract import CLS_ID, SPECIAL_TOKENS, UNK_ID, BadInput
 
 FORMAT_VERSION = 2
-_COMPILED_MODULE, _COMPILED_VERSION = "_chunks", 1
+_COMPILED_MODULE, _COMPILED_VERSION = "_chunks", 2
 """The rule's frequent part in C (chunks.c), beside this file in training and where it serves."""
 
 
@@ -166,6 +166,16 @@ class Respelling:
     mask: str = "*"
     pieces: int = 4
 
+    def __post_init__(self) -> None:
+        letters = all(re.fullmatch("[a-z]+", reading) for reading in self.readings)
+        lengths = {len(reading) for reading in self.readings}
+        pieces = isinstance(self.pieces, int) and 1 <= self.pieces <= _MEMO_CHARS
+        if not (letters and lengths == {len(self.lookalikes)} and pieces):
+            raise BadInput(
+                f"the tokenizer's respelling is {self}, expected a letter of each reading for "
+                f"each of the lookalikes, and 1 to {_MEMO_CHARS} pieces; train again"
+            )
+
 
 class _Fold(dict[int, str]):
     """Table for `str.translate`: step 1 of the rule, and a space for what separates."""
@@ -206,14 +216,25 @@ def _rewrite(rule: UnicodeRule) -> _Rewrite:
 
 
 @functools.cache
-def _changes(rule: UnicodeRule) -> dict[int, int]:
-    """Step 1 beyond ASCII, and a space for what separates: what changes, -1 for what vanishes."""
-    fold = _Fold(rule)
+def _changes(rule: UnicodeRule) -> dict[int, int] | None:
+    """Step 1 beyond ASCII, and a space for what separates: what changes, -1 for what vanishes.
+
+    None for a rule that no Unicode version has: one that folds ASCII otherwise, or into what the
+    next step would fold again.
+    """
+    fold, ascii_only = _Fold(rule), range(128)
     spaces = (point for first, last in rule.space for point in range(first, last + 1))
-    changed = {point: ord(fold[point]) for point in [*spaces, *map(ord, rule.fold_from)]}
-    return {point: to for point, to in changed.items() if point > 127} | dict.fromkeys(
-        rule.deleted, -1
-    )
+    points = [*(point for point in spaces if point > 127), *map(ord, rule.fold_from)]
+    folded = {point: fold[point] for point in points}
+    if not (
+        all(fold[point] == chr(_ASCII_FOLD[point]) for point in ascii_only)
+        and all(len(to) == 1 and not "A" <= to <= "Z" for to in folded.values())
+        and all(to > "\0" and not "\ud800" <= to <= "\udfff" for to in folded.values())
+        and all(127 < point <= sys.maxunicode for point in rule.deleted)
+    ):
+        return None
+    changed = {point: ord(to) for point, to in folded.items() if point > 127}
+    return changed | dict.fromkeys(rule.deleted, -1)
 
 
 @dataclass(frozen=True)
@@ -238,6 +259,8 @@ class Tokenizer:
             )
         if self.max_len < 1:
             raise BadInput(f"max_len is {self.max_len}, expected at least 1; set --max-len")
+        if len(set(self.vocabulary)) < len(self.vocabulary):
+            raise BadInput("the vocabulary has a token twice, expected each once; train again")
 
     @functools.cached_property
     def _id_of(self) -> dict[str, int]:
@@ -256,15 +279,19 @@ class Tokenizer:
     @functools.cached_property
     def _table(self) -> Any:
         """What the compiled module reads with; None where Python must read alone."""
+        changes = _changes(self.rule)
+        if not (self.compiled and _compiled) or changes is None:
+            return None
         spelling: tuple[Any, ...] | None = None
         if known := self.respelling:
-            if not "".join([known.lookalikes, known.mask, *known.readings]).isascii():
+            if not f"{known.lookalikes}{known.mask}".isascii():
                 return None
             characters = known.lookalikes, known.readings, known.mask
             spelling = (*characters, known.pieces, _SHORTEST_WORD, _LONGEST_WORD)
-        if not (self.compiled and _compiled):
+        try:
+            return _compiled.table(self._id_of, CLS_ID, UNK_ID, changes, spelling)
+        except ValueError:  # more readings than it takes, or a word that UTF-8 cannot hold
             return None
-        return _compiled.table(self._id_of, CLS_ID, UNK_ID, _changes(self.rule), spelling)
 
     @functools.cached_property
     def _respeller(self) -> _Respeller | None:
@@ -311,22 +338,25 @@ class Tokenizer:
 
     def _ids(self, text: str) -> list[int]:
         """[CLS] and all ids of `text`, or at least `max_len` of them."""
-        most = self.max_len * (2 if self._phrases else 1)
-        ids = self._table and _compiled.ids(self._table, text, most, self._ids_of)
+        ids = self._table and _compiled.ids(self._table, text, self._most, self._ids_of)
         if ids is None:
-            ids = self._ids_in_python(text, most)
+            ids = self._ids_in_python(text)
         return self._merged(ids) if self._phrases else ids
 
-    def _ids_in_python(self, text: str, most: int) -> list[int]:
-        """[CLS] and all ids of `text`, or at least `most` of them."""
+    @functools.cached_property
+    def _most(self) -> int:
+        """Ids that are read: a phrase makes one of two."""
+        return self.max_len * (2 if self._phrases else 1)
+
+    def _ids_in_python(self, text: str) -> list[int]:
+        """[CLS] and all ids of `text` before phrases, or at least `_most` of them."""
         if text.isascii():
             text = text.encode().translate(_ASCII_FOLD).decode()
         else:
             text = text.translate(self._fold)
+        text = f" {text} "
         if self._respeller:
-            text = self._respeller.spelled_out.sub(
-                self._respeller.joined, f" {text} ", count=self.max_len
-            )
+            text = self._respeller.spelled_out.sub(self._respeller.joined, text, count=self.max_len)
         # Any other mark is split off in `_IdsOf`: these are the frequent ones, none of them is
         # a mark of a disguised word except the last before a space.
         text = (
@@ -343,7 +373,7 @@ class Tokenizer:
             .replace("=", " = ")
             .replace("! ", " ! ")
         )
-        chunks = text.split(None, most)[:most]  # each gives an id at least
+        chunks = text.split(None, self._most)[: self._most]  # each gives an id at least
         found: list[Any] = list(map(self._ids_of.__getitem__, chunks))
         try:
             array("i", found)  # the quickest way to see that no chunk has several ids
@@ -429,13 +459,13 @@ class _IdsOf(dict[str, int | tuple[int, ...]]):
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer._id_of)
         self._id_of, self._tokens = tokenizer._id_of, tokenizer.tokens
-        self._max_len, self._respeller = tokenizer.max_len, tokenizer._respeller
+        self._most, self._respeller = tokenizer._most, tokenizer._respeller
 
     def __missing__(self, chunk: str) -> int | tuple[int, ...]:
         tokens: Iterable[str] = self._tokens(chunk)
         if self._respeller:
             tokens = self._respeller.known_words(chunk)
-        ids = tuple(self._id_of.get(token, UNK_ID) for token in islice(tokens, self._max_len))
+        ids = tuple(self._id_of.get(token, UNK_ID) for token in islice(tokens, self._most))
         found = ids[0] if len(ids) == 1 else ids
         if len(chunk) <= _MEMO_CHARS:
             if len(self) >= len(self._id_of) + _MEMO_CHUNKS:
