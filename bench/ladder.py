@@ -46,6 +46,7 @@ from train.artifacts import (
 from train.cli import make_config, parse_config, run
 from train.config import TrainConfig
 
+_STUDENT = ("epochs", "batch_size", "lr", "augment", "ngram_teacher")
 _LOSS, _COST = 0.002, 0.25
 """The bar: some rung loses at most this much AUROC at this share of the teacher's cost."""
 
@@ -69,6 +70,9 @@ class LadderConfig:
     batch_size: int = Field(64, ge=1, description="of a distillation")
     lr: float = Field(1e-3, gt=0, description="of a distillation")
     augment: int = Field(0, ge=0, description="of a distillation")
+    ngram_teacher: float = Field(
+        distill.NGRAM_TEACHER, ge=0, description="of a distillation: what letters count"
+    )
     comments: int = Field(960, ge=32, description="comments that time the rungs")
     out: Path = Field(Path("bench/out/ladder"), description="folder of the JSON and the plot")
 
@@ -157,7 +161,7 @@ def distilled(config: LadderConfig, shape: str) -> Path:
     if not out.is_dir():
         settings = {
             **distill.defaults_of(config.teacher),
-            **{name: getattr(config, name) for name in ("epochs", "batch_size", "lr", "augment")},
+            **{name: getattr(config, name) for name in _STUDENT},
             **{"d_model": int(d_model), "n_layers": int(n_layers), "device": "cpu"},
             **({"data": config.data} if config.data else {}),
         }
