@@ -25,7 +25,7 @@ from export.config import ExportConfig
 from export.repository import load_scorer, read_artifact
 from export.serving_graph import _calibrate, _graph, build_int8
 from train import qat
-from train.__main__ import StopRequest, train
+from train.__main__ import DEFAULTS_FROM, StopRequest, train
 from train.artifacts import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, load_checkpoint
 from train.batches import TokenizedOnTheFly
 from train.calibration import quality
@@ -221,7 +221,7 @@ def test_flags_default_to_the_checkpoints(start: Path, tmp_path: Path) -> None:
             ["--qat", str(start), *flags],
             prog="train",
             description="",
-            defaults_from={"qat": qat.defaults_of},
+            defaults_from=DEFAULTS_FROM,
         )
 
     config = parsed()

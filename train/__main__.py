@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,6 +46,11 @@ from train.split import split_comments
 from train.throughput import flops_per_token, matmul_peak
 from train.tokenizer import Respelling, build_tokenizer, oov_rates
 
+DEFAULTS_FROM: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "qat": lambda run: qat.defaults_of(Path(run)),
+    "distill": lambda runs: distill.defaults_of(Path(runs[0])),
+}
+"""Flags that fix the defaults of others, as `parse_config` takes them."""
 _SECONDS_BETWEEN_LINES = 10.0
 """Progress without a terminal: one plain line this often."""
 
@@ -55,10 +61,7 @@ def main() -> None:
         None,
         prog="python -m train",
         description="Train the encoder.",
-        defaults_from={
-            "qat": lambda run: qat.defaults_of(Path(run)),
-            "distill": lambda runs: distill.defaults_of(Path(runs[0])),
-        },
+        defaults_from=DEFAULTS_FROM,
     )
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = _device(config)
