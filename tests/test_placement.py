@@ -183,9 +183,16 @@ def turned_round(
 def test_auto_publishes_the_faster_one(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Measured here, and then with the rates exchanged: the other one."""
+    """Measured here, and then with the same rates exchanged: the other one."""
     config, published = auto(trained_run, tmp_path), []
-    for measure in (rates.measure, turned_round(rates.measure)):
+    real, measured = rates.measure, dict[str, float]()
+
+    def once(*args: object) -> dict[str, float]:
+        if not measured:  # on a busy machine a second time might turn them round by itself
+            measured.update(real(*args))  # type: ignore[arg-type]
+        return measured
+
+    for measure in (once, turned_round(once)):
         monkeypatch.setattr(rates, "measure", measure)
         report = export_main.export(config)
         forms = {form["precision"]: form for form in report["rates"]["forms"]}
