@@ -37,7 +37,6 @@ from train.__main__ import train
 from train.artifacts import (
     CONFIG_FILE,
     METRICS_FILE,
-    WEIGHTS_FILE,
     read_json,
     sha256_of,
     write_atomically,
@@ -169,7 +168,7 @@ def distilled(config: LadderConfig, shape: str) -> Path:
         train(make_config(TrainConfig, settings), torch.device("cpu"))
     remedy = "delete it, or give another folder with --runs"
     learned = read_json(out / CONFIG_FILE, remedy)["distillation"] or {}
-    if learned.get("teacher_sha256") != [sha256_of(run / WEIGHTS_FILE) for run in teachers]:
+    if learned.get("teacher_sha256") != distill.sha256_of_weights(teachers):
         raise BadInput(
             f"{out} has learned from other weights than those of "
             f"{', '.join(map(str, teachers))}; {remedy}"

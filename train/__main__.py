@@ -175,10 +175,10 @@ def train(
     targets = _targets(config, comments)
     folder = config.out.parent / "teacher_logits"
     taught = config, teachers, comments, extra, split.train, folder, device, say
-    if teachers and rank == 0:  # the others read what it wrote
-        distill.soft_targets(*taught)
+    if teachers and rank == 0:
+        targets = distill.soft_targets(*taught)
     _wait_for_all(world)
-    if teachers:
+    if teachers and rank != 0:  # reads what rank 0 wrote
         targets = distill.soft_targets(*taught)
     resumes = (work / artifacts.PROGRESS_FILE).exists()
     if config.embeddings != "random" and not resumes:
@@ -472,8 +472,7 @@ def _identity(
     if config.qat:  # the weights that it starts from, wherever they lie
         settings["qat"] = artifacts.sha256_of(config.qat / artifacts.WEIGHTS_FILE)
     if config.distill:
-        weights = [folder / artifacts.WEIGHTS_FILE for folder in config.distill]
-        settings["distill"] = [artifacts.sha256_of(file) for file in weights]
+        settings["distill"] = distill.sha256_of_weights(config.distill)
     if config.unlabelled:
         settings["unlabelled"] = artifacts.sha256_of(config.unlabelled)
     del settings["batch_size"]

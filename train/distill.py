@@ -183,9 +183,7 @@ def record(config: TrainConfig, teachers: Sequence[Checkpoint], extra: Extra) ->
         for folder in folders
     ]
     return {
-        "teacher_sha256": [
-            artifacts.sha256_of(folder / artifacts.WEIGHTS_FILE) for folder in folders
-        ],
+        "teacher_sha256": sha256_of_weights(folders),
         "teacher_validation_auroc": [values["validation"]["auroc"] for values in metrics],
         "identity_balance": identity_balance_of(teachers[0].config),
         "ngram_teacher": config.ngram_teacher,
@@ -193,6 +191,11 @@ def record(config: TrainConfig, teachers: Sequence[Checkpoint], extra: Extra) ->
         "unlabelled_comments": int(np.sum(extra.sources < 0)),
         "passages": int(np.sum(extra.sources >= 0)),
     }
+
+
+def sha256_of_weights(runs: Sequence[Path]) -> list[str]:
+    """What names the teachers, wherever they lie; hex digests in their order."""
+    return [artifacts.sha256_of(run / artifacts.WEIGHTS_FILE) for run in runs]
 
 
 def identity_balance_of(config: Mapping[str, Any]) -> float:

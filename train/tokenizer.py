@@ -279,8 +279,10 @@ class Tokenizer:
     @functools.cached_property
     def _table(self) -> Any:
         """What the compiled module reads with; None where Python must read alone."""
+        if not (self.compiled and _compiled):
+            return None
         changes = _changes(self.rule)
-        if not (self.compiled and _compiled) or changes is None:
+        if changes is None:
             return None
         spelling: tuple[Any, ...] | None = None
         if known := self.respelling:
