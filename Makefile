@@ -27,6 +27,8 @@ LADDER_ARGS ?=
 LENGTH_ARGS ?=
 ABLATION_ARGS ?=
 TEST_ARGS ?=
+SANITIZE ?=
+TARGET ?=
 MODELS ?=
 CURATED ?=
 EVAL_ARGS ?=
@@ -39,14 +41,14 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install train export serve status stop score eval baseline test check bench bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity ladder ablation clean
+.PHONY: help install native train export serve status stop score eval baseline test check bench bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity ladder ablation clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
 
 install: $(READY) ## make the virtual environment from the pinned constraints|PYTHON
 
-$(READY): pyproject.toml setup.py train/chunks.c constraints.txt
+$(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found, expected one on PATH (Triton 24.10 needs numpy < 2, which has no later build); install it or give PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q -c constraints.txt pip setuptools
@@ -54,7 +56,11 @@ $(READY): pyproject.toml setup.py train/chunks.c constraints.txt
 	$(RUN) -m pip install -q -c constraints.txt --no-build-isolation -e '.[$(RUNTIME),serve,bench,test]'
 	@# Only its tritonserver is used; its own requirements would hold back the others.
 	$(RUN) -m pip install -q -c constraints.txt --no-deps nvidia-pytriton
+	$(RUN) -m core.build
 	@touch $@
+
+native: $(READY) ## build the core; SANITIZE builds it for tests with the machine's compiler|SANITIZE=address,undefined TARGET=aarch64
+	$(RUN) -m core.build $(if $(SANITIZE),--sanitize $(SANITIZE)) $(if $(TARGET),--target $(TARGET))
 
 train: $(READY) ## train on labelled comments, into runs/model|DATA=file TEST_DATA=file TRAIN_ARGS="--epochs 2 ..."
 	$(RUN) -m train $(if $(DATA),--data '$(DATA)') $(if $(TEST_DATA),--test-data '$(TEST_DATA)') $(TRAIN_ARGS)

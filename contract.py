@@ -1,7 +1,7 @@
 """The one contract that every stage shares: names, dtypes, shapes, limits, tolerances and errors.
 
-Standard library only, because a copy of this file lies beside every published model, where
-the server imports it. Nothing else in the project spells a tensor name as a string.
+The native core takes its constants from here when it is built (core/build.py). Nothing else in the
+project spells a tensor name as a string.
 
 Errors::
 
@@ -66,6 +66,8 @@ OPSET = 20
 
 # --- Public model: one comment as a string in, its score out ------------------------------
 PUBLIC_MODEL = "toxicity"
+BACKEND = "toxicity"
+"""Triton looks for libtriton_<this>.so in the version's folder first."""
 ENCODER_MODEL = "toxicity_encoder"
 RAGGED_MODEL = "toxicity_encoder_ragged"
 TEXT = "text"
@@ -87,7 +89,7 @@ CALM_WAIT_S, OVERLOADED_WAIT_S = 0.25, 0.005
 """Longest wait for its turn of a request that was taken on, and of one while others are refused."""
 CACHE_BYTES = "cache_bytes"
 """Parameter in the public model's config.pbtxt: most memory that the logits of repeated comments
-take in each model process; 0 turns that cache off."""
+take in a server; 0 turns that cache off."""
 DEFAULT_CACHE_BYTES = 64 << 20
 MAX_BATCH = "max_batch"
 """Parameter there: most comments that the graph runs together, at most MAX_BATCH_SIZE."""
@@ -95,6 +97,8 @@ MAX_BATCH = "max_batch"
 # --- Files of one published version ------------------------------------------------------
 ONNX_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
+ORT_FILE = "libonnxruntime.so"
+"""ONNX Runtime's shared library, the one that the gates ran with."""
 ARTIFACT_FILE = "artifact.json"
 """What the version is: precision, max_len, tolerances, files with their sha256, gates passed."""
 

@@ -74,9 +74,15 @@ def comment(texts: Sequence[str], hot: int, number: int, first_pass: int = 0) ->
     passes += first_pass
     if passes % len(texts) == 0:
         return texts[hot + row]
-    words, others = texts[hot + row].split(), texts[(row + passes) % len(texts)].split()
+    first, kept = spliced(texts[(row + passes) % len(texts)])[0], spliced(texts[hot + row])[1]
+    return f"{first} {kept}" if first and kept else first or kept
+
+
+def spliced(text: str) -> tuple[str, str]:
+    """First words of a text, which are put before another; and what it keeps of its own."""
+    words = text.split()
     kept = words[:-_SPLICED] if len(words) > 2 * _SPLICED else words
-    return " ".join([*others[:_SPLICED], *kept])
+    return " ".join(words[:_SPLICED]), " ".join(kept)
 
 
 def self_check(lags_ms: np.ndarray, busy: float, missed: int, full: int) -> dict[str, Any]:

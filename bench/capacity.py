@@ -32,7 +32,7 @@ from bench.comments import default_source, load_pool
 from bench.counters import CountersOf, parts_of, server_counters
 from bench.plot import plot_capacity
 from bench.run import BenchConfig, Result, find_server, hardware, load, report_broken_bars
-from contract import ONNX_FILE, PUBLIC_MODEL, RAGGED_MODEL, TOKENIZER_FILE
+from contract import ENCODER_MODEL, ONNX_FILE, PUBLIC_MODEL, RAGGED_MODEL, TOKENIZER_FILE
 from export.repository import CONFIG_FILE, Tuning, publish, tune, verify, version_folder
 from serve import haproxy, replicas, triton
 from train.artifacts import write_atomically, write_json
@@ -180,11 +180,12 @@ def make_repository(config: CapacityConfig, rung: Rung, repository: Path) -> Non
         assert config.student is not None
         source = config.student
     folder = version_folder(source)
-    ragged = source / RAGGED_MODEL / folder.name / ONNX_FILE
+    traced = config.traced if rung.graph == "traced" else None
     publish(
         repository,
-        onnx_path=config.traced if rung.graph == "traced" else folder / ONNX_FILE,
-        ragged_path=ragged,
+        onnx_path=traced or source / ENCODER_MODEL / folder.name / ONNX_FILE,
+        ragged_path=source / RAGGED_MODEL / folder.name / ONNX_FILE,
+        served_path=traced,
         tokenizer_path=folder / TOKENIZER_FILE,
         artifact=verify(source),
     )

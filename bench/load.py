@@ -23,19 +23,19 @@ import itertools
 import json
 import logging
 import os
+import re
 import struct
 import sys
 import time
 from array import array
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gevent
 import gevent.pool
 import grpc
 import numpy as np
-from geventhttpclient import HTTPClient
 from grpc.experimental import gevent as grpc_gevent
 from locust import User, constant, events, task
 from locust.exception import CatchResponseError
@@ -43,7 +43,9 @@ from locust.runners import WorkerRunner
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from bench import arrivals
+from bench.bodies import INFER_PATH, Comments, Payload, packed
 from bench.comments import default_source, load_pool
+from bench.sockets import Connections
 from contract import (
     GRPC_PORT,
     HOST,
@@ -55,22 +57,35 @@ from contract import (
     ToxicityError,
 )
 
-_INFER_PATH = f"/v2/models/{PUBLIC_MODEL}/infer"
-_HEADER_LENGTH = "Inference-Header-Content-Length"
 _TIMEOUT_S = 60.0
 _DRAIN_S = 20.0
 """Wait for answers at the end of an open loop; what is then in flight counts as failed."""
 _FULL = "generator full"
 _SHOWN_CHARS = 200
 """Of an error text: enough to say why, short enough for Locust's table of errors."""
+_RIGHT = tuple(
+    re.compile(rb'"name": ?"%s"[^{}]*"data": ?\[%s\]' % (name.encode(), value))
+    for name, value in (
+        (PROBABILITY, rb"(?:0(?:\.\d+)?|1(?:\.0+)?|\d(?:\.\d+)?[eE]-\d+)"),
+        (MODEL_VERSION, rb'"\d+"'),
+    )
+)
+"""Both are in the answer to one comment, if it is right; another is read in full."""
 _log = logging.getLogger(__name__)
 
 
 class _Pool:
-    """The comments, encoded before the test starts: sending must stay cheap."""
+    """The comments, encoded before the first is due: sending must stay cheap."""
 
     texts: list[str] = []  # noqa: RUF012  filled once, before any user starts
+    encoded: dict[str, Comments] = {}  # noqa: RUF012  by payload
     sources = itertools.count()
+
+    @classmethod
+    def comments(cls, payload: Payload) -> Comments:
+        if payload not in cls.encoded:
+            cls.encoded[payload] = Comments(cls.texts, payload)
+        return cls.encoded[payload]
 
 
 class _Record:
@@ -84,16 +99,6 @@ class _Record:
     lags_ms = array("d")
     missed = 0
     errors: Counter[str] = Counter()  # noqa: RUF012
-
-
-class HttpAnswer(NamedTuple):
-    """Of `http_fault`: status 0 when there was none, then `error` says why."""
-
-    status_code: int
-    content: bytes | None
-    error: str | None = None
-    header_length: int | None = None
-    """Bytes of JSON before the binary tensors, if there are any."""
 
 
 @events.init_command_line_parser.add_listener
@@ -150,6 +155,7 @@ def _load_comments(environment: Any, **_: Any) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
     _Pool.texts = pool.texts
+    _Pool.comments("json")
     _log.info("%s", pool.summary())
     # gevent counts timers from the time it last looked at the clock: before the loading.
     gevent.get_hub().loop.update_now()
@@ -193,7 +199,7 @@ def _stop(environment: Any, **_: Any) -> None:
 
 
 class _CommentUser(User):
-    """Sends comments; a protocol says how by `_encode` and `_exchange`."""
+    """Sends comments; a protocol says how by `_payload` and `_exchange`."""
 
     abstract = True
     wait_time = constant(0)
@@ -201,6 +207,7 @@ class _CommentUser(User):
 
     def on_start(self) -> None:
         options = self.environment.parsed_options
+        self._comments = _Pool.comments(self._payload())
         runner = self.environment.runner
         worker = max(0, getattr(runner, "worker_index", 0))
         # Numbers of different workers differ by `workers`, so that no two sources share one.
@@ -231,29 +238,33 @@ class _CommentUser(User):
 
     @task
     def score(self) -> None:
+        """Send until the user stops: a task for each request would cost as much as sending it."""
         if not self.environment.parsed_options.rate:
-            self._send(time.perf_counter())
+            while self._state != "stopping":
+                self._send(time.perf_counter())
+                gevent.sleep(0)
             return
-        while (wait_s := self._next - time.perf_counter()) > 0:
-            gevent.sleep(wait_s)
+        while True:
+            gevent.sleep(max(0.0, self._next - time.perf_counter()))
             if self._state == "stopping":
                 return
-        intended, self._next = self._next, next(self._due)
-        _Record.lags_ms.append(1e3 * (time.perf_counter() - intended))
-        if self._in_flight.full():
-            self._report(intended, 0, _FULL)
-        else:
-            self._in_flight.spawn(self._send, intended)
+            if (lag_s := time.perf_counter() - self._next) < 0:
+                continue
+            intended, self._next = self._next, next(self._due)
+            _Record.lags_ms.append(1e3 * lag_s)
+            if self._in_flight.full():
+                self._report(intended, 0, _FULL)
+            else:
+                self._in_flight.spawn(self._send, intended)
 
     def _send(self, intended: float) -> None:
         """Send one request and report it; its latency counts from `intended`."""
         options = self.environment.parsed_options
-        texts = [
-            arrivals.comment(_Pool.texts, self._hot, next(self._rows), options.first_pass)
+        items = [
+            self._comments.item(next(self._rows), self._hot, options.first_pass)
             for _ in range(options.batch)
         ]
-        request = self._encode(texts)
-        self._report(intended, *self._exchange(request))
+        self._report(intended, *self._exchange(items))
 
     def _report(self, intended: float, length: int, fault: str | None) -> None:
         now = time.perf_counter()
@@ -282,49 +293,30 @@ class HttpCommentUser(_CommentUser):
     host = f"http://{HOST}:{HTTP_PORT}"
     kind, name = "POST", "http"
 
+    def _payload(self) -> Payload:
+        return self.environment.parsed_options.payload
+
     def _connect(self) -> None:
-        options = self.environment.parsed_options
-        self._binary = options.payload == "binary"
-        self._client = HTTPClient.from_url(
-            self.host,
-            concurrency=options.max_in_flight if options.rate else 1,
-            connection_timeout=_TIMEOUT_S,
-            network_timeout=_TIMEOUT_S,
-        )
+        self._connections = Connections(self.host, INFER_PATH, self._comments.headers, _TIMEOUT_S)
 
     def _disconnect(self) -> None:
-        self._client.close()
+        self._connections.close()
 
-    def _encode(self, texts: list[str]) -> tuple[bytes, dict[str, str]]:
-        tensor: dict[str, Any] = {"name": TEXT, "shape": [len(texts), 1], "datatype": "BYTES"}
-        if not self._binary:
-            body = json.dumps({"inputs": [{**tensor, "data": texts}]}).encode()
-            return body, {"Content-Type": "application/json"}
-        raw = _raw(texts)
-        tensor["parameters"] = {"binary_data_size": len(raw)}
-        wanted = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
-        head = json.dumps(wanted).encode()
-        return head + raw, {
-            "Content-Type": "application/octet-stream",
-            _HEADER_LENGTH: str(len(head)),
-        }
-
-    def _exchange(self, request: tuple[bytes, dict[str, str]]) -> tuple[int, str | None]:
-        body, headers = request
-        try:
-            response = self._client.post(_INFER_PATH, body=body, headers=headers)
-            content = bytes(response.read())
-            head = response.get(_HEADER_LENGTH.lower())
-            answer = HttpAnswer(response.status_code, content, None, int(head) if head else None)
-        except Exception as error:  # whatever a socket or a parser raises is a failed request
-            answer = HttpAnswer(0, None, str(error) or repr(error))
-        return len(answer.content or b""), http_fault(answer)
+    def _exchange(self, items: list[bytes]) -> tuple[int, str | None]:
+        answer = self._connections.post(self._comments.body(items))
+        content = answer.content or b""
+        if answer.status_code == 200 and all(right.search(content) for right in _RIGHT):
+            return len(content), None
+        return len(content), http_fault(answer)
 
 
 class GrpcCommentUser(_CommentUser):
     """Sends comments over one gRPC channel."""
 
     kind, name = "gRPC", "grpc"
+
+    def _payload(self) -> Payload:
+        return "binary"
 
     def _connect(self) -> None:
         grpc_gevent.init_gevent()  # once a process; later calls change nothing
@@ -338,13 +330,10 @@ class GrpcCommentUser(_CommentUser):
     def _disconnect(self) -> None:
         self._channel.close()
 
-    def _encode(self, texts: list[str]) -> Any:
+    def _exchange(self, items: list[bytes]) -> tuple[int, str | None]:
         request = service_pb2.ModelInferRequest(model_name=PUBLIC_MODEL)
-        request.inputs.add(name=TEXT, shape=[len(texts), 1], datatype="BYTES")
-        request.raw_input_contents.append(_raw(texts))
-        return request
-
-    def _exchange(self, request: Any) -> tuple[int, str | None]:
+        request.inputs.add(name=TEXT, shape=[len(items), 1], datatype="BYTES")
+        request.raw_input_contents.append(packed(items))
         try:
             answer = self._stub.ModelInfer(request, timeout=_TIMEOUT_S)
         except grpc.RpcError as error:
@@ -352,14 +341,8 @@ class GrpcCommentUser(_CommentUser):
         return answer.ByteSize(), grpc_fault(answer)
 
 
-def _raw(texts: list[str]) -> bytes:
-    """KServe v2 binary tensor: each BYTES item after its length, 4 bytes little-endian."""
-    items = [text.encode() for text in texts]
-    return b"".join(struct.pack("<I", len(item)) + item for item in items)
-
-
 def http_fault(response: Any) -> str | None:
-    """Why an HttpAnswer counts as failed, or None."""
+    """Why an `Answer` of `bench.sockets` counts as failed, or None."""
     if response.status_code != 200:
         body = (response.content or b"").decode("utf-8", "replace")
         return f"{response.status_code}: {body or response.error}"[:_SHOWN_CHARS]

@@ -297,7 +297,8 @@ def _served(subject: Subject, form: Form) -> np.ndarray:
 
 def _scorer(subject: Subject, form: Form) -> Scorer:
     tokenizer, long_text = subject.checkpoint.tokenizer, subject.long_text
-    return Scorer(form.path, tokenizer, form.device, long_text=long_text)
+    served = form.path if form.device == "cuda" else form.ragged  # as `publish` takes it
+    return Scorer(served, tokenizer, form.device, long_text=long_text)
 
 
 def _long_text_gates(subject: Subject, form: Form) -> list[Finding]:

@@ -1,9 +1,10 @@
 """Fill a Triton model repository with one more version, whole or not at all, and check it.
 
     model_repository/
-        toxicity/config.pbtxt            text in, score out; Python backend
+        toxicity/config.pbtxt            text in, score out; the core as Triton's backend
         toxicity/tuning.json             after `make tune`: what it chose, and why
-        toxicity/<N>/                    one version, never changed once it is there
+        toxicity/<N>/                    one version, never changed once it is there: the graph, the
+                                         tokenizer, the core and ONNX Runtime as the gates ran them
         toxicity_encoder/config.pbtxt    ids in, logit out; onnxruntime backend of a stock image
         toxicity_encoder/<N>/model.onnx  the same bytes
         toxicity_encoder_ragged/...      likewise, the graph with the interface of ragged batching
@@ -27,20 +28,25 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 import contract
-import train.tokenizer
 from contract import (
     ARTIFACT_FILE,
+    BACKEND,
     ENCODER_MODEL,
     MAX_BATCH_SIZE,
     MAX_REQUEST_COMMENTS,
     ONNX_FILE,
+    ORT_FILE,
     PUBLIC_MODEL,
     RAGGED_MODEL,
     TOKENIZER_FILE,
     BadInput,
 )
+from core import build
+from core.binding import onnxruntime_library
+from core.build import LIBRARY
 from export.scorer import LongText, Scorer
 from train.artifacts import read_json, sha256_of, write_atomically, write_json
+from train.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.pbtxt"
 _TUNING_FILE = "tuning.json"
@@ -48,16 +54,8 @@ _CORES = os.cpu_count() or 1
 _MODELS = (RAGGED_MODEL, ENCODER_MODEL, PUBLIC_MODEL)
 """In the order in which a version is put in place: with the last one it counts."""
 _REMEDY = "run `make export` to publish a new version"
-_CODE = {
-    "model.py": Path(__file__).with_name("triton_model.py"),
-    "admission.py": Path(__file__).with_name("admission.py"),
-    "scorer.py": Path(__file__).with_name("scorer.py"),
-    "contract.py": Path(contract.__file__),
-    "tokenizer.py": Path(train.tokenizer.__file__),
-}
-"""Served file -> its source. Copies, so that a version stays what it was when it was tested."""
-_COMPILED = [Path(file) for file in [train.tokenizer.COMPILED_FILE] if file]
-"""The tokenizer's compiled part likewise, where there is one. Python reads where it cannot load."""
+_SERVED = (LIBRARY, ONNX_FILE, ORT_FILE, TOKENIZER_FILE)
+"""Files that a server loads, beside the manifest."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,10 @@ class Tuning:
 def public_config(
     tuning: Tuning, device: str = "cpu", cache_bytes: int = contract.DEFAULT_CACHE_BYTES
 ) -> pb.ModelConfig:
-    """Text -> score with `tuning.instances` processes, for Triton's Python backend."""
+    """Text -> score with `tuning.instances` sessions of one thread, for the core."""
     config = pb.ModelConfig(
         name=PUBLIC_MODEL,
-        backend="python",
+        backend=BACKEND,
         max_batch_size=MAX_REQUEST_COMMENTS,
         input=[pb.ModelInput(name=contract.TEXT, data_type=pb.TYPE_STRING, dims=[1])],
         output=[
@@ -159,7 +157,7 @@ def _onnxruntime_config(name: str, instances: int, device: str, batch: int) -> p
 
 
 def _instances(count: int, device: str) -> pb.ModelInstanceGroup:
-    """`count` processes or sessions; on "cuda" so many on each GPU, which Triton hands out."""
+    """`count` sessions; on "cuda" so many on each GPU, which Triton hands out."""
     group = pb.ModelInstanceGroup
     return group(kind=group.KIND_GPU if device == "cuda" else group.KIND_CPU, count=count)
 
@@ -177,6 +175,7 @@ def publish(
     ragged_path: Path,
     tokenizer_path: Path,
     artifact: dict[str, Any],
+    served_path: Path | None = None,
     instances: int | None = None,
     cache_bytes: int = contract.DEFAULT_CACHE_BYTES,
     keep_versions: int = 3,
@@ -192,9 +191,10 @@ def publish(
             `long_text` with the fields of `export.scorer.LongText` unless comments are cut. The
             version number and the size and sha256 of every file are added to it (`files`;
             `ragged` for the graph).
-        instances: model processes of each server; of each GPU when `device` is "cuda". Left out:
+        served_path: graph of the public model, if another than the form of these two for the device.
+        instances: sessions of each server; of each GPU when `device` is "cuda". Left out:
             what `make tune` found in this repository, else one a core, or one a GPU.
-        cache_bytes: memory of each process for the logits of repeated comments, 0 for none.
+        cache_bytes: memory of a server for the logits of repeated comments, 0 for none.
         keep_versions: newest versions that stay when the new one is in place.
 
     """
@@ -207,15 +207,26 @@ def publish(
             ragged, encoder, public = staged = [
                 stack.enter_context(_staging(repository / model)) for model in _MODELS
             ]
-            sources = {**_CODE, ONNX_FILE: onnx_path, TOKENIZER_FILE: tokenizer_path}
-            sources |= {path.name: path for path in _COMPILED}
-            for name, source in sources.items():
-                write_atomically(public / name, source.read_bytes())
-            files = {name: _fingerprint(public / name) for name in sorted(sources)}
+            write_atomically(encoder / ONNX_FILE, onnx_path.read_bytes())
             write_atomically(ragged / ONNX_FILE, ragged_path.read_bytes())
-            described = {"files": files, "ragged": _fingerprint(ragged / ONNX_FILE)}
+            # On a CPU the ragged form: no padding is made for a batch of mixed lengths. For a GPU
+            # the dense one: its shapes are known before the run.
+            served = served_path or (onnx_path if artifact["device"] == "cuda" else ragged_path)
+            own = {onnx_path: encoder, ragged_path: ragged}.get(served)
+            if own:
+                _link_or_copy(own / ONNX_FILE, public / ONNX_FILE)
+            else:
+                write_atomically(public / ONNX_FILE, served.read_bytes())
+            write_atomically(public / TOKENIZER_FILE, tokenizer_path.read_bytes())
+            write_atomically(public / LIBRARY, build.library().read_bytes())
+            _put_runtime(repository, published, public / ORT_FILE)
+            described = {
+                "files": {name: _fingerprint(public / name) for name in _SERVED},
+                "encoder": _fingerprint(encoder / ONNX_FILE),
+                "ragged": _fingerprint(ragged / ONNX_FILE),
+                "core": build.described(),
+            }
             write_json(public / ARTIFACT_FILE, {**artifact, "version": version, **described})
-            _link_or_copy(public / ONNX_FILE, encoder / ONNX_FILE)
             for folder in staged:
                 _fsync_folder(folder)
             device = artifact["device"]
@@ -302,6 +313,17 @@ def _write_config(repository: Path, config: pb.ModelConfig) -> None:
         write_atomically(path, text)
 
 
+def _put_runtime(repository: Path, published: list[int], target: Path) -> None:
+    """ONNX Runtime's library beside the model: 35 MB that versions share where they can."""
+    source = onnxruntime_library()
+    sha256 = sha256_of(source)
+    for version in reversed(published):
+        shared = repository / PUBLIC_MODEL / str(version) / ORT_FILE
+        if shared.is_file() and sha256_of(shared) == sha256:
+            return _link_or_copy(shared, target)
+    return write_atomically(target, source.read_bytes())
+
+
 def _link_or_copy(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
@@ -354,12 +376,12 @@ def verify(repository: Path, version: int | None = None) -> dict[str, Any]:
     folder = version_folder(repository, version)
     artifact = read_artifact(repository, version)
     files = artifact.get("files", {})
-    missing = sorted({*_CODE, ONNX_FILE, TOKENIZER_FILE} - files.keys())
+    missing = sorted(set(_SERVED) - files.keys())
     if missing:
         raise BadInput(f"{folder / ARTIFACT_FILE} does not list {missing[0]}; {_REMEDY}")
     expected_of = {folder / name: expected for name, expected in files.items()}
-    expected_of[repository / ENCODER_MODEL / folder.name / ONNX_FILE] = files[ONNX_FILE]
-    expected_of[repository / RAGGED_MODEL / folder.name / ONNX_FILE] = artifact.get("ragged", {})
+    for model, graph in ((ENCODER_MODEL, "encoder"), (RAGGED_MODEL, "ragged")):
+        expected_of[repository / model / folder.name / ONNX_FILE] = artifact.get(graph, {})
     for path, expected in expected_of.items():
         if not path.is_file():
             raise BadInput(f"{path} is missing from the published version; {_REMEDY}")
@@ -375,6 +397,11 @@ def load_scorer(repository: Path, version: int | None = None) -> Scorer:
     """Scorer of a verified version, for offline use: the served code on the served files."""
     artifact = verify(repository, version)
     folder = version_folder(repository, version)
-    tokenizer = train.tokenizer.Tokenizer.from_json((folder / TOKENIZER_FILE).read_text("utf-8"))
-    long_text = LongText.of_artifact(artifact)
-    return Scorer(folder / ONNX_FILE, tokenizer, artifact["device"], long_text=long_text)
+    tokenizer = Tokenizer.from_json((folder / TOKENIZER_FILE).read_text("utf-8"))
+    return Scorer(
+        folder / ONNX_FILE,
+        tokenizer,
+        artifact["device"],
+        long_text=LongText.of_artifact(artifact),
+        ort_library=folder / ORT_FILE,
+    )

@@ -19,6 +19,8 @@ comment's padding are set to 0, and its sums over keys and values are batched ma
 group, [n, H, C, C]. Its feature map does not commute with a weight, so the last layer computes the
 keys and values of all tokens; queries, as ever, of the [CLS] rows alone.
 
+An encoder of one layer with softmax has no use for the groups: see `export.one_layer`.
+
 Two interfaces share all of it: dense, INPUT_IDS and ATTENTION_MASK [B, L]; and ragged, the ids of
 all comments one after the other with ACCUMULATED_COUNTS, which Triton's ragged batching feeds
 (docs/user_guide/ragged_batching.md).
@@ -57,6 +59,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from contract import ACCUMULATED_COUNTS, ATTENTION_MASK, INPUT_IDS, LOGIT, OPSET
+from export import one_layer
 from export.cascade import CascadeEncoder
 from train.artifacts import write_atomically
 from train.model import ATTENTION_EPSILON, Block, ModelConfig, ToxicityEncoder
@@ -153,11 +156,13 @@ def build_int8(
 def linear_layers(model: Model) -> int:
     """Matmuls by weights in a serving graph: QKV, projection, MLP.
 
-    The last block has Q alone, and with linear attention KV beside it.
+    The last block has Q alone, and with linear attention KV beside it; where `export.one_layer`
+    fits, Q is a constant.
     """
     if isinstance(model, CascadeEncoder):
         return linear_layers(model.student) + linear_layers(model.teacher)
-    return 4 * model.config.n_layers + (model.config.attention == "linear")
+    layers = 4 * model.config.n_layers + (model.config.attention == "linear")
+    return layers - one_layer.fits(model)
 
 
 # --- Nodes -------------------------------------------------------------------------------
@@ -376,6 +381,8 @@ def _branch(g: _Graph) -> onnx.GraphProto:
 def _encoder(g: _Graph, model: ToxicityEncoder, groups: Sequence[int], batch: _Batch) -> str:
     """Logits float32 [B], in the order of the batch."""
     config = model.config
+    if one_layer.fits(model):
+        return _one_layer(g, model, batch)
     layout = _layout(g, config, groups, batch)
     tokens = g.weight(_array(model.token_embedding.weight), "token_embedding")
     positions = g.weight(_array(model.position_embedding.weight), "position_embedding")
@@ -389,6 +396,14 @@ def _encoder(g: _Graph, model: ToxicityEncoder, groups: Sequence[int], batch: _B
     x_BD = (_linear_last_block if linear else _last_block)(g, last, x_TD, layout)
     sorted_B = _head(g, model, x_BD)
     return g("ScatterElements", sorted_B, layout.order, sorted_B, axis=0)
+
+
+def _one_layer(g: _Graph, model: ToxicityEncoder, batch: _Batch) -> str:
+    """The same for the models that `export.one_layer` fits."""
+    block = _Block("blocks.0", model.blocks[0], model.config.n_heads)
+    context, weight, bias = one_layer.attend(g, model, batch)
+    x = _linear(g, context, f"{block.name}.projection", weight, bias)
+    return _head(g, model, _mlp(g, block, x))
 
 
 def _head(g: _Graph, model: ToxicityEncoder, x: str) -> str:
@@ -544,8 +559,13 @@ def _after_attention(
     g: _Graph, block: _Block, x: str, context: str, weight: np.ndarray, bias: np.ndarray
 ) -> str:
     """Output projection by `weight` and `bias`, residual, MLP; `x` and the result are [*, D]."""
-    into, _, out, _ = block.module.mlp
     x = g("Add", x, _linear(g, context, f"{block.name}.projection", weight, bias))
+    return _mlp(g, block, x)
+
+
+def _mlp(g: _Graph, block: _Block, x: str) -> str:
+    """X + MLP(LN(x)), [*, D]."""
+    into, _, out, _ = block.module.mlp
     normed = _norm(g, x, block, "mlp_norm")
     hidden = _linear(g, normed, f"{block.name}.mlp_in", _array(into.weight), _array(into.bias))
     # The tanh form is off by 5e-4 at most, far below a step of U8, and takes half the time.

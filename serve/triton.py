@@ -4,25 +4,22 @@
     python -m serve.triton status
     python -m serve.triton stop
 
-The server is the one inside the nvidia-pytriton wheel, with its Python backend; nothing else of
-that package is used.
+The server is the one inside the nvidia-pytriton wheel; nothing else of that package is used. The
+model's backend lies in the version's own folder.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import re
 import resource
-import shutil
-import subprocess
 import sys
-import sysconfig
 import time
 import urllib.error
 import urllib.request
+from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +37,6 @@ from train.cli import parse_config, run
 _EXAMPLE = "Thank you, that was a kind and thoughtful answer."
 PROCESS_FILE = "server.json"
 _POLL_S = 0.1
-_STUB = "triton_python_backend_stub"
 _STACK_BYTES = 1 << 30
 """Stack of each server thread. A JSON body of 8 MB ended the whole of release 24.10 under the usual
 limit of 8 MB, and did not under this one. Address space only; a page counts once it is touched."""
@@ -114,7 +110,6 @@ def start(config: ServeConfig) -> None:
 
 def launch(config: ServeConfig) -> Server:
     """Start a server where none runs and wait until it answers; raises as `start` does."""
-    _kill_orphans(config)
     for flag in ("http_port", "grpc_port", "metrics_port"):
         refuse_taken_port(getattr(config, flag), flag)
     process = _spawn(config)
@@ -140,7 +135,6 @@ def stop(config: ServeConfig, *, quiet: bool = False) -> None:
     say = (lambda _: None) if quiet else print
     server = running(config)
     if server is None:
-        _kill_orphans(config)
         config.process_file.unlink(missing_ok=True)
         say(f"no server is running from {config.run_dir}")
         return
@@ -187,20 +181,12 @@ def served_version(server: Server) -> int | None:
     return max((int(version) for version in metadata["versions"]), default=None)
 
 
-def _kill_orphans(config: ServeConfig) -> None:
-    """End model processes of this run folder that outlived a server which was killed."""
-    stub = str((config.run_dir / "backends" / "python" / _STUB).resolve())
-    for process in psutil.process_iter(["exe"]):
-        if process.info["exe"] == stub:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-
-
 # --- Starting ----------------------------------------------------------------------------
 def _spawn(config: ServeConfig) -> psutil.Process:
     wheel = _wheel()
     environment = _environment(wheel)
-    backends = _lay_out_backends(wheel, config.run_dir / "backends", environment)
+    backends = config.run_dir / "backends"  # none but the model's own
+    backends.mkdir(parents=True, exist_ok=True)
     command = [
         str(_executable(wheel / "bin" / "tritonserver")),
         f"--model-repository={config.repository.resolve()}",
@@ -235,49 +221,16 @@ def _wheel() -> Path:
 
 
 def _environment(wheel: Path) -> dict[str, str]:
-    """The stub finds this interpreter's packages by the `python3` that is first on PATH."""
     libraries = [
         str(wheel.parent.parent / "nvidia_pytriton.libs"),
-        sysconfig.get_config_var("LIBDIR") or "",  # this interpreter's libpython before any other
         os.environ.get("LD_LIBRARY_PATH", ""),
     ]
-    return {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
-    }
-
-
-def _lay_out_backends(wheel: Path, backends: Path, environment: dict[str, str]) -> Path:
-    """Copy the Python backend with the stub of this interpreter beside it."""
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = wheel / "python_backend_stubs" / python / _STUB
-    if not stub.exists():
-        known = sorted(path.name for path in stub.parent.parent.iterdir())
-        raise BadInput(
-            f"Python is {python}, expected one that this Triton has a backend for "
-            f"({', '.join(known)}); make the environment with one of them"
+    environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries))}
+    if allocator := find_library("jemalloc"):
+        environment["LD_PRELOAD"] = " ".join(
+            filter(None, [os.environ.get("LD_PRELOAD"), allocator])
         )
-    target = backends / "python"
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(
-        wheel / "backends" / "python", target, ignore=shutil.ignore_patterns("__pycache__")
-    )
-    shutil.copy(stub, target)
-    linked = subprocess.run(
-        ["ldd", str(_executable(target / _STUB))],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
-    lost = [line.split()[0] for line in linked.splitlines() if "not found" in line]
-    if lost:
-        raise BadInput(
-            f"{lost[0]} is nowhere to be found, expected the shared library of Python {python}; "
-            f"run `apt-get install libpython{python}`, or use a Python built with --enable-shared"
-        )
-    return backends
+    return environment
 
 
 def _executable(path: Path) -> Path:

@@ -1,0 +1,1 @@
+"""Text -> score in C++: the library, its Triton backend and its Python binding."""

@@ -1,0 +1,235 @@
+"""The native core from Python: training's tokenizer, the gates, and scoring without a server.
+
+By ctypes, for the same file then is the Triton backend, and no Python header is needed to build it.
+Other threads run while a call is in the core.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract import BadInput, ToxicityError
+from core import build
+
+_BAD_INPUT = 2
+_RULES = ("cut", "max", "mean")
+_P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_TEXT = ctypes.c_char_p
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "error": (ctypes.c_char_p, []),
+    "tokenizer_open": (_I, [_TEXT, _L, _P]),
+    "tokenizer_close": (None, [_P]),
+    "encode": (_I, [_P, _TEXT, _L, _I, _P, _P, _P]),
+    "split": (_I, [_P, _TEXT, _L, _P, _P]),
+    "scorer_open": (_I, [_P, _TEXT, _TEXT, _L, _I, _I, _I, _I, _I, _L, _P]),
+    "scorer_close": (None, [_P]),
+    "warm_up": (_I, [_P]),
+    "windows": (_I, [_P, _TEXT, _L, _P]),
+    "score": (_I, [_P, _TEXT, _P, _L, _P, _P, _P]),
+    "probability": (None, [_P, _L, _P]),
+    "admission_open": (_P, []),
+    "admission_close": (None, [_P]),
+    "admit": (_I, [_P, _P, _L, ctypes.c_double, _L, _P, _P]),
+    "observe": (None, [_P, _I, ctypes.c_double]),
+    "sha256": (_I, [_TEXT, _L, _P]),
+}
+
+
+@functools.cache
+def _core() -> Any:
+    library = ctypes.CDLL(str(build.library()))
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, f"toxicity_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def _checked(status: int) -> None:
+    if status:
+        words = _core().toxicity_error().decode("utf-8", "replace")
+        raise (BadInput if status == _BAD_INPUT else ToxicityError)(words)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+class NativeTokenizer:
+    """The rule of core/src/tokenizer.h over one tokenizer file. Safe to share among threads."""
+
+    def __init__(self, document: str) -> None:
+        """`document` is the JSON of `train.tokenizer`. Raises BadInput for any other."""
+        self._handle = _P()
+        raw = document.encode("utf-8", "surrogatepass")
+        _checked(_core().toxicity_tokenizer_open(raw, len(raw), ctypes.byref(self._handle)))
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            _core().toxicity_tokenizer_close(self._handle)
+
+    def encode(self, text: str, most: int) -> tuple[list[int], bool]:
+        """1 to `most` ids of a text, [CLS] first, and whether it had more."""
+        raw = _bytes(text)
+        # An id takes a byte of text or more, but for [CLS].
+        ids = (ctypes.c_int32 * min(most, len(raw) + 1 if len(raw) > 64 else 64 * 3 + 1))()
+        count, cut = ctypes.c_int(), ctypes.c_int()
+        _checked(
+            _core().toxicity_encode(
+                *(self._handle, raw, len(raw), most, ids),
+                *(ctypes.byref(count), ctypes.byref(cut)),
+            )
+        )
+        return ids[: count.value], bool(cut.value)
+
+    def split(self, text: str) -> list[str]:
+        """Tokens by steps 1 and 2 of the rule."""
+        raw = _bytes(text)
+        tokens = ctypes.create_string_buffer(2 * len(raw) + 1)
+        written = _L()
+        _checked(_core().toxicity_split(self._handle, raw, len(raw), tokens, ctypes.byref(written)))
+        return tokens.raw[: written.value].decode().split()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Result of one call of `NativeScorer.score`, rows in the order of the texts."""
+
+    logit: NDArray[np.float32]
+    """float32 [B]."""
+    tokens: int
+    """Tokens that ran through the encoder, [CLS] included."""
+    cut: int
+    """Comments that were cut: at the tokenizer's `max_len`, or behind their last window."""
+    windowed: int
+    """Comments that were read in more than one window."""
+    hits: int
+    """Comments whose logit was known already, or is another's of this call; 0 without a cache."""
+    tokenizer_cpu_s: float
+    encoder_cpu_s: float
+    """CPU seconds of this thread: ids of the texts, then their logits, known ones included."""
+
+
+class NativeScorer:
+    """One ONNX Runtime session with one thread, and its tokenizer. Not for several threads."""
+
+    def __init__(
+        self,
+        onnx_path: Path,
+        tokenizer: NativeTokenizer,
+        *,
+        gpu: int | None = None,
+        rule: str = "cut",
+        stride: int = 1,
+        windows: int = 1,
+        max_batch: int,
+        cache_bytes: int = 0,
+        ort_library: Path | None = None,
+    ) -> None:
+        """Load the graph; raises BadInput for one that does not take the tokenizer's ids."""
+        self._handle, self._tokenizer = _P(), tokenizer
+        graph = onnx_path.read_bytes()
+        _checked(
+            _core().toxicity_scorer_open(
+                *(tokenizer._handle, str(ort_library or onnxruntime_library()).encode()),
+                *(graph, len(graph), -1 if gpu is None else gpu),
+                *(_RULES.index(rule), stride, windows, max_batch, cache_bytes),
+                ctypes.byref(self._handle),
+            )
+        )
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            _core().toxicity_scorer_close(self._handle)
+
+    def score(self, texts: Sequence[str]) -> Scores:
+        """Logits of any number of comments, none included; an empty comment is valid."""
+        parts = [_bytes(text) for text in texts]
+        ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        logit_B, counts = np.empty(len(parts), np.float32), np.zeros(4, np.int64)
+        cpu_s = np.zeros(2)
+        _checked(
+            _core().toxicity_score(
+                *(self._handle, b"".join(parts), ends.ctypes.data, len(parts)),
+                *(logit_B.ctypes.data, counts.ctypes.data, cpu_s.ctypes.data),
+            )
+        )
+        tokens, cut, windowed, hits = counts.tolist()
+        return Scores(logit_B, tokens, cut, windowed, hits, *cpu_s.tolist())
+
+    def windows(self, texts: Sequence[str]) -> int:
+        """Rows of the encoder's batches that comments will be; only long ones are tokenized."""
+        total, rows = 0, ctypes.c_int()
+        for raw in map(_bytes, texts):
+            _checked(_core().toxicity_windows(self._handle, raw, len(raw), ctypes.byref(rows)))
+            total += rows.value
+        return total
+
+    def warm_up(self) -> None:
+        """Score real text of several lengths and batch sizes, so that no first user waits."""
+        _checked(_core().toxicity_warm_up(self._handle))
+
+
+class Admission:
+    """How much of what waits an instance of the server takes on (core/src/admission.h)."""
+
+    def __init__(self) -> None:
+        self._handle = _P(_core().toxicity_admission_open())
+        self.overloaded = False
+
+    def __del__(self) -> None:
+        _core().toxicity_admission_close(self._handle)
+
+    def admit(self, rows: Sequence[int], now: float, comments: int | None = None) -> int:
+        """How many of the requests, of so many rows, to score now; `now` in seconds."""
+        array = np.asarray(rows, np.intc)
+        admitted, overloaded = _L(), ctypes.c_int()
+        _checked(
+            _core().toxicity_admit(
+                *(self._handle, array.ctypes.data, len(array), now),
+                sum(rows) if comments is None else comments,
+                *(ctypes.byref(admitted), ctypes.byref(overloaded)),
+            )
+        )
+        self.overloaded = bool(overloaded.value)
+        return admitted.value
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Learn from a call that scored so many rows in so much time."""
+        _core().toxicity_observe(self._handle, rows, seconds)
+
+
+def probability(logit: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logistic function as the server computes it, float32 of any shape; 0.5 at exactly 0."""
+    given = np.ascontiguousarray(logit, np.float32)
+    found = np.empty_like(given)
+    _core().toxicity_probability(given.ctypes.data, given.size, found.ctypes.data)
+    return found
+
+
+def sha256(data: bytes) -> str:
+    """The checksum as the backend computes it."""
+    out = ctypes.create_string_buffer(65)
+    _checked(_core().toxicity_sha256(data, len(data), out))
+    return out.value.decode()
+
+
+@functools.cache
+def onnxruntime_library() -> Path:
+    """ONNX Runtime's shared library in its wheel. Raises BadInput without one."""
+    spec = find_spec("onnxruntime")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        if found := sorted((Path(root) / "capi").glob("libonnxruntime.so.1*")):
+            return found[-1]
+    raise BadInput(
+        "the package onnxruntime has no libonnxruntime.so, expected its wheel for Linux; "
+        "run `make install`"
+    )

@@ -1,0 +1,244 @@
+#include "instance.h"
+
+#include <time.h>
+
+#include <cstring>
+
+#include "contract.h"
+#include "errors.h"
+#include "request.h"
+
+namespace toxicity {
+namespace {
+
+constexpr char kOverloaded[] =
+    "overloaded: more comments wait than can be scored in time; try again";
+// Requests that waited for a call longer than this are asked whether their client is still there.
+constexpr double kPatience_s = 0.05;
+
+std::uint64_t now_ns() {
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<std::uint64_t>(now.tv_sec) * 1000000000u + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+int gpu_of(TRITONBACKEND_ModelInstance* handle, const Version& version) {
+    if (version.device() == "cpu") return -1;
+    int kind = 0;
+    std::int32_t device = 0;
+    triton.check(triton.BACKEND_ModelInstanceKind(handle, &kind));
+    triton.check(triton.BACKEND_ModelInstanceDeviceId(handle, &device));
+    if (kind != static_cast<int>(InstanceKind::gpu))
+        throw BadInput("the instance group is not of KIND_GPU, expected it for a cuda artifact; run "
+                       "`make export` to publish a new version");
+    return device;
+}
+
+}  // namespace
+
+Instance::Instance(TRITONBACKEND_ModelInstance* handle, const Version& version)
+    : handle_(handle), version_(version), scorer_(version.scorer(gpu_of(handle, version))) {
+    const std::string& number = version.number();
+    for (int shift = 0; shift < 32; shift += 8)
+        version_item_ += static_cast<char>(number.size() >> shift & 0xFF);
+    version_item_ += number;
+}
+
+void Instance::count(Metric metric, double amount) const {
+    if (const Metrics* metrics = version_.metrics()) metrics->add(metric, amount);
+}
+
+void Instance::execute(TRITONBACKEND_Request** handles, std::uint32_t count) noexcept {
+    const std::uint64_t began = now_ns();
+    std::vector<Request> requests;
+    try {
+        requests.resize(count);
+        for (std::uint32_t i = 0; i < count; i++) requests[i].handle = handles[i];
+        answer(requests, began);
+    } catch (const std::exception& error) {
+        if (requests.empty()) {  // not even that much memory
+            Request request;
+            for (std::uint32_t i = 0; i < count; i++) {
+                request.handle = handles[i];
+                refuse(request, ErrorCode::internal, error.what());
+            }
+        }
+        for (Request& request : requests) refuse(request, ErrorCode::internal, error.what());
+    }
+    last_call_s_ = 1e-9 * static_cast<double>(now_ns() - began);
+}
+
+// Reads the comments of a request. Throws BadInput for one that cannot be scored.
+void Instance::take(Request& request) {
+    TRITONBACKEND_Input* input = nullptr;
+    const char* name = nullptr;
+    const std::int64_t* shape = nullptr;
+    std::uint32_t type = 0, dims = 0, buffers = 0;
+    std::uint64_t bytes = 0;
+    triton.check(triton.BACKEND_RequestInput(request.handle, TEXT, &input));
+    triton.check(triton.BACKEND_InputProperties(input, &name, &type, &shape, &dims, &bytes, &buffers));
+    if (type != kTypeBytes || dims != 2 || shape[1] != 1)
+        throw BadInput("the input 'text' is not BYTES [B, 1], expected one comment a row; send it so");
+    std::string_view whole;
+    for (std::uint32_t i = 0; i < buffers; i++) {
+        const void* buffer = nullptr;
+        std::uint64_t size = 0;
+        int memory = static_cast<int>(MemoryType::cpu);
+        std::int64_t device = 0;
+        triton.check(triton.BACKEND_InputBuffer(input, i, &buffer, &size, &memory, &device));
+        if (memory == static_cast<int>(MemoryType::gpu))
+            throw BadInput("the input 'text' lies in a GPU's memory, expected the CPU's; send it so");
+        const std::string_view part(static_cast<const char*>(buffer), buffer ? size : 0);
+        if (buffers == 1)
+            whole = part;
+        else
+            request.joined += part;
+    }
+    request.texts = decode_texts(buffers == 1 ? whole : request.joined, shape[0]);
+    for (const std::string_view text : request.texts) request.rows += scorer_->windows(text);
+    if (request.rows > MAX_REQUEST_WINDOWS)
+        throw BadInput("the request's " + std::to_string(request.texts.size()) + " comments are " +
+                       std::to_string(request.rows) + " windows of text, expected at most " +
+                       std::to_string(MAX_REQUEST_WINDOWS) + "; send fewer comments in a request");
+}
+
+void Instance::answer(std::vector<Request>& requests, std::uint64_t began_ns) {
+    std::vector<Request*> waiting;
+    std::vector<int> rows;
+    std::int64_t comments = 0;
+    for (Request& request : requests) {
+        bool cancelled = false;
+        if (last_call_s_ > kPatience_s &&
+            triton.ok(triton.BACKEND_RequestIsCancelled(request.handle, &cancelled)) && cancelled) {
+            refuse(request, ErrorCode::cancelled, "cancelled by the client");
+            count(Metric::cancelled, 1);
+            continue;
+        }
+        try {
+            take(request);
+        } catch (const BadInput& error) {
+            refuse(request, ErrorCode::invalid_arg, error.what());
+            continue;
+        }
+        waiting.push_back(&request);
+        rows.push_back(request.rows);
+        comments += static_cast<std::int64_t>(request.texts.size());
+    }
+    const std::size_t admitted =
+        admission_.admit(rows, 1e-9 * static_cast<double>(now_ns()), comments);
+    for (std::size_t i = admitted; i < waiting.size(); i++)
+        refuse(*waiting[i], ErrorCode::unavailable, kOverloaded);
+    count(Metric::refused, static_cast<double>(waiting.size() - admitted));
+    waiting.resize(admitted);
+    if (!waiting.empty()) score(waiting, began_ns);
+}
+
+void Instance::score(std::vector<Request*>& admitted, std::uint64_t began_ns) {
+    std::vector<std::string_view> texts;
+    int rows = 0;
+    for (const Request* request : admitted) {
+        texts.insert(texts.end(), request->texts.begin(), request->texts.end());
+        rows += request->rows;
+    }
+    std::vector<float> logits(texts.size());
+    const std::uint64_t start = now_ns();
+    const Counts counts = scorer_->score(texts, logits.data());
+    const std::uint64_t end = now_ns();
+    const double seconds = 1e-9 * static_cast<double>(end - start);
+    admission_.observe(rows, seconds);
+    const float* next = logits.data();
+    for (Request* request : admitted) {
+        const float* own = next;
+        next += request->texts.size();
+        TRITONBACKEND_Request* const handle = request->handle;
+        respond(*request, own);
+        triton.ok(triton.BACKEND_ModelInstanceReportStatistics(handle_, handle, true, began_ns, start,
+                                                               end, now_ns()));
+        triton.ok(triton.BACKEND_RequestRelease(handle, kReleaseAll));
+    }
+    triton.ok(triton.BACKEND_ModelInstanceReportBatchStatistics(handle_, texts.size(), began_ns, start,
+                                                                end, now_ns()));
+    const auto comments = static_cast<double>(texts.size()), hits = static_cast<double>(counts.hits);
+    count(Metric::batches, 1);
+    count(Metric::requests, static_cast<double>(admitted.size()));
+    count(Metric::comments, comments);
+    count(Metric::cut, static_cast<double>(counts.cut));
+    count(Metric::windowed, static_cast<double>(counts.windowed));
+    count(Metric::tokens, static_cast<double>(counts.tokens));
+    count(Metric::compute_us, 1e6 * seconds);
+    count(Metric::tokenizer_cpu_us, 1e6 * counts.tokenizer_cpu_s);
+    count(Metric::encoder_cpu_us, 1e6 * counts.encoder_cpu_s);
+    count(Metric::hits, hits);
+    if (const LogitCache* cache = version_.cache()) {
+        count(Metric::misses, comments - hits);
+        if (const Metrics* metrics = version_.metrics())
+            metrics->set(Metric::cached_bytes, static_cast<double>(cache->used_bytes()));
+    }
+}
+
+// Sends the outputs that were asked for. The request is not released: its times are still due.
+void Instance::respond(Request& request, const float* logits) {
+    TRITONBACKEND_Response* response = nullptr;
+    TRITONSERVER_Error* failed = nullptr;
+    if (triton.ok(triton.BACKEND_ResponseNew(&response, request.handle))) {
+        try {
+            std::uint32_t outputs = 0;
+            triton.check(triton.BACKEND_RequestOutputCount(request.handle, &outputs));
+            for (std::uint32_t i = 0; i < outputs; i++) {
+                const char* name = nullptr;
+                triton.check(triton.BACKEND_RequestOutputName(request.handle, i, &name));
+                write(response, name, logits, request.texts.size());
+            }
+        } catch (const std::exception& error) {
+            failed = triton.ErrorNew(static_cast<int>(ErrorCode::internal), error.what());
+        }
+        triton.ok(triton.BACKEND_ResponseSend(response, kResponseFinal, failed));
+        if (failed) triton.ErrorDelete(failed);
+    }
+    request.handle = nullptr;
+}
+
+void* Instance::output(TRITONBACKEND_Response* response, const char* name, std::uint32_t type,
+                       std::size_t count, std::size_t bytes) const {
+    TRITONBACKEND_Output* output = nullptr;
+    void* buffer = nullptr;
+    const std::int64_t shape[] = {static_cast<std::int64_t>(count), 1};
+    int memory = static_cast<int>(MemoryType::cpu);
+    std::int64_t device = 0;
+    triton.check(triton.BACKEND_ResponseOutput(response, &output, name, type, shape, 2));
+    triton.check(triton.BACKEND_OutputBuffer(output, &buffer, bytes, &memory, &device));
+    if (!buffer || memory == static_cast<int>(MemoryType::gpu))
+        throw std::runtime_error("Triton gave no memory of the CPU for an output");
+    return buffer;
+}
+
+void Instance::write(TRITONBACKEND_Response* response, const char* name, const float* logits,
+                     std::size_t count) const {
+    if (!std::strcmp(name, PROBABILITY)) {
+        auto* out = static_cast<float*>(output(response, name, kTypeFloat, count, count * sizeof(float)));
+        for (std::size_t i = 0; i < count; i++) out[i] = probability(logits[i]);
+    } else if (!std::strcmp(name, LOGIT)) {
+        void* out = output(response, name, kTypeFloat, count, count * sizeof(float));
+        std::memcpy(out, logits, count * sizeof(float));
+    } else if (!std::strcmp(name, MODEL_VERSION)) {
+        const std::size_t size = version_item_.size();
+        auto* out = static_cast<char*>(output(response, name, kTypeBytes, count, count * size));
+        for (std::size_t i = 0; i < count; i++) std::memcpy(out + i * size, version_item_.data(), size);
+    }
+}
+
+void Instance::refuse(Request& request, ErrorCode code, const std::string& words) noexcept {
+    if (!request.handle) return;
+    const std::uint64_t now = now_ns();
+    TRITONBACKEND_Response* response = nullptr;
+    if (triton.ok(triton.BACKEND_ResponseNew(&response, request.handle))) {
+        TRITONSERVER_Error* error = triton.error(code, words);
+        triton.ok(triton.BACKEND_ResponseSend(response, kResponseFinal, error));
+        triton.ErrorDelete(error);
+    }
+    triton.ok(triton.BACKEND_ModelInstanceReportStatistics(handle_, request.handle, false, now, now, now, now));
+    triton.ok(triton.BACKEND_RequestRelease(request.handle, kReleaseAll));
+    request.handle = nullptr;
+}
+
+}  // namespace toxicity

@@ -1,0 +1,123 @@
+#include "version.h"
+
+#include <fstream>
+#include <sstream>
+
+#include "contract.h"
+#include "errors.h"
+#include "json.h"
+#include "sha256.h"
+
+namespace toxicity {
+namespace {
+
+constexpr std::int64_t kMostCacheBytes = std::int64_t{1} << 40;
+
+std::string read_file(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    std::ostringstream bytes;
+    bytes << file.rdbuf();
+    if (!file || !bytes)
+        throw BadInput(path + " cannot be read, expected a file of the published version; run "
+                       "`make export` to publish a new version");
+    return bytes.str();
+}
+
+// A whole number given as a string, as parameters of a configuration are.
+std::int64_t parameter(const Json& config, const char* name, std::int64_t least, std::int64_t most) {
+    const Json* parameters = config.find("parameters");
+    const Json* given = parameters ? parameters->find(name) : nullptr;
+    const Json* text = given ? given->find("string_value") : nullptr;
+    Json number;
+    number.kind = Json::Kind::number;
+    number.text = text ? text->text : "";
+    std::int64_t value = least - 1;
+    try {
+        value = number.as_integer(name);
+    } catch (const BadInput&) {
+    }
+    if (value < least || value > most)
+        throw BadInput(std::string("the parameter ") + name + " of config.pbtxt is '" + number.text +
+                       "', expected a whole number from " + std::to_string(least) + " to " +
+                       std::to_string(most) + "; run `make export` to publish a new version");
+    return value;
+}
+
+}  // namespace
+
+Version::Version(TRITONBACKEND_Model* model) {
+    int kind = 0;
+    const char* location = nullptr;
+    std::uint64_t version = 0;
+    triton.check(triton.BACKEND_ModelRepository(model, &kind, &location));
+    triton.check(triton.BACKEND_ModelVersion(model, &version));
+    number_ = std::to_string(version);
+    folder_ = std::string(location) + "/" + number_ + "/";
+    read_manifest();
+    read_config(model);
+    try {
+        metrics_.emplace(version);
+    } catch (const std::runtime_error&) {
+        metrics_.reset();  // a server without metrics serves all the same
+    }
+}
+
+void Version::read_config(TRITONBACKEND_Model* model) {
+    TRITONSERVER_Message* message = nullptr;
+    const char* text = nullptr;
+    std::size_t length = 0;
+    triton.check(triton.BACKEND_ModelConfig(model, 1, &message));
+    TRITONSERVER_Error* error = triton.SERVER_MessageSerializeToJson(message, &text, &length);
+    const std::string json = error ? "" : std::string(text, length);
+    triton.ok(triton.SERVER_MessageDelete(message));
+    triton.check(error);
+    const Json config = Json::parse(json, "the model's configuration");
+    max_batch_ = static_cast<int>(parameter(config, MAX_BATCH, 1, MAX_BATCH_SIZE));
+    const std::int64_t cache_bytes = parameter(config, CACHE_BYTES, 0, kMostCacheBytes);
+    if (cache_bytes) cache_ = std::make_shared<LogitCache>(static_cast<std::size_t>(cache_bytes));
+}
+
+std::string Version::read_verified(const Json& files, const char* name) const {
+    const Json* said = files.find(name);
+    if (!said)
+        throw BadInput(folder_ + ARTIFACT_FILE + " does not list " + name +
+                       "; run `make export` to publish a new version");
+    std::string bytes = read_file(folder_ + name);
+    const std::string& expected = said->at("sha256").as_string("sha256");
+    const std::string found = sha256(bytes);
+    if (found != expected)
+        throw BadInput(folder_ + name + " is damaged: its sha256 is " + found.substr(0, 12) +
+                       "..., expected " + expected.substr(0, 12) +
+                       "...; run `make export` to publish a new version");
+    return bytes;
+}
+
+void Version::read_manifest() {
+    const Json manifest = Json::parse(read_file(folder_ + ARTIFACT_FILE), folder_ + ARTIFACT_FILE);
+    device_ = manifest.at("device").as_string("device");
+    if (device_ != "cpu" && device_ != "cuda")
+        throw BadInput("the artifact's device is '" + device_ + "', expected cpu or cuda; export again");
+    if (const Json* rule = manifest.find("long_text")) {
+        const std::string& name = rule->at("rule").as_string("rule");
+        using Rule = LongText::Rule;
+        if (name != "cut" && name != "max" && name != "mean")
+            throw BadInput("the artifact's long_text is '" + name + "', expected cut, max or mean; "
+                           "export again");
+        long_text_.rule = name == "max" ? Rule::max : name == "mean" ? Rule::mean : Rule::cut;
+        long_text_.stride = static_cast<int>(rule->at("stride").as_integer("stride"));
+        long_text_.windows = static_cast<int>(rule->at("windows").as_integer("windows"));
+    }
+    const Json& files = manifest.at("files");
+    read_verified(files, ORT_FILE);
+    graph_ = read_verified(files, ONNX_FILE);
+    tokenizer_ = std::make_shared<Tokenizer>(read_verified(files, TOKENIZER_FILE));
+}
+
+std::unique_ptr<Scorer> Version::scorer(int gpu) const {
+    auto made = std::make_unique<Scorer>(tokenizer_, Session(folder_ + ORT_FILE, graph_, gpu), long_text_,
+                                         max_batch_, cache_);
+    made->warm_up();
+    return made;
+}
+
+}  // namespace toxicity

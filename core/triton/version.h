@@ -1,0 +1,43 @@
+// One published version as the server loads it: its folder, its manifest, its configuration.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "api.h"
+#include "metrics.h"
+#include "scorer.h"
+
+namespace toxicity {
+
+// Shared by all instances of a version.
+class Version {
+  public:
+    // Every file has the size and sha256 of the manifest, or this throws BadInput, as for a
+    // configuration or a manifest that no export writes.
+    explicit Version(TRITONBACKEND_Model* model);
+
+    // A scorer of its own for an instance on `gpu`, or on the CPU with -1; warmed up.
+    std::unique_ptr<Scorer> scorer(int gpu) const;
+    // "cpu" or "cuda", as the manifest says.
+    const std::string& device() const { return device_; }
+    const std::string& number() const { return number_; }
+    const LogitCache* cache() const { return cache_.get(); }
+    const Metrics* metrics() const { return metrics_ ? &*metrics_ : nullptr; }
+
+  private:
+    void read_config(TRITONBACKEND_Model* model);
+    void read_manifest();
+    std::string read_verified(const Json& files, const char* name) const;
+
+    std::string folder_, number_, device_, graph_;
+    int max_batch_ = 0;
+    LongText long_text_;
+    std::shared_ptr<const Tokenizer> tokenizer_;
+    std::shared_ptr<LogitCache> cache_;
+    std::optional<Metrics> metrics_;
+};
+
+}  // namespace toxicity
