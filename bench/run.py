@@ -245,7 +245,7 @@ def load(
         sum(int(part["missed"]) for part in parts),
         errors["generator full"],
     )
-    return _result(
+    return result_of(
         protocol,
         latencies_ms=np.concatenate(list(kept.values())),
         answered=sum(len(part["latencies_ms"]) for part in senders),
@@ -263,7 +263,7 @@ def load(
     )
 
 
-def _result(
+def result_of(
     protocol: Protocol,
     *,
     latencies_ms: np.ndarray,
@@ -277,6 +277,12 @@ def _result(
     seconds: float,
     busiest: float,
 ) -> Result:
+    """What any generator measured, as a Result.
+
+    `latencies_ms` float64 [answers that count], `failed_ms` float64 [failures]; `answered` in
+    `seconds`; `used`: differences between two `Totals` and `generator_cpu_s`; `busiest`: CPU
+    seconds a second of the generator's busiest process.
+    """
     sent = answered + errors.total()
     batches = max(1, used["batches"])
     percentiles = {f"p{p:g}": float(np.percentile(latencies_ms, p)) for p in PERCENTILES}

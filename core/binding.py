@@ -33,6 +33,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "scorer_open": (_I, [_P, _TEXT, _TEXT, _L, _I, _I, _I, _I, _I, _L, _P]),
     "scorer_close": (None, [_P]),
     "warm_up": (_I, [_P]),
+    "cached_bytes": (_L, [_P]),
     "windows": (_I, [_P, _TEXT, _L, _P]),
     "score": (_I, [_P, _TEXT, _P, _L, _P, _P, _P]),
     "probability": (None, [_P, _L, _P]),
@@ -172,6 +173,11 @@ class NativeScorer:
             _checked(_core().toxicity_windows(self._handle, raw, len(raw), ctypes.byref(rows)))
             total += rows.value
         return total
+
+    @property
+    def cached_bytes(self) -> int:
+        """Estimate of what the cache's entries take; 0 without a cache."""
+        return int(_core().toxicity_cached_bytes(self._handle))
 
     def warm_up(self) -> None:
         """Score real text of several lengths and batch sizes, so that no first user waits."""

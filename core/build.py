@@ -33,6 +33,8 @@ CORE = Path(__file__).resolve().parent
 LIBRARY = f"libtriton_{contract.BACKEND}.so"
 """The core as a Triton backend, and as what Python binds to."""
 GENERATOR = "open_loop"
+NOOP = "libtriton_noop.so"
+"""A backend that does nothing, for `bench.road`."""
 BUILD_FILE = "build.json"
 _GLIBC = "2.28"
 _FLAGS = "-O2 -g0 -DNDEBUG"
@@ -76,7 +78,7 @@ def library() -> Path:
 
 
 def executable(name: str) -> Path:
-    """A program that is built with it, `GENERATOR`."""
+    """What is built with it for measuring: GENERATOR or NOOP."""
     return _built() / name
 
 
@@ -186,12 +188,14 @@ def _compile(out: Path, options: dict[str, str], document: dict[str, Any]) -> Pa
         staged = Path(folder) / "lib"
         staged.mkdir()
         for path in sorted(work.iterdir()):
-            made = path.name == LIBRARY or (path.is_file() and os.access(path, os.X_OK))
-            if made and path.suffix in ("", ".so"):
+            program = path.suffix == "" and path.is_file() and os.access(path, os.X_OK)
+            if program or path.suffix == ".so":
                 shutil.copy2(path, staged / path.name)
         (staged / BUILD_FILE).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-        shutil.rmtree(out, ignore_errors=True)
-        staged.rename(out)
+        out.mkdir(exist_ok=True)
+        # One by one, its description last: who has an older library open keeps it.
+        for path in sorted(staged.iterdir(), key=lambda path: path.name == BUILD_FILE):
+            path.replace(out / path.name)
     return out
 
 
@@ -209,8 +213,8 @@ def contract_header() -> str:
 def _sources_sha256() -> str:
     digest = hashlib.sha256(contract_header().encode())
     digest.update(f"{_FLAGS} {_GLIBC}".encode())
-    generator = CORE.parent / "bench" / "generator"
-    folders = (CORE / "src", CORE / "triton", generator)
+    bench = CORE.parent / "bench"
+    folders = (CORE / "src", CORE / "triton", bench / "generator", bench / "noop")
     files = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
     for path in sorted([*files, CORE / "CMakeLists.txt", CORE / "exports.map"]):
         if path.is_file():

@@ -1,7 +1,8 @@
 """Write src/unicode_letters.inc, the code points of category L*: `python -m core.letters`.
 
-Run once for a new Unicode version, with the package unicodedata2; the result is committed. A letter counts only where a
-tokenizer's own table has it as a word character, so a newer version changes no older ids.
+Run once for a new Unicode version, with the package unicodedata2; the result is committed. A letter
+counts only where a tokenizer's own table has it as a word character, so a newer version changes no
+older ids.
 """
 
 from __future__ import annotations

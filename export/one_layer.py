@@ -35,7 +35,7 @@ import numpy as np
 from onnx import TensorProto
 
 from contract import CLS_ID
-from train.model import ToxicityEncoder
+from train.model import Block, ToxicityEncoder
 from train.qat import WEIGHT_LIMIT, keys_folded_away, scale_and_zero
 
 if TYPE_CHECKING:  # it imports this module
@@ -89,7 +89,7 @@ def score_bound(model: ToxicityEncoder) -> float:
 
 def attend(g: _Graph, model: ToxicityEncoder, batch: _Batch) -> Attended:
     """Context of [CLS], and the projection that reads it."""
-    config, block = model.config, model.blocks[0]
+    config, block = model.config, _block(model)
     d, heads = config.d_model, config.n_heads
     first_row = _cls_row(model)
     _, _, weight, bias = (_array(parameter) for parameter in keys_folded_away(block.attention))
@@ -155,9 +155,10 @@ def _query(model: ToxicityEncoder, first_row: np.ndarray, g: _Graph | None = Non
 
     After QAT with the rounding that it was trained with.
     """
-    norm = model.blocks[0].attention_norm
+    block = _block(model)
+    norm = block.attention_norm
     gain, shift = _array(norm.weight), _array(norm.bias)
-    weight, bias, _, _ = (_array(p) for p in keys_folded_away(model.blocks[0].attention))
+    weight, bias, _, _ = (_array(parameter) for parameter in keys_folded_away(block.attention))
     centred = first_row - first_row.mean()
     normed = centred / np.sqrt((centred**2).mean() + norm.eps) * gain + shift
     if g is not None and g.ranges is not None and g.prefix + _POINT in g.ranges:
@@ -167,6 +168,12 @@ def _query(model: ToxicityEncoder, first_row: np.ndarray, g: _Graph | None = Non
         weight = np.rint(weight / scale_N) * scale_N
     query: np.ndarray = (weight @ normed + bias).reshape(-1, len(normed)) * gain
     return query
+
+
+def _block(model: ToxicityEncoder) -> Block:
+    (block,) = model.blocks
+    assert isinstance(block, Block)
+    return block
 
 
 def _cls_row(model: ToxicityEncoder) -> np.ndarray:

@@ -154,6 +154,11 @@ class Scorer:
         """Rows of the encoder's batches that comments will be; only long ones are tokenized."""
         return self._native.windows(texts)
 
+    @property
+    def cached_bytes(self) -> int:
+        """What the cache's entries take."""
+        return self._native.cached_bytes
+
     def warm_up(self) -> None:
         """Score real text of several lengths and batch sizes, so that no first user waits."""
         self._native.warm_up()

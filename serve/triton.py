@@ -183,12 +183,12 @@ def served_version(server: Server) -> int | None:
 
 # --- Starting ----------------------------------------------------------------------------
 def _spawn(config: ServeConfig) -> psutil.Process:
-    wheel = _wheel()
-    environment = _environment(wheel)
+    installed = wheel()
+    environment = _environment(installed)
     backends = config.run_dir / "backends"  # none but the model's own
     backends.mkdir(parents=True, exist_ok=True)
     command = [
-        str(_executable(wheel / "bin" / "tritonserver")),
+        str(_executable(installed / "bin" / "tritonserver")),
         f"--model-repository={config.repository.resolve()}",
         f"--backend-directory={backends.resolve()}",
         "--model-control-mode=explicit",
@@ -209,7 +209,8 @@ def _spawn(config: ServeConfig) -> psutil.Process:
         resource.setrlimit(resource.RLIMIT_STACK, limits)
 
 
-def _wheel() -> Path:
+def wheel() -> Path:
+    """The server in its package. Raises BadInput without it."""
     spec = find_spec("pytriton")
     for root in (spec.submodule_search_locations or []) if spec else []:
         if (wheel := Path(root) / "tritonserver").is_dir():

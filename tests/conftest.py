@@ -81,18 +81,19 @@ class TinyModel:
         )
 
 
-def make_tiny_model(folder: Path, *, seed: int) -> TinyModel:
+def make_tiny_model(
+    folder: Path, *, seed: int, d_model: int = 16, n_layers: int = 2, max_len: int = 16
+) -> TinyModel:
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer([" ".join(_WORDS)], max_vocab=100, max_len=16)
+    tokenizer = build_tokenizer([" ".join(_WORDS)], max_vocab=100, max_len=max_len)
     vocab_size = len(tokenizer.vocabulary)
-    model = ToxicityEncoder(
-        ModelConfig(vocab_size=vocab_size, d_model=16, n_layers=2, n_heads=2, max_len=16)
-    ).eval()
+    shape = ModelConfig(vocab_size, d_model=d_model, n_layers=n_layers, n_heads=2, max_len=max_len)
+    model = ToxicityEncoder(shape).eval()
     with torch.no_grad():
         model.token_embedding.weight.mul_(50)
         model.head.weight.mul_(5)
     trace(model, folder / ONNX_FILE)
-    build(model, folder / "serving.onnx", (8, 16), ragged=folder / "ragged.onnx")
+    build(model, folder / "serving.onnx", (max_len // 2, max_len), ragged=folder / "ragged.onnx")
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), "utf-8")
     paths = (folder / name for name in (ONNX_FILE, "ragged.onnx", TOKENIZER_FILE))
     return TinyModel(model, tokenizer, *paths)

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from contract import CALM_WAIT_S, MAX_REQUEST_COMMENTS, OVERLOADED_WAIT_S
-from export.admission import Admission
+from core.binding import Admission
 
 SECONDS = 0.002
 """Of one comment in these tests."""

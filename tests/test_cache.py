@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 import time
-import tracemalloc
 import urllib.request
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from conftest import TinyModel, free_port
 
@@ -26,7 +26,7 @@ from contract import (
     MAX_BATCH_SIZE,
     PUBLIC_MODEL,
 )
-from export.scorer import LogitCache, Scorer
+from export.scorer import Scorer
 from serve import triton
 from serve.client import Protocol, score_comments
 
@@ -34,37 +34,36 @@ MakeConfig = Callable[[Path], triton.ServeConfig]
 PROTOCOLS: tuple[Protocol, ...] = ("http", "grpc")
 
 
-def _ids(*ids: int) -> bytes:
-    return array("i", ids).tobytes()
+def _cached(model: TinyModel, cache_bytes: int) -> Scorer:
+    return Scorer(model.onnx_path, model.tokenizer, cache_bytes=cache_bytes)
 
 
-def test_least_recently_used_goes_first_and_the_bound_holds() -> None:
-    one, two, three = (_ids(2, n) for n in (1, 2, 3))
-    probe = LogitCache(1 << 20)
-    probe.put(one, 0.0)
-    cache = LogitCache(2 * probe.used_bytes)
-    cache.put(one, 1.5)
-    cache.put(two, -2.5)
-    assert cache.get(one) == 1.5
-    cache.put(three, 3.5)
-    assert [cache.get(ids) for ids in (one, two, three)] == [1.5, None, 3.5]
-    assert cache.used_bytes == 2 * probe.used_bytes
-    cache.put(_ids(*range(1000)), 4.5)  # larger than the whole cache
-    assert cache.get(_ids(*range(1000))) is None
-    assert cache.used_bytes == 0
+def test_least_recently_used_goes_first_and_the_bound_holds(tiny_model: TinyModel) -> None:
+    one, two, three = "you are kind", "bad idea not", "thanks for work"  # as many ids each
+    probe = _cached(tiny_model, 1 << 20)
+    probe.score([one])
+    entry = probe.cached_bytes
+    assert entry > 0
+    scorer = _cached(tiny_model, 2 * entry)
+    for text, hits in ((one, 0), (two, 0), (one, 1), (three, 0), (one, 1), (two, 0)):
+        assert scorer.score([text]).hits == hits, text
+    assert scorer.cached_bytes == 2 * entry
+    nothing = _cached(tiny_model, entry - 1)  # each is larger than the whole cache
+    assert [nothing.score([one]).hits for _ in range(2)] == [0, 0]
+    assert nothing.cached_bytes == 0
 
 
-def test_bytes_are_those_that_the_entries_take() -> None:
-    tracemalloc.start()
-    try:
-        cache = LogitCache(2 << 20)
-        for n in range(20_000):  # more than fit
-            cache.put(_ids(*[n] * (n % 60)), float(n))
-        taken, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert 1.9 * 2**20 < cache.used_bytes <= 2 << 20
-    assert taken == pytest.approx(cache.used_bytes, rel=0.25)
+def test_bytes_are_those_that_the_entries_take(tiny_model: TinyModel) -> None:
+    words = tiny_model.tokenizer.vocabulary[3:]
+    texts = [" ".join(ways) for ways in itertools.islice(itertools.product(words, repeat=6), 90_000)]
+    scorer = _cached(tiny_model, 16 << 20)
+    scorer.score(texts[:100])
+    before = psutil.Process().memory_info().rss
+    for at in range(0, len(texts), 500):
+        scorer.score(texts[at : at + 500])
+    taken = psutil.Process().memory_info().rss - before
+    assert 15.9 * 2**20 < scorer.cached_bytes <= 16 << 20
+    assert taken == pytest.approx(scorer.cached_bytes, rel=0.35)
 
 
 def test_a_hit_has_the_computed_bits_and_a_repeat_runs_once(tiny_model: TinyModel) -> None:
@@ -72,7 +71,7 @@ def test_a_hit_has_the_computed_bits_and_a_repeat_runs_once(tiny_model: TinyMode
     tokens = [len(tiny_model.tokenizer.encode(text)) for text in texts]
     plain = Scorer(tiny_model.onnx_path, tiny_model.tokenizer).score(texts)
     assert (plain.hits, plain.tokens) == (0, sum(tokens))
-    scorer = Scorer(tiny_model.onnx_path, tiny_model.tokenizer, cache=LogitCache(1 << 20))
+    scorer = _cached(tiny_model, 1 << 20)
     first = scorer.score(texts)
     assert (first.hits, first.tokens) == (1, sum(tokens[:2]))
     assert first.logit[0] == first.logit[2] != first.logit[1]

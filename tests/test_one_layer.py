@@ -105,7 +105,7 @@ def precision(request: pytest.FixtureRequest) -> str:
 def test_fp32_equals_pytorch_at_every_shape(model: ToxicityEncoder, graphs: Path) -> None:
     assert one_layer.fits(model)
     expected = run_batch(torch_runner(model), mixed(32, seed=2))
-    assert expected.std() > 0.4  # logits that are all alike would prove nothing
+    assert expected.std() > 0.3  # logits that are all alike would prove nothing
     for name, runner in {"fp32": onnx_runner, "fp32_ragged": ragged_runner}.items():
         finding = shape_parity(
             "one layer",

@@ -24,28 +24,33 @@ import psutil
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from conftest import TinyModel
+from conftest import TinyModel, make_tiny_model
 from tritonclient.utils import InferenceServerException
 
 from contract import (
+    ARTIFACT_FILE,
+    CACHE_BYTES,
     FP32_INVARIANCE_ATOL,
     FP32_LOGIT_ATOL,
     HOST,
     LOGIT,
+    MAX_BATCH,
     MAX_COMMENT_BYTES,
     MAX_REQUEST_COMMENTS,
     MODEL_VERSION,
     ONNX_FILE,
+    ORT_FILE,
     PUBLIC_MODEL,
     TEXT,
+    TOKENIZER_FILE,
     BadInput,
     ToxicityError,
 )
+from core.build import LIBRARY
 from export.repository import load_scorer, version_folder
 from export.scorer import probability
 from serve import triton
 from serve.client import Protocol, score_comments
-from train.tokenizer import COMPILED_FILE
 
 MakeConfig = Callable[[Path], triton.ServeConfig]
 PROTOCOLS: tuple[Protocol, ...] = ("http", "grpc")
@@ -187,14 +192,22 @@ def test_client_names_the_comment_that_cannot_be_sent() -> None:
 
 
 # --- Overload ----------------------------------------------------------------------------
-def test_overload_is_refused_in_words_and_passes(
-    tiny_model: TinyModel, tmp_path: Path, make_server_config: MakeConfig
-) -> None:
-    tiny_model.publish(tmp_path / "repository")
-    config = make_server_config(tmp_path / "repository")
+@pytest.fixture(scope="module")
+def slow(
+    tmp_path_factory: pytest.TempPathFactory, make_server_config: MakeConfig
+) -> triton.ServeConfig:
+    """A server whose model takes a millisecond and more for a long comment."""
+    folder = tmp_path_factory.mktemp("slow")
+    model = make_tiny_model(folder, seed=0, d_model=128, n_layers=4, max_len=256)
+    model.publish(folder / "repository")
+    config = make_server_config(folder / "repository")
     triton.start(config)
-    # Long and not ASCII: a batch takes the scorer longer than the next one needs to arrive.
-    body = _body(["é " * (MAX_COMMENT_BYTES // 3)] * 64)
+    return config
+
+
+def test_overload_is_refused_in_words_and_passes(slow: triton.ServeConfig) -> None:
+    config = slow
+    body = _body(["you " * 300] * 64)
     rounds = 16
     with ThreadPoolExecutor(rounds) as pool:
         results = list(pool.map(lambda _: _post(config, body), range(rounds)))
@@ -203,12 +216,12 @@ def test_overload_is_refused_in_words_and_passes(
     assert [status for status, _ in results].count(200) + len(refused) == rounds
     assert _post(config, _body(["calm again"]))[0] == 200
     assert f'toxicity_requests_refused_total{{version="1"}} {len(refused)}' in _metrics(config)
-    triton.stop(config)
 
 
-def test_requests_whose_clients_gave_up_are_dropped(served: triton.ServeConfig) -> None:
+def test_requests_whose_clients_gave_up_are_dropped(slow: triton.ServeConfig) -> None:
     """They wait in Triton while a long batch runs, and are neither scored nor refused."""
-    long = _body(["é " * (MAX_COMMENT_BYTES // 3)] * 64)
+    served = slow
+    long = _body(["you " * 300] * MAX_REQUEST_COMMENTS)
     tensor = tritonclient.grpc.InferInput(TEXT, [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[b"never mind"]], np.object_))
     counted = re.compile(r"toxicity_(?:comments|requests_refused)_total{.*} (\d+)")
@@ -221,7 +234,6 @@ def test_requests_whose_clients_gave_up_are_dropped(served: triton.ServeConfig) 
             return False
         return True
 
-    time.sleep(0.2)  # the counters of earlier tests come a moment late
     before = sum(map(int, counted.findall(_metrics(served))))
     with (
         tritonclient.grpc.InferenceServerClient(_url(served, "grpc")) as client,
@@ -235,7 +247,7 @@ def test_requests_whose_clients_gave_up_are_dropped(served: triton.ServeConfig) 
     gave_up = answered.count(False)
     assert gave_up >= 4
     time.sleep(0.5)
-    taken = sum(map(int, counted.findall(_metrics(served)))) - before - 64
+    taken = sum(map(int, counted.findall(_metrics(served)))) - before - MAX_REQUEST_COMMENTS
     assert taken - answered.count(True) <= gave_up / 2  # one may be taken as its time ends
 
 
@@ -359,15 +371,12 @@ def test_killed_server_leaves_nothing_and_starts_again(
     config = make_server_config(tmp_path / "repository")
     triton.start(config)
     server = psutil.Process(triton.running(config).pid)
-    models = server.children(recursive=True)
     server.kill()
     psutil.wait_procs([server], timeout=10)
     assert triton.running(config) is None
     with pytest.raises(ToxicityError, match=r"no server answers at .*make serve"):
         score_comments(["x"], url=_url(config, "http"))
     triton.start(config)
-    psutil.wait_procs(models, timeout=10)
-    assert not any(model.is_running() for model in models)
     triton.stop(config)
     assert triton.running(config) is None
     assert not config.process_file.exists()
@@ -421,11 +430,53 @@ def test_commands_end_with_one_line_and_status_2(tmp_path: Path) -> None:
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
-def test_server_reads_with_the_compiled_part_of_its_version(served: triton.ServeConfig) -> None:
-    if not COMPILED_FILE:
-        pytest.skip("chunks.c was not compiled: no C compiler when `make install` ran")
-    folder = version_folder(served.repository)
-    models = psutil.Process(triton.running(served).pid).children(recursive=True)
-    mapped = [{Path(part.path) for part in model.memory_maps()} for model in models]
-    (compiled,) = folder.glob("_chunks*")
-    assert any(compiled.resolve() in files for files in mapped)
+# --- What it loads -----------------------------------------------------------------------
+def test_server_runs_the_files_of_its_version(served: triton.ServeConfig) -> None:
+    folder = version_folder(served.repository).resolve()
+    server = psutil.Process(triton.running(served).pid)
+    assert not server.children(recursive=True)  # one process, whose end nobody can miss
+    mapped = {Path(part.path) for part in server.memory_maps()}
+    assert {folder / LIBRARY, folder / ORT_FILE} <= mapped
+
+
+@pytest.mark.parametrize("name", [LIBRARY, ORT_FILE, ONNX_FILE, TOKENIZER_FILE, ARTIFACT_FILE])
+@pytest.mark.parametrize("missing", [True, False])
+def test_backend_itself_refuses_what_the_manifest_does_not_say(
+    tiny_model: TinyModel,
+    tmp_path: Path,
+    make_server_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    missing: bool,
+) -> None:
+    """A stock image knows nothing of `verify`."""
+    tiny_model.publish(tmp_path / "repository")
+    path = version_folder(tmp_path / "repository") / name
+    path.chmod(0o644)
+    if missing:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-2] + b"!!")
+    monkeypatch.setattr(triton, "verify", lambda _: {})
+    config = make_server_config(tmp_path / "repository")
+    if name == LIBRARY and not missing:
+        pytest.skip("two bytes of the library that nothing reads: `verify` tells, not the loader")
+    with pytest.raises(BadInput, match=name if name != ARTIFACT_FILE else "artifact") as caught:
+        triton.start(config)
+    assert str(caught.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(CACHE_BYTES, "-1"), (CACHE_BYTES, "many"), (MAX_BATCH, "99999")]
+)
+def test_parameter_that_no_export_writes_is_refused_by_name(
+    tiny_model: TinyModel, tmp_path: Path, make_server_config: MakeConfig, key: str, value: str
+) -> None:
+    tiny_model.publish(tmp_path / "repository")
+    path = tmp_path / "repository" / PUBLIC_MODEL / "config.pbtxt"
+    text = path.read_text("utf-8")
+    changed = re.sub(rf'("{key}"[^"]*)"\d+"', rf'\1"{value}"', text)
+    assert changed != text
+    path.write_text(changed, "utf-8")
+    with pytest.raises(BadInput, match=f"{key}.*'{value}'"):
+        triton.start(make_server_config(tmp_path / "repository"))

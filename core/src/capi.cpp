@@ -106,6 +106,10 @@ TOXICITY_API int toxicity_warm_up(void* scorer) {
     return guarded([&] { static_cast<Scorer*>(scorer)->warm_up(); });
 }
 
+TOXICITY_API std::int64_t toxicity_cached_bytes(void* scorer) {
+    return static_cast<std::int64_t>(static_cast<Scorer*>(scorer)->cached_bytes());
+}
+
 TOXICITY_API int toxicity_windows(void* scorer, const char* text, std::int64_t length, int* rows) {
     return guarded(
         [&] { *rows = static_cast<Scorer*>(scorer)->windows(checked(text, length)); });

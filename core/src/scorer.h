@@ -54,6 +54,7 @@ class Scorer {
     int windows(std::string_view text);
     // Logits of any number of valid texts, none included; an empty one is valid.
     Counts score(const std::vector<std::string_view>& texts, float* logits);
+    std::size_t cached_bytes() const { return cache_ ? cache_->used_bytes() : 0; }
     // Real text of several lengths and batch sizes, so that no first user waits.
     void warm_up();
 
