@@ -114,9 +114,8 @@ def main() -> None:
     write_json(config.out / "road.json", document)
     print(table(visits))
     for name, bar in document["bars"].items():
-        print(
-            f"{name:32} {bar['value']:8.3f}  bar {bar['bar']:g}  {'holds' if bar['holds'] else 'MISSED'}"
-        )
+        verdict = "holds" if bar["holds"] else "MISSED"
+        print(f"{name:24} {bar['value']:7.3f} {bar['spread']}, bar {bar['bar']:g}: {verdict}")
     if config.json:
         print(json.dumps(document))
     report_broken_bars(document)

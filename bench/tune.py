@@ -37,7 +37,7 @@ class TuneConfig(CapacityConfig):
 
     steps: int = Field(4, ge=1, description="runs of the search of one setting")
     instances: tuple[int, ...] = Field(
-        tuple(sorted({1, _CORES, _CORES + 1})), description="model processes to try"
+        tuple(sorted({1, _CORES, _CORES + 1})), description="sessions to try"
     )
     window_ms: tuple[float, ...] = Field((0, 2, 8), description="waits for batch-mates to try")
     max_batch: tuple[int, ...] = Field((16, MAX_BATCH_SIZE), description="largest batches to try")

@@ -56,13 +56,13 @@ class ExportConfig:
     instances: int | None = Field(
         None,
         ge=1,
-        description="model processes side by side; left out: as `make tune` found, else one a CPU "
-        "core, on a GPU one a GPU",
+        description="sessions of one thread side by side; left out: as `make tune` found, else one "
+        "a CPU core, on a GPU one a GPU",
     )
     cache_bytes: int = Field(
         DEFAULT_CACHE_BYTES,
         ge=0,
-        description="memory of each model process for the logits of repeated comments; 0 for none",
+        description="memory of a server for the logits of repeated comments; 0 for none",
     )
     torchscript: bool = Field(False, description="also write and check model.torchscript.pt")
     tensorrt: bool = Field(

@@ -2,6 +2,7 @@
 
 score "you are kind" "you are not"       # several comments
 score --protocol grpc --json - < lines   # one comment a line
+score --file comments.csv.gz             # all rows of a file, without a server: serve/score_file.py
 """
 
 from __future__ import annotations
@@ -33,11 +34,18 @@ def main() -> None:
 
 
 def _main() -> None:
+    flags = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
+    if any(flag == "--file" or flag.startswith("--file=") for flag in flags):
+        from serve import score_file  # which imports all that a repository is checked with
+
+        score_file.main(sys.argv[1:])
+        return
     config = parse_config(
         ScoreConfig,
         None,
         prog="score",
-        description="Toxicity of comments, from the running server.",
+        description="Toxicity of comments, from the running server; `score --file FILE` scores the "
+        "rows of a file without one (`score --file FILE --help`).",
         positional="texts",
     )
     texts = config.texts
