@@ -27,6 +27,7 @@ LADDER_ARGS ?=
 LENGTH_ARGS ?=
 ABLATION_ARGS ?=
 TEST_ARGS ?=
+FUZZ_ARGS ?=
 SANITIZE ?=
 TARGET ?=
 MODELS ?=
@@ -41,7 +42,7 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install native train export serve status stop score eval baseline test check bench bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity ladder ablation clean
+.PHONY: help install native train export serve status stop score eval baseline test check fuzz bench bench-road bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity ladder ablation clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -89,6 +90,9 @@ baseline: $(READY) ## the same of TF-IDF and logistic regression, on the run's t
 test: $(READY) ## run every test, the fast ones first|TEST_ARGS="-k tokenizer"
 	$(RUN) -m pytest $(TEST_ARGS)
 
+fuzz: $(READY) ## fuzz the core under its sanitizers (needs clang)|FUZZ_ARGS="--runs 10000000"
+	$(RUN) -m tests.fuzz.run $(FUZZ_ARGS)
+
 check: $(READY) ## formatting, lint and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -96,6 +100,9 @@ check: $(READY) ## formatting, lint and types
 
 bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS, or RATE=requests/s for an open loop, SECONDS_EACH COMMENTS=file BENCH_ARGS="..."
 	$(RUN) -m bench.run --users $(USERS) --rate $(RATE) --seconds $(SECONDS_EACH) $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
+
+bench-road: $(READY) ## the native server beside a Python backend and one that does nothing, in turns|REPOSITORY COMMENTS=file BENCH_ARGS="--rounds 4 ..."
+	$(RUN) -m bench.road --repository '$(REPOSITORY)' $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
 
 bench-cache: $(READY) ## what the cache of repeated comments costs and saves|REPOSITORY COMMENTS=file BENCH_ARGS="..."
 	$(RUN) -m bench.cache --repository '$(REPOSITORY)' $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)

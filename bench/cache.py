@@ -5,8 +5,7 @@
 Serves the newest published version twice, side by side on ports of its own, with its cache and
 without, and loads the two in turns. Clients in this process send one comment a request in a closed
 loop; a set share of them repeats one of a few hot comments (Zipf), every other comment is new to
-the server. A cost is the CPU time of the server's processes a request, the clients' not included.
-Each model process has a cache of its own, so it finds a little less than the share of repeats.
+the server. A cost is the CPU time of the server's process a request, the clients' not included.
 Read ratios within one run. The last line is JSON; exit status 1 when a bar does not hold.
 """
 
@@ -67,7 +66,7 @@ class Measurement:
 
     rate_rps: float
     cpu_us: float
-    """CPU time a request of tritonserver and its model processes."""
+    """CPU time a request of tritonserver."""
     p50_ms: float
     p99_ms: float
     hit_share: float
@@ -181,7 +180,7 @@ def _measure(
     used = {name: after[name] - before[name] for name in after}
     return Measurement(
         rate_rps=round(len(latencies_ms) / wall_s, 1),
-        cpu_us=round(1e6 * (used["front_end_cpu_s"] + used["model_cpu_s"]) / len(latencies_ms), 1),
+        cpu_us=round(1e6 * used["server_cpu_s"] / len(latencies_ms), 1),
         p50_ms=round(float(np.percentile(latencies_ms, 50)), 2),
         p99_ms=round(float(np.percentile(latencies_ms, 99)), 2),
         hit_share=round(used["cache_hits"] / used["comments"], 3),

@@ -3,8 +3,8 @@
     python -m bench.capacity --p99-ms 50 --seconds 10 --steps 4
 
 Each rung is served from a repository of its own, made in a temporary folder, by a server of its
-own on `--http-port` and the next two; an open loop loads it. Where wrk is installed it loads one
-rung too, as a check of Locust. Prints a table, a projection and, as its last line, one JSON
+own on `--http-port` and the next two; the generator of `bench/generator/` loads it in an open loop.
+Locust loads one rung, too, at a rate that it can offer, as a check that both agree. Prints a table, a projection and, as its last line, one JSON
 document; the same goes to `bench/out/capacity.json` and `.png`.
 """
 
@@ -26,7 +26,7 @@ from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 from tritonclient.grpc import model_config_pb2 as pb
 
-from bench import wrk
+from bench import open_loop
 from bench.arrivals import MAX_BUSY
 from bench.comments import default_source, load_pool
 from bench.counters import CountersOf, parts_of, server_counters
@@ -39,8 +39,8 @@ from train.artifacts import write_atomically, write_json
 from train.cli import make_config, parse_config, run
 
 TARGET_RPS, TARGET_LOAD = 10_000, 0.65
-_CLOSED_USERS = 32
-"""Users of the closed loop whose rate bounds the search: enough to keep two instances busy."""
+_CLOSED_USERS = 64
+"""Connections of the closed loop whose rate starts the search: enough for full batches."""
 _STEP = 1.25
 """Factor between two rates until one misses."""
 _BUSY = 0.9
@@ -120,12 +120,8 @@ def main() -> None:
             continue
         with served(config, rung) as server:
             rows.append(search(config, rung, server))
-            if rung.name == _OURS and wrk.found():
-                again = wrk.closed_loop(
-                    server, pool.texts, users=_CLOSED_USERS, seconds=config.seconds
-                )
-                rows[-1]["wrk_closed_loop"] = again
-                print(f"  wrk, closed loop: {again['rate_rps']:.0f}/s", flush=True)
+            if rung.name == _OURS:
+                rows[-1]["both_generators"] = agreement(config, server)
     document = {
         "bench": "capacity",
         "objective": {"p99_ms": config.p99_ms, "errors": 0},
@@ -209,26 +205,15 @@ def search(
     Starts from what a closed loop reached, which is the warm-up too: up in steps of _STEP until a
     run misses, then by bisection.
     """
-    settings = make_config(
-        BenchConfig,
-        {
-            "seconds": config.seconds,
-            "skip_s": config.skip_s,
-            "comments": config.comments,
-            "out": config.out,
-            "processes": 1,
-            "users": _CLOSED_USERS,
-            "repeat_share": rung.repeats,
-        },
-    )
-    closed = load(settings, "http", server, counters_of)
+    settings = _settings(config, users=_CLOSED_USERS, repeat_share=rung.repeats)
+    closed = open_loop.load(settings, "http", server, counters_of)
     print(f"{rung.name}: closed loop {closed.rate_rps:.0f} requests/s", flush=True)
     low, high, rate = 0.0, math.inf, closed.rate_rps / _STEP
     best: Result | None = None
     failed: Result | None = None
     runs = []
     for _ in range(config.steps):
-        result = load(replace(settings, rate=rate), "http", server, counters_of)
+        result = open_loop.load(replace(settings, rate=rate), "http", server, counters_of)
         good = meets(result, config.p99_ms)
         runs.append({"rate": round(rate, 1), "meets": good, **asdict(result)})
         verdict = "meets" if good else "misses"
@@ -255,6 +240,36 @@ def search(
         "cores_for_10k": round(TARGET_RPS * cpu_us / 1e6 / TARGET_LOAD, 1),
         "runs": runs,
     }
+
+
+def agreement(config: CapacityConfig, server: triton.Server) -> dict[str, Any]:
+    """The same closed loop of one connection by Locust and by the generator, each its p50 in ms.
+
+    With one request in flight neither waits for the other's CPU time, so both see one server.
+    """
+    settings = _settings(config, users=1)
+    found = {}
+    for name, measure in (("locust", load), ("generator", open_loop.load)):
+        result = measure(settings, "http", server)
+        found[name] = {
+            "p50_ms": result.latency_ms["p50"],
+            "rate_rps": result.rate_rps,
+            "generator_us": result.cpu_us["generator"],
+        }
+        print(f"  {name}, one connection: {found[name]}", flush=True)
+    return found
+
+
+def _settings(config: CapacityConfig, **changed: Any) -> BenchConfig:
+    """One run of a rung."""
+    settings = {
+        "seconds": config.seconds,
+        "skip_s": config.skip_s,
+        "comments": config.comments,
+        "out": config.out,
+        "processes": 1,
+    }
+    return make_config(BenchConfig, {**settings, **changed})
 
 
 def meets(result: Result, p99_ms: float) -> bool:

@@ -70,7 +70,7 @@ def process_counters(server: Server) -> Totals:
 
 
 def settled(counters_of: CountersOf, server: Server) -> Totals:
-    """Counters once they stand still: the model publishes them a little later."""
+    """Counters once they stand still: those of an answer come a little after it."""
     counters = counters_of(server)
     for _ in range(_SETTLE_TRIES):  # somebody else's requests may never let them stand still
         time.sleep(_SETTLE_S)
@@ -80,22 +80,22 @@ def settled(counters_of: CountersOf, server: Server) -> Totals:
     return counters
 
 
-PARTS = ("generator", "balancer", "front_end", "backend", "tokenizer", "encoder")
+PARTS = ("generator", "balancer", "server", "tokenizer", "encoder")
 """Who spends CPU time, in the order of a request's way."""
 
 
 def cpu_us(used: Totals, requests: int) -> dict[str, float]:
     """CPU time a request by part, of differences between two `Totals` and `generator_cpu_s`.
 
-    generator: Locust; balancer: haproxy, where there is one; front_end: tritonserver itself;
-    tokenizer and encoder: the model's processes by their own clocks; backend: the rest of them.
+    generator: what sends; balancer: haproxy, where there is one; tokenizer and encoder: the
+    model's threads by their own clocks; server: the rest of its processes, which is Triton's front
+    end, its queue and the model's backend, and all of it where nothing has a clock of its own.
     """
     inside = {part: used[f"{part}_cpu_us"] / 1e6 for part in ("tokenizer", "encoder")}
     seconds = {"generator": used["generator_cpu_s"]}
     if "balancer_cpu_s" in used:
         seconds["balancer"] = used["balancer_cpu_s"]
-    seconds["front_end"] = used["front_end_cpu_s"]
-    seconds["backend"] = max(0.0, used["model_cpu_s"] - sum(inside.values()))
+    seconds["server"] = max(0.0, used["server_cpu_s"] - sum(inside.values()))
     return {part: round(1e6 * s / requests, 1) for part, s in {**seconds, **inside}.items()}
 
 
@@ -105,12 +105,9 @@ def parts_of(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def cpu_seconds(server: Server) -> Totals:
-    """CPU seconds of the server's own process, of those that it started, and of a balancer."""
-    totals = {"front_end_cpu_s": 0.0, "model_cpu_s": 0.0}
-    for one in server.replicas or (server,):
-        front_end, *model = family(one)
-        totals["front_end_cpu_s"] += _cpu_s(front_end)
-        totals["model_cpu_s"] += sum(map(_cpu_s, model))
+    """CPU seconds of the server's process and those that it started, and of a balancer's."""
+    servers = server.replicas or (server,)
+    totals = {"server_cpu_s": sum(_cpu_s(process) for one in servers for process in family(one))}
     if server.replicas:
         totals["balancer_cpu_s"] = sum(map(_cpu_s, family(server)))
     return totals

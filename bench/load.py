@@ -39,7 +39,7 @@ import numpy as np
 from grpc.experimental import gevent as grpc_gevent
 from locust import User, constant, events, task
 from locust.exception import CatchResponseError
-from locust.runners import WorkerRunner
+from locust.runners import MasterRunner, WorkerRunner
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from bench import arrivals
@@ -58,6 +58,8 @@ from contract import (
 )
 
 _TIMEOUT_S = 60.0
+_LOADED, _LOADING_S = "comments loaded", 120.0
+"""Message of a worker to the master, and how long that waits for one of each."""
 _DRAIN_S = 20.0
 """Wait for answers at the end of an open loop; what is then in flight counts as failed."""
 _FULL = "generator full"
@@ -157,8 +159,22 @@ def _load_comments(environment: Any, **_: Any) -> None:
     _Pool.texts = pool.texts
     _Pool.comments("json")
     _log.info("%s", pool.summary())
+    runner = environment.runner
+    if isinstance(runner, WorkerRunner):
+        runner.send_message(_LOADED)
+    if isinstance(runner, MasterRunner) and environment.parsed_options.headless:
+        _wait_for_workers(runner, environment.parsed_options.expect_workers)
     # gevent counts timers from the time it last looked at the clock: before the loading.
     gevent.get_hub().loop.update_now()
+
+
+def _wait_for_workers(runner: MasterRunner, workers: int) -> None:
+    """Otherwise the test may be over before they have read the comments."""
+    loaded: list[Any] = []
+    runner.register_message(_LOADED, lambda msg, **_: loaded.append(msg))
+    deadline = time.monotonic() + _LOADING_S
+    while len(loaded) < workers and time.monotonic() < deadline:
+        gevent.sleep(0.05)
 
 
 @events.test_start.add_listener

@@ -104,7 +104,7 @@ class Result:
     refused: int
     mean_batch: float
     queue_ms: float
-    """Mean wait in Triton until the model's process took the request."""
+    """Mean wait in Triton until the model took the request."""
     compute_ms: float
     """Mean time to score a batch; every request of it waits that long."""
     tokens: float

@@ -108,7 +108,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
         print(*table_lines(quantization, len(subject.validation)), sep="\n")
     failed = broken[chosen.precision]
     if not failed:
-        report["published"] = _publish(config, subject, chosen, needed[chosen.precision], report)
+        rate = measured[chosen.precision]
+        report["published"] = _publish(
+            config, subject, chosen, needed[chosen.precision], report, rate
+        )
     report["seconds"] = round(time.monotonic() - began, 1)
     write_json(config.out / "report.json", report)
     if failed:
@@ -266,6 +269,7 @@ def _publish(
     form: Form,
     needed: Sequence[Finding],
     report: Mapping[str, Any],
+    comments_per_s: float,
 ) -> dict[str, Any]:
     """What the report says of the published version."""
     artifact = {
@@ -281,6 +285,7 @@ def _publish(
         "measured": {finding.gate: finding.value for finding in needed},
         "checkpoint_sha256": report["checkpoint"]["sha256"],
         "versions": report["versions"],
+        "comments_per_s": round(comments_per_s),
     }
     version = publish(
         config.repository,

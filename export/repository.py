@@ -19,7 +19,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ from train.tokenizer import Tokenizer
 CONFIG_FILE = "config.pbtxt"
 _TUNING_FILE = "tuning.json"
 _CORES = os.cpu_count() or 1
+_FAST_COMMENTS_PER_S, _FAST_WINDOW_MS = 10_000, 2.0
+"""From this rate of one core on, the HTTP front end costs more than the encoder (bench.road)."""
 _MODELS = (RAGGED_MODEL, ENCODER_MODEL, PUBLIC_MODEL)
 """In the order in which a version is put in place: with the last one it counts."""
 _REMEDY = "run `make export` to publish a new version"
@@ -193,7 +195,7 @@ def publish(
             `ragged` for the graph).
         served_path: graph of the public model, if another than the form of these two for the device.
         instances: sessions of each server; of each GPU when `device` is "cuda". Left out:
-            what `make tune` found in this repository, else one a core, or one a GPU.
+            what `make tune` found in this repository, else by `default_tuning`.
         cache_bytes: memory of a server for the logits of repeated comments, 0 for none.
         keep_versions: newest versions that stay when the new one is in place.
 
@@ -230,7 +232,7 @@ def publish(
             for folder in staged:
                 _fsync_folder(folder)
             device = artifact["device"]
-            tuning = read_tuning(repository) or Tuning(1 if device == "cuda" else _CORES)
+            tuning = read_tuning(repository) or default_tuning(device, artifact)
             tuning = replace(tuning, instances=instances or tuning.instances)
             batch = batch_size(artifact["max_len"])
             for config_of in (ragged_config, encoder_config):
@@ -246,6 +248,20 @@ def publish(
             for model in reversed(_MODELS):
                 shutil.rmtree(repository / model / str(old), ignore_errors=True)
     return version
+
+
+def default_tuning(device: str, artifact: Mapping[str, Any]) -> Tuning:
+    """What serves until `make tune` has measured.
+
+    An encoder that scores more comments on one core than the front end takes requests on the
+    others needs no second session; a short wait then makes full batches of single comments. A
+    slower one gets a session a core, and batches form by themselves.
+    """
+    if device == "cuda":
+        return Tuning(1)
+    if artifact.get("comments_per_s", 0) >= _FAST_COMMENTS_PER_S:
+        return Tuning(1, window_ms=_FAST_WINDOW_MS)
+    return Tuning(_CORES)
 
 
 def tune(repository: Path, tuning: Tuning, evidence: dict[str, Any]) -> None:

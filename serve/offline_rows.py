@@ -89,7 +89,9 @@ def open_source(name: str) -> Iterator[Source]:
                 source = _parquet(stack.enter_context(pq.ParquetFile(path, pre_buffer=False)))
             elif lower.endswith(_CSV):
                 stack.callback(csv.field_size_limit, csv.field_size_limit(MOST_FIELD_BYTES))
-                source = _csv(*stack.enter_context(_bytes_of(name, lower)))
+                file, total, position = stack.enter_context(_bytes_of(name, lower))
+                text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+                source = _csv(stack.enter_context(text), total, position)
             else:
                 source = _lines(*stack.enter_context(_bytes_of(name, lower)))
         read = source.chunks
@@ -190,8 +192,7 @@ def _only_csv(name: str, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
 
 
 # --- CSV ---------------------------------------------------------------------------------
-def _csv(file: IO[bytes], total: int | None, position: Callable[[], int]) -> Source:
-    text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+def _csv(text: IO[str], total: int | None, position: Callable[[], int]) -> Source:
     at_end = False
 
     def lines() -> Iterator[str]:

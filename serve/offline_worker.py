@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import signal
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ def open_scorer(folder: Path) -> NativeScorer:
 
 def work(connection: Connection, job: Job) -> None:
     """Answer every chunk with `Done`, or an error's text, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's to deal with
     try:
         scorer = open_scorer(job.version_folder)
         connection.send(None)

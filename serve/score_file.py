@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -444,6 +444,7 @@ class Workers:
     def __enter__(self) -> Workers:
         context = multiprocessing.get_context("spawn")
         # Ctrl-C goes to all of a terminal's processes; they inherit that this one deals with it.
+        resource_tracker.ensure_running()  # its start would unblock the signal
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for _ in range(self._count):
@@ -459,9 +460,9 @@ class Workers:
     def __exit__(self, *_: Any) -> None:
         # A part is whole or not there; one that is still starting is not worth the wait.
         for pipe, process in self._processes.items():
-            pipe.close()
             process.kill()
             process.join()
+            pipe.close()
 
     def give(self, chunk: Chunk) -> None:
         """Send a chunk to an idle worker."""

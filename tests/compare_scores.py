@@ -4,8 +4,8 @@
 
 Each comment goes alone through the plain Python reference of the rule (reference_tokenizer.py) and
 the dense graph in an `onnxruntime` session of this process; and through the core with the published
-version's served files, alone and in shuffled company. Prints the counts and writes them as JSON; exit
-status 1 when an INT8 logit has another bit, or an FP32 one moves by more than its bound.
+version's served files, alone and in shuffled company. Prints the counts and writes them as JSON;
+exit status 1 when an INT8 logit has another bit, or an FP32 one moves by more than its bound.
 """
 
 from __future__ import annotations

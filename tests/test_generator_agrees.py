@@ -100,7 +100,7 @@ def test_locust_tells_a_closed_connection(answering: AnsweringServer, tmp_path: 
     answering.answer = lambda n: b"" if n % 2 else whole()
     part = locust(answering, tmp_path, "--rate", str(RATE))
     assert json.loads(str(part["errors"])) == {
-        "connection closed before the answer": len(answering.bodies) // 2
+        "0: connection closed before the answer": len(answering.bodies) // 2
     }
     assert len(part["latencies_ms"]) + len(part["failed_ms"]) == len(answering.bodies)
 

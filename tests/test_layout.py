@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import contract
+
 ROOT = Path(__file__).parent.parent
-STAGES = ["contract", "train", "export", "serve", "evaluate", "bench"]
+STAGES = ["contract", "core", "train", "export", "serve", "evaluate", "bench"]
 """Each may import itself and what stands before it."""
 
 
@@ -39,6 +41,7 @@ def test_imports_point_one_way(stage: str) -> None:
 
 def test_a_back_edge_is_found() -> None:
     assert back_edges("train", "def f():\n    from export.trace import trace\n") == {"export"}
+    assert back_edges("core", "import train.tokenizer\nimport contract\n") == {"train"}
 
 
 def test_make_help_lists_exactly_the_targets() -> None:
@@ -69,3 +72,16 @@ def test_no_file_names_a_tensor_as_a_string() -> None:
                 if isinstance(node, ast.Constant) and isinstance(node.value, str)
             }
             assert not strings & {"input_ids", "attention_mask"}, file
+
+
+def test_no_source_of_the_core_spells_what_the_contract_says() -> None:
+    """core/build.py writes these into the header that the core includes."""
+    names = ("INPUT_IDS", "ATTENTION_MASK", "ACCUMULATED_COUNTS", "LOGIT", "TEXT", "PROBABILITY")
+    names += ("MODEL_VERSION", "CACHE_BYTES", "MAX_BATCH", "ONNX_FILE", "TOKENIZER_FILE")
+    names += ("ARTIFACT_FILE", "ORT_FILE")
+    spelled = {f'"{getattr(contract, name)}"' for name in names}
+    sources = [*ROOT.glob("core/*/*.cpp"), *ROOT.glob("core/*/*.h")]
+    assert sources
+    for file in sources:
+        literals = set(re.findall(r'"[^"\n]*"', file.read_text("utf-8")))
+        assert not spelled & literals, file

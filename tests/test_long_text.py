@@ -11,27 +11,35 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import TinyModel
+from onnx import TensorProto, helper
 
 import contract
 import export.__main__ as export_main
 from contract import (
+    ACCUMULATED_COUNTS,
+    ATTENTION_MASK,
     CLS_ID,
     FP32_INVARIANCE_ATOL,
     FP32_LOGIT_ATOL,
     HOST,
+    INPUT_IDS,
+    LOGIT,
     MAX_BATCH_PAIRS,
     MAX_BATCH_SIZE,
     MAX_LEN,
+    MAX_REQUEST_COMMENTS,
     MAX_REQUEST_WINDOWS,
     MAX_WINDOWS,
+    OPSET,
     BadInput,
     GateFailed,
 )
+from core.binding import Admission
 from export import gates, parity
-from export.admission import Admission
 from export.config import ExportConfig
 from export.parity import Comment
 from export.repository import (
@@ -42,7 +50,7 @@ from export.repository import (
     ragged_config,
     read_artifact,
 )
-from export.scorer import CUT, LogitCache, LongText, Scorer, _batches
+from export.scorer import CUT, LongText, Scorer
 from export.serving_graph import build_int8
 from serve import triton
 from serve.client import score_comments
@@ -52,6 +60,7 @@ from train.batches import EVALUATION_PAIRS, evaluation_batches
 from train.cli import make_config, parse_config
 from train.config import TrainConfig
 from train.data import load_comments
+from train.tokenizer import build_tokenizer
 
 WORDS = "you are a kind awful person and the idea is not so bad thanks for your work".split()
 RULES = {"max": LongText.by("max", 8), "mean": LongText.by("mean", 5)}
@@ -101,12 +110,13 @@ def test_cut_is_one_window_of_the_tokenizers_own_ids(tiny_model: TinyModel) -> N
 
 
 def _scorer(model: TinyModel, long_text: LongText = CUT, **options: object) -> Scorer:
-    return Scorer(model.onnx_path, model.tokenizer, long_text=long_text, **options)
+    """Of the form that a CPU serves."""
+    return Scorer(model.ragged_path, model.tokenizer, long_text=long_text, **options)
 
 
 def _by_hand(model: TinyModel, text: str, long_text: LongText) -> float:
     """Every window through PyTorch on its own, and their logits put together here."""
-    ids = [model.tokenizer._id_of[word] for word in text.split()]
+    ids = [model.tokenizer.vocabulary.index(word) for word in text.split()]
     ids = ids[: 15 + (MAX_WINDOWS - 1) * long_text.stride]
     starts = [*range(0, max(0, len(ids) - 15), long_text.stride), max(0, len(ids) - 15)]
     logits = []
@@ -123,6 +133,8 @@ def test_scores_are_those_of_the_windows_in_pytorch(
     expected = [_by_hand(tiny_model, text, long_text) for text in texts]
     scores = _scorer(tiny_model, long_text).score(texts)
     np.testing.assert_allclose(scores.logit, expected, atol=FP32_LOGIT_ATOL, rtol=0)
+    dense = Scorer(tiny_model.onnx_path, tiny_model.tokenizer, long_text=long_text).score(texts)
+    np.testing.assert_allclose(dense.logit, expected, atol=FP32_LOGIT_ATOL, rtol=0)
     reference = parity.reference_logits(tiny_model.model, texts, tiny_model.tokenizer, long_text)
     np.testing.assert_allclose(reference, expected, atol=FP32_LOGIT_ATOL, rtol=0)
     cut = _scorer(tiny_model).score(texts)
@@ -168,7 +180,7 @@ def test_cache_knows_a_comment_by_all_of_its_ids(tiny_model: TinyModel) -> None:
     start = _text(60)
     ends = [f"{start} kind", f"{start} awful"]  # they differ in their last windows alone
     long_text = RULES["mean"]
-    scorer = _scorer(tiny_model, long_text, cache=LogitCache(1 << 20))
+    scorer = _scorer(tiny_model, long_text, cache_bytes=1 << 20)
     plain = _scorer(tiny_model, long_text).score(ends)
     first, again = scorer.score([*ends, ends[0]]), scorer.score(ends)
     assert (plain.hits, first.hits, again.hits) == (0, 1, 2)
@@ -188,15 +200,66 @@ def test_rows_are_counted_as_they_will_run(
 
 
 # --- Bounds --------------------------------------------------------------------------------
-def test_batches_are_bounded_in_rows_and_in_pairs_of_tokens() -> None:
-    def sizes(lengths: list[int]) -> list[int]:
-        return [len(batch) for batch in _batches(np.zeros(n, np.intc) for n in lengths)]
+def _batch_size_graph(path: Path, *, ragged: bool) -> Path:
+    """A graph with the contract's tensors whose logits all are the size of their batch."""
+    second = ACCUMULATED_COUNTS if ragged else ATTENTION_MASK
+    nodes = [helper.make_node("Shape", [second], ["rows"], start=0, end=1)]
+    nodes.append(helper.make_node("Cast", ["rows"], ["size"], to=TensorProto.FLOAT))
+    nodes.append(helper.make_node("Expand", ["size", "rows"], [LOGIT]))
+    tensor = helper.make_tensor_value_info
+    shape = ["batch"] if ragged else ["batch", "length"]
+    inputs = [
+        tensor(INPUT_IDS, TensorProto.INT64, ["tokens"] if ragged else shape),
+        tensor(second, TensorProto.INT32 if ragged else TensorProto.INT64, shape),
+    ]
+    outputs = [tensor(LOGIT, TensorProto.FLOAT, ["batch"])]
+    graph = helper.make_graph(nodes, "batch_size", inputs, outputs)
+    opsets = [helper.make_opsetid("", OPSET)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize("ragged", [True, False])
+def test_batches_are_bounded_in_rows_and_in_pairs_of_tokens(ragged: bool, tmp_path: Path) -> None:
+    graph = _batch_size_graph(tmp_path / "graph.onnx", ragged=ragged)
+    tokenizer = build_tokenizer([" ".join(WORDS)], max_vocab=100, max_len=MAX_LEN)
+
+    def sizes(lengths: list[int], max_batch: int = MAX_BATCH_SIZE) -> list[int]:
+        scorer = Scorer(graph, tokenizer, max_batch=max_batch)
+        rest = scorer.score([_text(length - 1) for length in lengths]).logit.astype(int).tolist()
+        found = []
+        while rest:
+            found.append(rest[0])
+            assert rest[: rest[0]] == [rest[0]] * rest[0]  # those that ran together came together
+            rest = rest[rest[0] :]
+        return found
 
     assert sizes([]) == []
     assert sizes([256] * 130) == [MAX_BATCH_SIZE, MAX_BATCH_SIZE, 2]
     assert sizes([1024] * 9) == [4, 4, 1]
     assert sizes([5, MAX_LEN, 5, 5]) == [1, 1, 2]
+    assert sizes([5] * 10, max_batch=4) == [4, 4, 2]
     assert MAX_LEN**2 > MAX_BATCH_PAIRS == MAX_BATCH_SIZE * 256**2
+    for wrong in (0, MAX_REQUEST_COMMENTS + 1):
+        with pytest.raises(BadInput, match=rf"max_batch is {wrong}, expected 1 to 256; run `make"):
+            sizes([1], max_batch=wrong)
+
+
+def test_windows_are_the_rows_of_a_batch(tiny_model: TinyModel, tmp_path: Path) -> None:
+    graph = _batch_size_graph(tmp_path / "graph.onnx", ragged=True)
+    scorer = Scorer(graph, tiny_model.tokenizer, long_text=RULES["max"])
+    assert MAX_BATCH_SIZE == 4 * MAX_WINDOWS
+    assert scorer.score([_text(400)] * 5).logit.tolist() == [64, 64, 64, 64, 16]
+
+
+@pytest.mark.parametrize(
+    "long_text", [LongText("max", 16, 2), LongText("mean", 0, 2), LongText("max", 8, 17)]
+)
+def test_windows_that_no_export_writes_are_refused(
+    tiny_model: TinyModel, long_text: LongText
+) -> None:
+    with pytest.raises(BadInput, match=r"long_text has stride .* 1 to 16 windows; export again"):
+        _scorer(tiny_model, long_text)
 
 
 def test_evaluation_and_parity_batches_are_bounded_too() -> None:

@@ -93,7 +93,7 @@ class AnsweringServer:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+        length = int(head.lower().partition(b"\r\ncontent-length:")[2].split(b"\r\n")[0])
         body = await reader.readexactly(length)
         number = len(self.bodies)
         self.heads.append(head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 from pathlib import Path
@@ -20,10 +21,15 @@ from contract import (
     MAX_BATCH_SIZE,
     MAX_REQUEST_COMMENTS,
     ONNX_FILE,
+    ORT_FILE,
     PUBLIC_MODEL,
     RAGGED_MODEL,
+    TOKENIZER_FILE,
     BadInput,
 )
+from core import build
+from core.binding import onnxruntime_library
+from core.build import LIBRARY
 from export import repository as repo
 from export.scorer import Scorer, probability
 
@@ -104,16 +110,64 @@ def test_versions_count_up_and_old_ones_are_pruned_untouched(
         repo.read_artifact(tmp_path, 1)
 
 
-def test_encoder_shares_the_bytes_of_the_public_version(
+@pytest.mark.parametrize(("device", "form"), [("cpu", RAGGED_MODEL), ("cuda", ENCODER_MODEL)])
+def test_public_version_shares_the_bytes_of_the_devices_form(
+    tiny_model: TinyModel, tmp_path: Path, device: str, form: str
+) -> None:
+    repo.publish(
+        tmp_path,
+        onnx_path=tiny_model.onnx_path,
+        ragged_path=tiny_model.ragged_path,
+        tokenizer_path=tiny_model.tokenizer_path,
+        artifact={"device": device, "max_len": 16},
+    )
+    public = tmp_path / PUBLIC_MODEL / "1" / ONNX_FILE
+    for model in (ENCODER_MODEL, RAGGED_MODEL):
+        assert public.samefile(tmp_path / model / "1" / ONNX_FILE) is (model == form)
+    group = model_config_pb2.ModelInstanceGroup
+    kind = {"cpu": group.KIND_CPU, "cuda": group.KIND_GPU}[device]
+    assert {_parsed(tmp_path, m).instance_group[0].kind for m in (PUBLIC_MODEL, form)} == {kind}
+
+
+def test_version_has_all_that_runs_it_and_says_what_it_is(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     tiny_model.publish(tmp_path)
-    encoder = tmp_path / ENCODER_MODEL / "1" / ONNX_FILE
-    assert encoder.samefile(tmp_path / PUBLIC_MODEL / "1" / ONNX_FILE)
+    folder = tmp_path / PUBLIC_MODEL / "1"
+    artifact = repo.verify(tmp_path)
+    served = {LIBRARY, ORT_FILE, ONNX_FILE, TOKENIZER_FILE}
+    assert {path.name for path in folder.iterdir()} == served | {ARTIFACT_FILE}
+    assert artifact["files"].keys() == served
+    assert (folder / LIBRARY).read_bytes() == build.library().read_bytes()
+    assert (folder / ORT_FILE).read_bytes() == onnxruntime_library().read_bytes()
+    assert artifact["core"] == build.described()
+    assert artifact["core"].keys() == {"compiler", "target", "flags", "sources"}
 
 
-@pytest.mark.parametrize("step", ["write_atomically", "write_json", "_fsync_folder", "_put"])
-@pytest.mark.parametrize("call", [1, 2, 3])
+def test_versions_share_one_runtime_but_not_one_that_was_altered(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        tiny_model.publish(tmp_path)
+    first, second, third = (tmp_path / PUBLIC_MODEL / str(n) / ORT_FILE for n in (1, 2, 3))
+    assert second.samefile(first) and not first.samefile(onnxruntime_library())
+    with first.open("r+b") as file:
+        file.write(b"!")
+    tiny_model.publish(tmp_path)
+    assert not third.samefile(second)
+    assert repo.verify(tmp_path)["version"] == 3
+    with pytest.raises(BadInput, match=rf"/2/{ORT_FILE} is damaged"):
+        repo.verify(tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("step", "call"),
+    [
+        *((step, n) for step in ("write_atomically", "_fsync_folder", "_put") for n in (1, 2, 3)),
+        *(("_link_or_copy", n) for n in (1, 2)),
+        ("write_json", 1),
+    ],
+)
 def test_failure_at_any_step_leaves_the_older_version_alone(
     tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int
 ) -> None:
@@ -124,7 +178,7 @@ def test_failure_at_any_step_leaves_the_older_version_alone(
     def failing(*args: object) -> None:
         nonlocal calls
         calls += 1
-        if calls == (1 if step == "write_json" else call):
+        if calls == call:
             raise OSError("disk full")
         real(*args)
 
@@ -175,7 +229,7 @@ def _publish_and_die(
     )
 
 
-@pytest.mark.parametrize("name", ["model.py", "tokenizer.py", "tokenizer.json", ONNX_FILE])
+@pytest.mark.parametrize("name", [LIBRARY, ORT_FILE, TOKENIZER_FILE, ONNX_FILE])
 def test_one_altered_byte_is_refused_by_name(
     tiny_model: TinyModel, tmp_path: Path, name: str
 ) -> None:
@@ -188,14 +242,16 @@ def test_one_altered_byte_is_refused_by_name(
         repo.verify(tmp_path)
 
 
-def test_altered_encoders_are_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [ENCODER_MODEL, RAGGED_MODEL])
+def test_altered_encoders_are_refused(tiny_model: TinyModel, tmp_path: Path, model: str) -> None:
     tiny_model.publish(tmp_path)
-    path = tmp_path / RAGGED_MODEL / "1" / ONNX_FILE
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(BadInput, match=f"{RAGGED_MODEL}/1/{ONNX_FILE} is damaged.*make export"):
+    path = tmp_path / model / "1" / ONNX_FILE
+    data = path.read_bytes()
+    path.unlink()  # the public model may have the same file
+    with pytest.raises(BadInput, match=f"{model}/1/{ONNX_FILE} is missing"):
         repo.verify(tmp_path)
-    path.unlink()
-    with pytest.raises(BadInput, match=f"{RAGGED_MODEL}/1/{ONNX_FILE} is missing"):
+    path.write_bytes(data[:-1])
+    with pytest.raises(BadInput, match=f"{model}/1/{ONNX_FILE} is damaged.*make export"):
         repo.verify(tmp_path)
 
 
@@ -203,18 +259,25 @@ def test_missing_pieces_are_named(tiny_model: TinyModel, tmp_path: Path) -> None
     with pytest.raises(BadInput, match=r"holds no published model.*make train export"):
         repo.verify(tmp_path / "nowhere")
     tiny_model.publish(tmp_path)
-    (tmp_path / PUBLIC_MODEL / "1" / "scorer.py").unlink()
-    with pytest.raises(BadInput, match=r"scorer\.py is missing"):
+    folder = tmp_path / PUBLIC_MODEL / "1"
+    (folder / LIBRARY).unlink()
+    with pytest.raises(BadInput, match=rf"{LIBRARY} is missing"):
         repo.verify(tmp_path)
-    (tmp_path / PUBLIC_MODEL / "1" / ARTIFACT_FILE).write_text("{")
+    artifact = json.loads((folder / ARTIFACT_FILE).read_text())
+    del artifact["files"][ORT_FILE]
+    (folder / ARTIFACT_FILE).write_text(json.dumps(artifact))
+    with pytest.raises(BadInput, match=rf"artifact\.json does not list {ORT_FILE}"):
+        repo.verify(tmp_path)
+    (folder / ARTIFACT_FILE).write_text("{")
     with pytest.raises(BadInput, match=r"artifact\.json is not valid JSON"):
         repo.verify(tmp_path)
 
 
+@pytest.mark.parametrize("form", ["onnx_path", "ragged_path"])
 def test_scorer_equals_pytorch_in_any_order_and_company(
-    tiny_model: TinyModel, comments: list[str]
+    tiny_model: TinyModel, comments: list[str], form: str
 ) -> None:
-    scorer = Scorer(tiny_model.onnx_path, tiny_model.tokenizer)
+    scorer = Scorer(getattr(tiny_model, form), tiny_model.tokenizer)
     together = scorer.score(comments)
     expected = np.array([tiny_model.logit(text) for text in comments], np.float32)
     assert expected.std() > 0.1  # weights so small that all texts score alike would prove nothing

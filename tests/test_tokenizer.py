@@ -1,4 +1,4 @@
-"""The one text -> ids rule: written expectations, properties, and the copy that serves."""
+"""The one text -> ids rule: written expectations, properties, and its plain reference in Python."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import functools
 import json
 import random
 import re
-import subprocess
-import sys
-import types
 import unicodedata
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reference_tokenizer import ReferenceTokenizer
 
 from bench.comments import REAL_COMMENTS
 from contract import CLS_ID, SPECIAL_TOKENS, UNK_ID, BadInput
-from export import repository
-from train import tokenizer as tokenizer_module
+from core.binding import NativeTokenizer
 from train.data import load_comments
 from train.tokenizer import Respelling, Tokenizer, build_tokenizer, oov_rates
 
@@ -102,11 +99,6 @@ def test_rule_as_written(text: str) -> None:
     assert list(TOKENIZER.tokens(text)) == tokens + ([word] if word else [])
 
 
-@given(st.text(st.characters(max_codepoint=127), max_size=200))
-def test_quick_ascii_way_is_the_table_way(text: str) -> None:
-    assert list(TOKENIZER.tokens(text)) == text.translate(TOKENIZER._rewrite).split()
-
-
 @pytest.mark.parametrize("unit", ["stop it, you IDIOT! ", "naïve café – "])
 def test_long_text_gives_the_same_tokens_as_its_parts(unit: str) -> None:
     assert list(TOKENIZER.tokens(unit * 900)) == list(TOKENIZER.tokens(unit)) * 900
@@ -151,16 +143,13 @@ def test_damaged_file_is_refused_in_one_line(text: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_module_needs_nothing_but_the_standard_library() -> None:
-    """It runs inside the server, beside its copy of contract.py."""
-    source = Path(tokenizer_module.__file__).read_text("utf-8")
-    imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
-    assert imported - set(sys.stdlib_module_names) - {"__future__"} == {"contract"}
+def _reference(tokenizer: Tokenizer) -> ReferenceTokenizer:
+    return ReferenceTokenizer.from_json(tokenizer.to_json())
 
 
 def _words(text: str, tokenizer: Tokenizer = RESPELLING) -> str:
     ids = tokenizer.encode(text)
-    assert replace(tokenizer, compiled=False).encode(text) == ids
+    assert _reference(tokenizer).encode(text) == ids
     return " ".join(tokenizer.vocabulary[i] for i in ids[1:])
 
 
@@ -212,21 +201,30 @@ def test_a_cut_changes_no_id_before_it(text: str, max_len: int) -> None:
         assert cut == (len(whole) > max_len)
 
 
-def test_compiled_part_is_there_where_it_was_built() -> None:
-    """`make install` builds it beside the tokenizer; another place has none, or an older one."""
-    built = list(Path(tokenizer_module.__file__).parent.glob("_chunks.*so"))
-    if not built:
-        pytest.skip("chunks.c was not compiled: no C compiler when `make install` ran")
-    assert RESPELLING.is_compiled and TOKENIZER.is_compiled
-    assert not replace(RESPELLING, compiled=False).is_compiled
+@functools.cache
+def _pair(name: str, max_len: int) -> tuple[Tokenizer, ReferenceTokenizer]:
+    subjects = {"plain": UNKNOWN_TO_IT, "respelling": RESPELLING, "phrases": _with_phrases()}
+    subject = replace(subjects[name], max_len=max_len)
+    return subject, _reference(subject)
 
 
-@given(ANY_TEXT | EVASIVE_TEXT.map("".join), st.integers(1, 80))
-def test_compiled_part_changes_no_id(text: str, max_len: int) -> None:
-    for tokenizer in (UNKNOWN_TO_IT, RESPELLING, _with_phrases()):
-        subject = replace(tokenizer, max_len=max_len)
-        expected = replace(subject, compiled=False).encode_and_cut(text)
-        assert subject.encode_and_cut(text) == expected, tokenizer
+ANY_POINT = st.text(st.characters(), max_size=60)
+"""Lone surrogates, too: text that never was UTF-8."""
+
+
+@pytest.mark.parametrize("name", ["plain", "respelling", "phrases"])
+@given(ANY_TEXT | ANY_POINT | EVASIVE_TEXT.map("".join), st.integers(1, 80))
+def test_ids_are_those_of_the_reference(name: str, text: str, max_len: int) -> None:
+    subject, reference = _pair(name, max_len)
+    assert subject.encode_and_cut(text) == reference.encode_and_cut(text)
+    assert subject.tokens(text) == list(reference.tokens(text))
+
+
+@given(EVASIVE_TEXT.map("".join), st.integers(1, 8), st.integers(0, 80))
+def test_windows_read_on_by_the_same_rule(text: str, max_len: int, more: int) -> None:
+    native = replace(RESPELLING, max_len=max_len).native
+    expected = _pair("respelling", max_len + more)[0].encode_and_cut(text)
+    assert native.encode(text, max_len + more) == expected
 
 
 # Words that steps c and d read, with one character changed, doubled, dropped or put in.
@@ -240,9 +238,12 @@ NEAR_WORDS = st.builds(
 
 
 @given(st.lists(NEAR_WORDS, max_size=12), st.sampled_from([" ", " ", "-", "!", "[", "\x7f", "ß"]))
-def test_compiled_part_reads_unknown_words_alike(words: list[str], between: str) -> None:
+def test_words_near_known_ones_are_read_as_the_reference_does(
+    words: list[str], between: str
+) -> None:
+    subject, reference = _pair("respelling", 64)
     text = between.join(words)
-    assert RESPELLING.encode(text) == replace(RESPELLING, compiled=False).encode(text)
+    assert subject.encode(text) == reference.encode(text)
 
 
 @pytest.mark.parametrize("max_len", [2, 4])
@@ -253,7 +254,7 @@ def test_phrases_of_one_chunk_are_merged_before_the_cut(max_len: int) -> None:
     phrase, mark = 6, 5
     expected = [CLS_ID, phrase, mark, phrase][:max_len], True
     assert tokenizer.encode_and_cut(text) == expected
-    assert replace(tokenizer, compiled=False).encode_and_cut(text) == expected
+    assert _reference(tokenizer).encode_and_cut(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -267,10 +268,36 @@ def test_phrases_of_one_chunk_are_merged_before_the_cut(max_len: int) -> None:
     ],
     ids=str,
 )
-def test_python_reads_by_a_rule_that_no_unicode_version_has(changes: dict[str, Any]) -> None:
-    odd = Tokenizer.from_json(json.dumps(json.loads(RESPELLING.to_json()) | changes))
-    assert not odd.is_compiled
-    assert odd.encode("the é") == replace(odd, compiled=False).encode("the é")
+def test_a_rule_that_no_unicode_version_has_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(BadInput) as error:
+        Tokenizer.from_json(json.dumps(json.loads(RESPELLING.to_json()) | changes))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-2],
+        lambda text: text + "]",
+        lambda text: text.replace('"max_len":64', '"max_len":0'),
+        lambda text: text.replace('"max_len":64', '"max_len":1e99'),
+        lambda text: text.replace('"max_len":64', '"max_len":' + "[" * 100_000),
+        lambda text: text.replace('"word":[[', '"word":[["a",'),
+        lambda text: text.replace('"word":[[', '"word":[[9,3],['),
+        lambda text: text.replace('"word":[[', '"word":[[0,99999999],['),
+        lambda text: text.replace('"fold_from":"', '"fold_from":"\U0010ffff\U0010fffe'),
+        lambda text: text.replace('"vocabulary":[', '"vocabulary":["\\ud800",'),
+        lambda text: text.replace('"vocabulary":[', '"vocabulary":[7,'),
+        lambda text: text.replace('"space":', '"spice":'),
+    ],
+)  # fmt: skip
+def test_the_core_itself_refuses_a_damaged_file(damage: Callable[[str], str]) -> None:
+    text = RESPELLING.to_json()
+    damaged = damage(text)
+    assert damaged != text
+    with pytest.raises(BadInput) as error:
+        NativeTokenizer(damaged)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize(
@@ -281,35 +308,29 @@ def test_python_reads_by_a_rule_that_no_unicode_version_has(changes: dict[str, A
         {"readings": ["ab"]},
         {"readings": []},
         {"readings": ["A" * 9]},
+        {"mask": ""},
+        {"mask": "é"},
+        {"lookalikes": "é" * 9},
     ],
     ids=str,
 )
 def test_a_respelling_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
     document = json.loads(RESPELLING.to_json())
     document["respelling"] |= changes
-    with pytest.raises(BadInput, match="the tokenizer's respelling is"):
+    with pytest.raises(BadInput, match=r"the tokenizer's respelling|pieces"):
         Tokenizer.from_json(json.dumps(document))
 
 
-def test_compiled_part_reads_real_comments_alike() -> None:
+def test_real_comments_are_read_as_the_reference_does() -> None:
     if not REAL_COMMENTS.exists():
         pytest.skip(f"{REAL_COMMENTS.name} is not beside this checkout")
     texts = load_comments(str(REAL_COMMENTS)).texts
     tokenizer = build_tokenizer(
         texts[:3_000], max_vocab=5_000, max_len=256, respelling=Respelling(), phrases=500
     )
-    in_python = replace(tokenizer, compiled=False)
+    reference = _reference(tokenizer)
     for text in texts[3_000:]:
-        assert tokenizer.encode_and_cut(text) == in_python.encode_and_cut(text), text
-
-
-@pytest.mark.parametrize("version", [1, 3])
-def test_compiled_part_of_another_version_is_not_used(
-    version: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = types.SimpleNamespace(VERSION=version)
-    monkeypatch.setattr(tokenizer_module.importlib, "import_module", lambda _: other)
-    assert tokenizer_module._load_compiled() is None
+        assert tokenizer.encode_and_cut(text) == reference.encode_and_cut(text), text
 
 
 @given(st.lists(EVASIVE_TEXT.map("".join), max_size=8))
@@ -319,22 +340,12 @@ def test_ids_do_not_depend_on_what_was_read_before(texts: list[str]) -> None:
     assert [reader.encode(text) for text in reversed(texts)] == expected[::-1]
 
 
-def test_memory_is_bounded_and_forgetting_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_share_a_tokenizer() -> None:
     texts = [f"sh1t{i} f*ck{i} stuuupid idiot" for i in range(500)]
     expected = [RESPELLING.encode(text) for text in texts]
-    monkeypatch.setattr(tokenizer_module, "_MEMO_CHUNKS", 10)
-    for reader in (replace(RESPELLING), replace(RESPELLING, compiled=False)):
-        read = functools.partial(_encode_all, reader, texts)
-        with ThreadPoolExecutor(4) as pool:
-            for found in pool.map(lambda _, read=read: read(), range(8)):
-                assert found == expected
-        assert len(reader._ids_of) <= len(RESPELLING.vocabulary) + 10 + 4
-        reader.encode("x" * 10_000)
-        assert max(map(len, reader._ids_of)) < 100
-
-
-def _encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    return [tokenizer.encode(text) for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: [RESPELLING.encode(text) for text in texts], range(8)):
+            assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -348,23 +359,9 @@ def _encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     ],
     ids=["words", "one chunk", "one word", "spelled out", "nothing"],
 )
-def test_hostile_text_is_read_no_further_than_it_counts(
-    text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried = []
-    real = tokenizer_module._Respeller._known_form
-
-    def counted(self: object, word: str) -> str | None:
-        tried.append(len(word))
-        return real(self, word)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(tokenizer_module._Respeller, "_known_form", counted)
-    assert len(replace(RESPELLING)._ids(text)) <= 2 * RESPELLING.max_len
-    ids, cut = replace(RESPELLING, compiled=False).encode_and_cut(text)
-    assert replace(RESPELLING).encode_and_cut(text) == (ids, cut)
-    assert len(ids) == min(RESPELLING.max_len, len(ids)) and cut == (len(ids) > 2)
-    assert len(tried) <= 12 * RESPELLING.max_len  # read three times
-    assert max(tried, default=0) <= 64
+def test_hostile_text_is_read_no_further_than_it_counts(text: str) -> None:
+    subject, reference = _pair("respelling", 64)
+    assert subject.encode_and_cut(text) == reference.encode_and_cut(text)
 
 
 def test_file_of_version_1_gives_the_same_ids() -> None:
@@ -382,33 +379,6 @@ def test_the_file_decides_how_words_are_read() -> None:
     document["respelling"] |= {"lookalikes": "9", "readings": ["h"], "mask": "#"}
     other = Tokenizer.from_json(json.dumps(document))
     assert _words("s9it sh1t f#ck", other) == "shit [UNK] fuck"
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_served_copy_gives_the_same_ids(tmp_path: Path, compiled: bool) -> None:
-    """The files as `make export` copies them, in an interpreter without the project."""
-    sources = [Path(str(m.__file__)) for m in (tokenizer_module, sys.modules["contract"])]
-    if compiled:
-        sources += repository._COMPILED
-    for source in sources:
-        (tmp_path / source.name).write_bytes(source.read_bytes())
-    (tmp_path / "tokenizer.json").write_text(RESPELLING.to_json(), "utf-8")
-    texts = ["F*CK you", "i d i o t", "stuuupid naïve sh1t", "ｆ*ck\u00a0qq"]
-    program = (
-        "import json, sys; from tokenizer import Tokenizer; "
-        "t = Tokenizer.from_json(open('tokenizer.json', encoding='utf-8').read()); "
-        "print(json.dumps([t.is_compiled, *(t.encode(text) for text in json.loads(sys.argv[1]))]))"
-    )
-    served = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(texts)],
-        cwd=tmp_path,
-        env={"PYTHONHASHSEED": "7"},
-        capture_output=True,
-        check=True,
-    )
-    is_compiled, *ids = json.loads(served.stdout)
-    assert is_compiled == (compiled and RESPELLING.is_compiled)
-    assert ids == [RESPELLING.encode(text) for text in texts]
 
 
 def _with_phrases() -> Tokenizer:

@@ -202,12 +202,14 @@ class Tokenizer:
                 word=tuple((first, last) for first, last in document["word"]),
                 space=tuple((first, last) for first, last in document["space"]),
             )
-            return cls(tuple(document["vocabulary"]), document["max_len"], rule, respelling)
+            tokenizer = cls(tuple(document["vocabulary"]), document["max_len"], rule, respelling)
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(
                 f"the tokenizer file is not readable ({error!r}), expected the JSON that "
                 "training wrote; train again"
             ) from error
+        _ = tokenizer.native  # which reads the file once more, and refuses what it cannot read
+        return tokenizer
 
 
 def build_tokenizer(

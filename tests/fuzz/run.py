@@ -1,0 +1,117 @@
+"""Fuzz the core with its sanitizers: `python -m tests.fuzz.run --runs 10000000`.
+
+Builds tests/fuzz/*.cpp with clang, libFuzzer and the sanitizers, gives each target its share of
+the inputs, bounded in time, and writes the counts as JSON. Exit status 1 names the input that
+crashed. Seeds are real comments where `--comments` names some, and generated ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.comments import default_source, load_pool
+from contract import BadInput, ToxicityError
+from core import build
+from train.artifacts import write_json
+
+SANITIZERS = "address,undefined"
+SHARES = {"text_to_ids": 0.45, "request": 0.5, "tokenizer_file": 0.05}
+"""Of the inputs: a tokenizer file takes a hundred times as long as a request."""
+_SEEDS = 400
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.run", description=__doc__)
+    parser.add_argument("--runs", type=int, default=10_000_000, help="inputs of all targets")
+    parser.add_argument("--seconds", type=int, default=900, help="most seconds of one target")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--comments", default=default_source(), help="for the seeds")
+    parser.add_argument("--out", type=Path, default=Path("bench/out/fuzz.json"))
+    arguments = parser.parse_args()
+    try:
+        document = fuzz(
+            arguments.runs, arguments.seconds, arguments.seed, comments=arguments.comments
+        )
+    except ToxicityError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    write_json(arguments.out, document)
+    print(document)
+    return int(any(target["crash"] for target in document["targets"].values()))
+
+
+def fuzz(
+    runs: int, seconds: int, seed: int, *, comments: str, names: Sequence[str] = tuple(SHARES)
+) -> dict[str, Any]:
+    """Counts and coverage of each target. Raises BadInput without clang."""
+    clang = shutil.which("clang++")
+    if clang is None:
+        raise BadInput(
+            "clang++ is not on PATH, expected it for libFuzzer; run `apt-get install clang`"
+        )
+    programs = build.build_sanitized(build.CORE / "sanitized", SANITIZERS)
+    texts = [text.encode("utf-8", "replace") for text in load_pool(comments, size=_SEEDS).texts]
+    targets: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            corpus = Path(folder) / name
+            corpus.mkdir()
+            for number, data in enumerate(_seeds(name, texts)):
+                (corpus / f"seed-{number}").write_bytes(data)
+            targets[name] = _run(programs / name, corpus, int(SHARES[name] * runs), seconds, seed)
+            print(f"{name}: {targets[name]}", flush=True)
+    version = subprocess.run([clang, "--version"], capture_output=True, text=True, check=True)
+    return {
+        "sanitizers": SANITIZERS,
+        "compiler": version.stdout.splitlines()[0],
+        "machine": platform.machine(),
+        "seed": seed,
+        "inputs": sum(target["inputs"] for target in targets.values()),
+        "targets": targets,
+    }
+
+
+def _seeds(name: str, texts: Sequence[bytes]) -> Iterator[bytes]:
+    for text in texts:
+        if name == "request":
+            yield struct.pack(">H", 1) + struct.pack("<I", len(text)) + text
+            yield struct.pack(">H", 2) + 2 * (struct.pack("<I", len(text[:40])) + text[:40])
+        else:
+            yield b"\x10" + text[:512]
+    if name == "tokenizer_file":
+        yield b'{"format_version":2,"max_len":4,"vocabulary":["[PAD]"]}'
+
+
+def _run(program: Path, corpus: Path, runs: int, seconds: int, seed: int) -> dict[str, Any]:
+    command = [str(program), str(corpus), f"-runs={runs}", f"-max_total_time={seconds}"]
+    command += [f"-seed={seed}", "-print_final_stats=1", "-timeout=10", "-rss_limit_mb=2048"]
+    command += ["-max_len=2048", f"-artifact_prefix={corpus}/crash-"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", done.stderr)
+    inputs = re.search(r"stat::number_of_executed_units: (\d+)", done.stderr)
+    crash = None
+    if done.returncode:
+        found = sorted(corpus.glob("crash-*"))
+        crash = found[0].read_bytes().hex() if found else done.stderr[-2000:]
+    edges, features, kept = (map(int, covered[-1])) if covered else (0, 0, 0)
+    return {
+        "inputs": int(inputs[1]) if inputs else 0,
+        "edges": edges,
+        "features": features,
+        "corpus": kept,
+        "crash": crash,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
