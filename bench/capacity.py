@@ -4,8 +4,9 @@
 
 Each rung is served from a repository of its own, made in a temporary folder, by a server of its
 own on `--http-port` and the next two; the generator of `bench/generator/` loads it in an open loop.
-Locust loads one rung, too, at a rate that it can offer, as a check that both agree. Prints a table, a projection and, as its last line, one JSON
-document; the same goes to `bench/out/capacity.json` and `.png`.
+Locust loads one rung, too, with one connection, as a check that both see the same server. Prints a
+table, a projection and, as its last line, one JSON document; the same goes to
+`bench/out/capacity.json` and `.png`.
 """
 
 from __future__ import annotations

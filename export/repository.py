@@ -193,7 +193,7 @@ def publish(
             `long_text` with the fields of `export.scorer.LongText` unless comments are cut. The
             version number and the size and sha256 of every file are added to it (`files`;
             `ragged` for the graph).
-        served_path: graph of the public model, if another than the form of these two for the device.
+        served_path: graph of the public model, if another than these two's form for the device.
         instances: sessions of each server; of each GPU when `device` is "cuda". Left out:
             what `make tune` found in this repository, else by `default_tuning`.
         cache_bytes: memory of a server for the logits of repeated comments, 0 for none.
