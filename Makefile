@@ -28,6 +28,8 @@ LENGTH_ARGS ?=
 ABLATION_ARGS ?=
 TEST_ARGS ?=
 FUZZ_ARGS ?=
+FILE ?=
+SCORE_ARGS ?=
 SANITIZE ?=
 TARGET ?=
 MODELS ?=
@@ -42,7 +44,7 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install native train export serve status stop score eval baseline test check fuzz bench bench-road bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity ladder ablation clean
+.PHONY: help install native train export serve status stop score eval baseline test check fuzz bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity ladder ablation clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -78,8 +80,11 @@ status: $(READY) ## what runs: processes, versions, addresses
 stop: $(READY) ## end all of it, finishing what is in flight
 	$(RUN) -m serve.replicas stop
 
-score: $(READY) ## score one comment against the running server|TEXT="..." HTTP_PORT
-	@$(VENV)/bin/score --url 127.0.0.1:$(HTTP_PORT) '$(subst ','\'',$(TEXT))'
+score: $(READY) ## score one comment against the running server, or a file without one|TEXT="..." HTTP_PORT, or FILE=comments.csv.gz SCORE_ARGS="--out scored.parquet ..."
+	@$(VENV)/bin/score $(if $(FILE),--file '$(FILE)' --repository '$(REPOSITORY)' $(SCORE_ARGS),--url 127.0.0.1:$(HTTP_PORT) '$(subst ','\'',$(TEXT))')
+
+bench-offline: $(READY) ## time the scoring of a file beside the core alone|REPOSITORY COMMENTS=file BENCH_ARGS="--rounds 3 ..."
+	$(RUN) -m bench.offline --repository '$(REPOSITORY)' $(if $(COMMENTS),--comments '$(COMMENTS)') $(BENCH_ARGS)
 
 eval: $(READY) ## quality, fairness and calibration of several models, into runs/eval|DATA="file ..." (else the run's test split) MODELS="runs/model http://127.0.0.1:8000 ..." CURATED=folder EVAL_ARGS="--misspell ..."
 	$(RUN) -m evaluate $(if $(DATA),--data $(DATA)) $(if $(MODELS),--models $(MODELS)) $(if $(CURATED),--curated $(CURATED)) $(EVAL_ARGS)
