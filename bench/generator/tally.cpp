@@ -135,7 +135,8 @@ void Tally::write_record(const std::string& path) const {
     if (!good_so_far) break;
     const std::uint64_t count = values->size();
     good_so_far = std::fwrite(&count, sizeof count, 1, file) == 1 &&
-                  std::fwrite(values->data(), sizeof(double), count, file) == count;
+                  (count == 0 ||
+                   std::fwrite(values->data(), sizeof(double), count, file) == count);
   }
   if (file != nullptr) good_so_far = std::fclose(file) == 0 && good_so_far;
   if (!good_so_far) {
