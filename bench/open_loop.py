@@ -44,7 +44,9 @@ CLOSED_RPS = 16_000
 faster ends when they are used up."""
 _DRAIN_S = 20.0
 _NICE = -10
-"""Priority where it may be raised, as Locust has in `bench.run`."""
+"""Priority of a closed loop where it may be raised, as Locust has in `bench.run`. An open loop runs
+round-robin in real time there: on two cores with six busy processes, 1,000 requests/s, its lag p99
+was 0.06 ms in place of 4.2 ms, near MAX_LAG_MS."""
 _ARRAYS = ("latencies_ms", "sent_at_s", "failed_ms", "failed_at_s", "lags_ms", "waits_ms")
 """Of the record file, in its order; see bench/generator/tally.h."""
 
@@ -202,7 +204,7 @@ def drive(
             command += [f"--{name}", str(value)]
         for name, text in (headers or {}).items():
             command += ["--header", f"{name}: {text}"]
-        document = json.loads(_run(command))
+        document = json.loads(_run(command, real_time=rate > 0))
         return Measured(document, **read_record(record))
 
 
@@ -239,13 +241,15 @@ def find_program() -> Path:
     return executable(GENERATOR)
 
 
-def _run(command: Sequence[str]) -> str:
+def _run(command: Sequence[str], *, real_time: bool) -> str:
     """What the generator prints; whoever interrupts this leaves no process behind."""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     ) as process:
-        with contextlib.suppress(psutil.Error):  # more than one's own share takes root
+        with contextlib.suppress(psutil.Error, OSError):  # more than one's own share takes root
             psutil.Process(process.pid).nice(_NICE)
+            if real_time:
+                os.sched_setscheduler(process.pid, os.SCHED_RR, os.sched_param(1))
         try:
             stdout, stderr = process.communicate()
         except BaseException:

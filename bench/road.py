@@ -40,7 +40,7 @@ from bench.counters import family, process_counters, server_counters
 from bench.run import BenchConfig, Result, artifact_of, hardware, report_broken_bars
 from contract import PUBLIC_MODEL, BadInput
 from core import build
-from export.repository import CONFIG_FILE, Tuning, read_tuning
+from export.repository import CONFIG_FILE, Tuning, served_tuning
 from serve import triton
 from train.artifacts import write_atomically, write_json
 from train.cli import make_config, parse_config, run
@@ -123,7 +123,7 @@ def main() -> None:
 
 # --- Servers -----------------------------------------------------------------------------
 def _tuning(config: RoadConfig) -> Tuning:
-    tuning = read_tuning(config.repository) or Tuning(os.cpu_count() or 1)
+    tuning = served_tuning(config.repository)
     return replace(
         tuning,
         instances=config.instances or tuning.instances,

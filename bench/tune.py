@@ -24,7 +24,7 @@ from bench.capacity import CapacityConfig, Rung, search, served, table
 from bench.comments import load_pool
 from bench.run import hardware, report_broken_bars
 from contract import MAX_BATCH_SIZE, ONNX_FILE
-from export.repository import Tuning, read_tuning, tune, verify
+from export.repository import Tuning, served_tuning, tune, verify
 from train.artifacts import write_json
 from train.cli import parse_config, run
 
@@ -52,7 +52,7 @@ def main() -> None:
     artifact = {"precision": published["precision"], **published["files"][ONNX_FILE]}
     pool = load_pool(config.comments)
     print(pool.summary(), flush=True)
-    standing = read_tuning(config.repository) or Tuning(_CORES)
+    standing = served_tuning(config.repository)
     best, rows = choose(config, standing, lambda tuning: _measure(config, tuning))
     document = {
         "bench": "tune",

@@ -279,6 +279,12 @@ def tune(repository: Path, tuning: Tuning, evidence: dict[str, Any]) -> None:
         _write_config(repository, public_config(tuning, artifact["device"], cache_bytes))
 
 
+def served_tuning(repository: Path) -> Tuning:
+    """How the newest version is served: what `tune` found, or the default for its encoder."""
+    artifact = read_artifact(repository)
+    return read_tuning(repository) or default_tuning(artifact["device"], artifact)
+
+
 def read_tuning(repository: Path) -> Tuning | None:
     """What `tune` wrote last, if it did."""
     path = repository / PUBLIC_MODEL / _TUNING_FILE

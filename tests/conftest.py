@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import random
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import export.__main__ as export_main
 from contract import ONNX_FILE, TOKENIZER_FILE
+from export.config import ExportConfig
 from export.repository import publish
 from export.serving_graph import build
 from export.trace import trace
 from serve import triton
 from train.__main__ import train
+from train.artifacts import write_atomically
 from train.config import TrainConfig
 from train.model import ModelConfig, ToxicityEncoder
 from train.tokenizer import Tokenizer, build_tokenizer
@@ -49,6 +55,55 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     train(config, torch.device("cpu"))
     return out
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Exports of the same weights share one trace, which takes longer than all of their gates."""
+    real: Callable[[torch.nn.Module, Path], None] = export_main.trace
+    known: dict[str, bytes] = {}
+
+    def trace_once(model: torch.nn.Module, path: Path) -> None:
+        if type(model) is not ToxicityEncoder:  # it may be more than its weights
+            real(model, path)
+            return
+        digest = hashlib.sha256(f"{model!r} {model.config}".encode())
+        for name, tensor in model.state_dict().items():
+            digest.update(f"{name} {tensor.dtype}".encode() + tensor.numpy().tobytes())
+        if digest.hexdigest() not in known:
+            real(model, path)
+            known[digest.hexdigest()] = path.read_bytes()
+        write_atomically(path, known[digest.hexdigest()])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_main, "trace", trace_once)
+        yield
+
+
+Exported = tuple[ExportConfig, dict[str, Any]]
+"""What was asked for, and the report."""
+
+
+@pytest.fixture(scope="session")
+def exported_of(
+    trained_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Exported]:
+    """`trained_run` in a precision, exported once; for tests that leave it as it is."""
+
+    @functools.cache
+    def exported(precision: str) -> Exported:
+        root = tmp_path_factory.mktemp(f"exported-{precision}")
+        config = ExportConfig(
+            checkpoint=trained_run,
+            repository=root / "repository",
+            out=root / "out",
+            precision=precision,
+            calibration_comments=64,
+            instances=1,
+        )
+        return config, export_main.export(config)
+
+    return exported
 
 
 @dataclass(frozen=True)

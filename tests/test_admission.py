@@ -43,11 +43,21 @@ def test_overloaded_calls_are_short_until_no_one_was_refused_for_a_while(
     assert not admission.overloaded
 
 
-def test_full_call_means_that_more_waits() -> None:
+def test_full_calls_in_a_row_mean_that_more_waits() -> None:
     fast = Admission()
     fast.observe(1000, 0.001)
-    assert fast.admit([1] * MAX_REQUEST_COMMENTS, now=0) == MAX_REQUEST_COMMENTS
+    full = [1] * MAX_REQUEST_COMMENTS
+    for now in (0.0, 0.01, 0.02):
+        assert fast.admit(full, now) == MAX_REQUEST_COMMENTS
+        assert not fast.overloaded  # the machine may just have paused
+    assert fast.admit(full, now=0.03) == MAX_REQUEST_COMMENTS
     assert fast.overloaded
+    other = Admission()
+    other.observe(1000, 0.001)
+    for now in (0.0, 0.02, 0.04, 0.06):  # each time the queue was emptied in between
+        other.admit(full, now)
+        other.admit([1], now + 0.01)
+    assert not other.overloaded
 
 
 def test_large_request_is_not_refused_for_its_own_size(admission: Admission) -> None:

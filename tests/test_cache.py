@@ -55,7 +55,8 @@ def test_least_recently_used_goes_first_and_the_bound_holds(tiny_model: TinyMode
 
 def test_bytes_are_those_that_the_entries_take(tiny_model: TinyModel) -> None:
     words = tiny_model.tokenizer.vocabulary[3:]
-    texts = [" ".join(ways) for ways in itertools.islice(itertools.product(words, repeat=6), 90_000)]
+    ways = itertools.islice(itertools.product(words, repeat=6), 90_000)
+    texts = [" ".join(chosen) for chosen in ways]
     scorer = _cached(tiny_model, 16 << 20)
     scorer.score(texts[:100])
     before = psutil.Process().memory_info().rss

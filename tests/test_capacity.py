@@ -23,7 +23,7 @@ from bench.capacity import (
     table,
 )
 from bench.comments import SYNTHETIC
-from bench.counters import PARTS
+from bench.counters import PARTS, cpu_us
 from contract import PUBLIC_MODEL
 from export.repository import CONFIG_FILE, verify
 from serve import haproxy
@@ -95,8 +95,24 @@ def test_what_binds() -> None:
     assert binds(IDLE, late, 1).endswith("busy; generator late)")
     assert binds(IDLE, None, 1e9).startswith("encoder (cores")
     assert binds(IDLE, None, 1).startswith("encoder (waits")
-    front = replace(IDLE, cpu_us={"generator": 1.0, "front_end": 9.0, "encoder": 2.0})
-    assert binds(front, None, 1e9).startswith("front end")
+    front = replace(IDLE, cpu_us={"generator": 1.0, "server": 9.0, "encoder": 2.0})
+    assert binds(front, None, 1e9).startswith("server (cores")
+
+
+def test_parts_add_up_to_the_cpu_time_of_the_processes() -> None:
+    used = {"generator_cpu_s": 1.0, "server_cpu_s": 4.0, "balancer_cpu_s": 0.5}
+    used |= {"tokenizer_cpu_us": 5e5, "encoder_cpu_us": 2e6}
+    parts = cpu_us(used, requests=1000)
+    assert parts == {
+        "generator": 1000.0,
+        "balancer": 500.0,
+        "server": 1500.0,
+        "tokenizer": 500.0,
+        "encoder": 2000.0,
+    }
+    assert [*parts] == [*PARTS]
+    del used["balancer_cpu_s"]
+    assert "balancer" not in cpu_us(used, requests=1000)
 
 
 def test_bars_turn_red() -> None:

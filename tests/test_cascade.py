@@ -206,13 +206,13 @@ def subject(exported: tuple[ExportConfig, dict[str, Any]]) -> gates.Subject:
 def test_damaged_teacher_branch_turns_the_gates_red(
     exported: tuple[ExportConfig, dict[str, Any]], subject: gates.Subject, tmp_path: Path
 ) -> None:
-    proto = onnx.load(exported[0].out / "int8.onnx")
+    proto = onnx.load(exported[0].out / "int8_ragged.onnx")  # what a CPU serves
     branches = next(node for node in proto.graph.node if node.op_type == "If").attribute
     then = next(branch.g for branch in branches if branch.name == "then_branch")
     bias = next(tensor for tensor in then.initializer if tensor.name == "teacher.head.bias")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 3, bias.name))
-    onnx.save(proto, tmp_path / "int8.onnx")
-    form = gates.Form("int8", "cpu", tmp_path / "int8.onnx", tmp_path / "unused.onnx")
+    onnx.save(proto, tmp_path / "damaged.onnx")
+    form = gates.Form("int8", "cpu", tmp_path / "unused.onnx", tmp_path / "damaged.onnx")
     served = gates._served(subject, form)
     found = gates._quality("int8", subject, subject.int8_reference, served)
     assert "int8_logit_max" in {finding.gate for finding in found if not finding.holds}

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from conftest import Exported
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
 import contract
 import export.__main__ as export_main
 from contract import BadInput, GateFailed
-from export import parity
+from export import gates, parity
 from export.config import ExportConfig
 from export.parity import Comment, batch_invariance, onnx_runner, shape_parity, torch_runner
 from export.qdq import _OneByOne, linear_nodes
@@ -25,7 +26,6 @@ from export.repository import load_scorer, read_artifact, versions
 from export.serving_graph import build, build_int8, linear_layers
 from export.trace import trace
 from train.artifacts import Checkpoint, load_checkpoint, sha256_of
-from train.batches import TokenizedOnTheFly
 from train.data import load_comments
 from train.model import ToxicityEncoder
 
@@ -33,19 +33,18 @@ SMALL = {"calibration_comments": 64, "instances": 1}
 
 
 @pytest.fixture(scope="module")
-def exported(
-    trained_run: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[ExportConfig, dict[str, object]]:
-    root = tmp_path_factory.mktemp("exported")
-    config = ExportConfig(
-        checkpoint=trained_run, repository=root / "repository", out=root / "out", **SMALL
-    )
-    return config, export_main.export(config)
+def exported(exported_of: Callable[[str], Exported]) -> Exported:
+    return exported_of("int8")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(trained_run: Path) -> Checkpoint:
     return load_checkpoint(trained_run)
+
+
+@pytest.fixture(scope="module")
+def subject(exported: Exported) -> gates.Subject:
+    return gates.load_subject(exported[0])
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def comments(checkpoint: Checkpoint) -> list[Comment]:
 
 
 def test_every_gate_holds_and_is_in_the_report(
-    exported: tuple[ExportConfig, dict[str, object]],
+    exported: Exported,
 ) -> None:
     config, report = exported
     assert json.loads((config.out / "report.json").read_text()) == report
@@ -82,7 +81,7 @@ def test_every_gate_holds_and_is_in_the_report(
 
 
 def test_report_and_artifact_name_the_published_bytes(
-    exported: tuple[ExportConfig, dict[str, object]],
+    exported: Exported,
 ) -> None:
     config, report = exported
     folder = config.repository / contract.PUBLIC_MODEL / "1"
@@ -97,7 +96,7 @@ def test_report_and_artifact_name_the_published_bytes(
 
 
 def test_graph_has_the_contracts_names_types_and_dynamic_axes(
-    exported: tuple[ExportConfig, dict[str, object]],
+    exported: Exported,
 ) -> None:
     for name in ("traced.onnx", "fp32.onnx", "int8.onnx"):
         graph = onnx.load(exported[0].out / name).graph
@@ -115,7 +114,7 @@ def test_graph_has_the_contracts_names_types_and_dynamic_axes(
 
 
 def test_int8_runs_every_linear_layer_on_integers(
-    exported: tuple[ExportConfig, dict[str, object]], checkpoint: Checkpoint
+    exported: Exported, checkpoint: Checkpoint
 ) -> None:
     layers = linear_layers(checkpoint.model)
     out = exported[0].out
@@ -126,7 +125,7 @@ def test_int8_runs_every_linear_layer_on_integers(
 
 
 def test_int8_weights_keep_to_seven_bits(
-    exported: tuple[ExportConfig, dict[str, object]],
+    exported: Exported,
 ) -> None:
     """Beyond +-64, kernels without VNNI saturate and two CPUs disagree."""
     graph = onnx.load(exported[0].out / "int8.onnx").graph
@@ -140,7 +139,7 @@ def test_int8_weights_keep_to_seven_bits(
 
 
 def test_offline_scorer_reads_what_was_published(
-    exported: tuple[ExportConfig, dict[str, object]], checkpoint: Checkpoint
+    exported: Exported, checkpoint: Checkpoint
 ) -> None:
     texts = load_comments(checkpoint.config["train"]["data"]).texts[:100]
     scores = load_scorer(exported[0].repository).score(texts)
@@ -189,7 +188,7 @@ def drop_the_mask(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize("damage", [corrupt_one_weight, drop_the_mask])
 def test_fp32_gate_goes_red(
     damage: Callable[[onnx.ModelProto], None],
-    exported: tuple[ExportConfig, dict[str, object]],
+    exported: Exported,
     checkpoint: Checkpoint,
     comments: list[Comment],
     tmp_path: Path,
@@ -211,7 +210,7 @@ def test_fp32_gate_goes_red(
 
 
 def test_invariance_gate_goes_red_without_the_mask(
-    exported: tuple[ExportConfig, dict[str, object]], comments: list[Comment], tmp_path: Path
+    exported: Exported, comments: list[Comment], tmp_path: Path
 ) -> None:
     bad = edited(exported[0].out / "traced.onnx", tmp_path / "bad.onnx", drop_the_mask)
     run = onnx_runner(bad)
@@ -219,7 +218,7 @@ def test_invariance_gate_goes_red_without_the_mask(
 
 
 def test_invariance_gate_goes_red_for_dynamic_int8(
-    exported: tuple[ExportConfig, dict[str, object]],
+    exported: Exported,
     checkpoint: Checkpoint,
     comments: list[Comment],
     tmp_path: Path,
@@ -239,6 +238,32 @@ def test_invariance_gate_goes_red_for_dynamic_int8(
     )
     assert not finding.holds
     assert finding.worst.startswith("comment ")
+
+
+def silence_a_layer(model: onnx.ModelProto) -> None:
+    tensor = next(
+        t
+        for t in model.graph.initializer
+        if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2
+    )
+    zeros = np.zeros_like(numpy_helper.to_array(tensor))
+    tensor.CopyFrom(numpy_helper.from_array(zeros, tensor.name))
+
+
+@pytest.mark.parametrize("damaged", ["int8.onnx", "int8_ragged.onnx"])
+def test_interface_gate_goes_red_when_one_is_another_model(
+    exported: Exported,
+    subject: gates.Subject,
+    tmp_path: Path,
+    damaged: str,
+) -> None:
+    names = ("int8.onnx", "int8_ragged.onnx")
+    paths = {name: exported[0].out / name for name in names}
+    good = gates.Form("int8", "cpu", *paths.values())
+    assert gates._ragged_parity(subject, good, seed=0).holds
+    paths[damaged] = edited(paths[damaged], tmp_path / damaged, silence_a_layer)
+    bad = gates.Form("int8", "cpu", *paths.values())
+    assert not gates._ragged_parity(subject, bad, seed=0).holds
 
 
 def test_nan_never_passes(comments: list[Comment]) -> None:
@@ -292,18 +317,10 @@ def damaged_int8(
     ragged: Path,
     **_: object,
 ) -> None:
+    """The same damage in both interfaces, so that they agree."""
     build_int8(model, path, groups, calibration, ragged)
-
-    def silence_a_layer(graph_model: onnx.ModelProto) -> None:
-        tensor = next(
-            t
-            for t in graph_model.graph.initializer
-            if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2
-        )
-        zeros = np.zeros_like(numpy_helper.to_array(tensor))
-        tensor.CopyFrom(numpy_helper.from_array(zeros, tensor.name))
-
-    edited(path, path, silence_a_layer)
+    for form in (path, ragged):
+        edited(form, form, silence_a_layer)
 
 
 @pytest.mark.parametrize(
@@ -318,13 +335,14 @@ def test_failed_gate_publishes_nothing_and_keeps_the_old_version(
     quantizer: Callable[..., None],
     gate: str,
     trained_run: Path,
+    exported_of: Callable[[str], Exported],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = ExportConfig(
         checkpoint=trained_run, repository=tmp_path / "repository", out=tmp_path / "out", **SMALL
     )
-    export_main.export(dataclasses.replace(config, precision="fp32"))
+    shutil.copytree(exported_of("fp32")[0].repository, config.repository)
     before = sorted(path for path in config.repository.rglob("*") if path.is_file())
     monkeypatch.setattr(export_main, "build_int8", quantizer)
     with pytest.raises(GateFailed, match=gate) as error:
@@ -362,11 +380,9 @@ def test_trace_of_one_comment_of_one_token(checkpoint: Checkpoint, tmp_path: Pat
 
 
 def test_ids_of_the_checkpoint_and_of_the_published_tokenizer_agree(
-    exported: tuple[ExportConfig, dict[str, object]],
+    exported: Exported,
 ) -> None:
     folder = exported[0].repository / contract.PUBLIC_MODEL / "1"
     assert (folder / contract.TOKENIZER_FILE).read_bytes() == (
         exported[0].checkpoint / contract.TOKENIZER_FILE
     ).read_bytes()
-    source = Path(TokenizedOnTheFly.__module__.replace(".", "/")).parent / "tokenizer.py"
-    assert (folder / "tokenizer.py").read_bytes() == source.read_bytes()

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Exported
 
 from bench.comments import SYNTHETIC, load_pool
 from bench.parity import bars, compare
-from export.__main__ import export
-from export.config import ExportConfig
 from export.repository import load_scorer
 from serve import triton
 from serve.client import score_comments
@@ -29,23 +28,11 @@ COUNT = 300
 @pytest.fixture(scope="module", params=["fp32", "int8"])
 def live(
     request: pytest.FixtureRequest,
-    trained_run: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    exported_of: Callable[[str], Exported],
     make_server_config: Callable[[Path], triton.ServeConfig],
 ) -> tuple[str, triton.ServeConfig]:
     """A trained model, exported in one precision and served."""
-    root = tmp_path_factory.mktemp(f"live-{request.param}")
-    export(
-        ExportConfig(
-            checkpoint=trained_run,
-            repository=root / "repository",
-            out=root / "out",
-            precision=request.param,
-            calibration_comments=64,
-            instances=1,
-        )
-    )
-    config = make_server_config(root / "repository")
+    config = make_server_config(exported_of(request.param)[0].repository)
     triton.start(config)
     return request.param, config
 

@@ -37,7 +37,7 @@ def test_peer_answers_over_http(trained_run: Path, tmp_path: Path, framework: st
 
 
 def test_bar_turns_red() -> None:
-    rows = [{"capacity_rps": rate} for rate in (0.0, 100.0, 501.0)]
+    rows = [{"capacity_rps": rate} for rate in (0.0, 100.0, 401.0)]
     assert bars(rows)["ours_over_best_peer"]["holds"]
     rows[1]["capacity_rps"] = 101.0
     assert not bars(rows)["ours_over_best_peer"]["holds"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from core import build
 from tests.conftest import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +28,7 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The tracked files as they are now, with the environment that runs this test."""
+    """The tracked files as they are now, with the environment and the core of this test."""
     if not (Path(sys.prefix) / ".ready").exists():
         pytest.skip("this Python is not of the environment that `make install` makes")
     listed = subprocess.run(
@@ -37,8 +38,12 @@ def checkout(tmp_path: Path) -> Path:
         target = tmp_path / "checkout" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target)
-    (tmp_path / "checkout/.venv").symlink_to(sys.prefix)
-    return tmp_path / "checkout"
+    checkout = tmp_path / "checkout"
+    (checkout / ".venv").symlink_to(sys.prefix)
+    for name in ("pyproject.toml", "constraints.txt"):  # else a newer one would be installed
+        os.utime(checkout / name, (0, 0))
+    shutil.copytree(build.library().parent, checkout / build.lib_folder().relative_to(ROOT))
+    return checkout
 
 
 @pytest.mark.timeout(420)

@@ -10,17 +10,26 @@ import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_tokenizer import ReferenceTokenizer
 
 from bench.comments import REAL_COMMENTS
 from contract import CLS_ID, SPECIAL_TOKENS, UNK_ID, BadInput
 from core.binding import NativeTokenizer
-from train.data import load_comments
+from tests.compare_tokenizers import (
+    VARIANTS,
+    compare,
+    differences,
+    generated,
+    read_comments,
+    real_comments,
+    varied,
+)
+from tests.reference_tokenizer import ReferenceTokenizer
 from train.tokenizer import Respelling, Tokenizer, build_tokenizer, oov_rates
 
 TEXTS = ["you are a wonderful person !", "you are an idiot", "don't be an idiot , you"] * 3
@@ -220,11 +229,11 @@ def test_ids_are_those_of_the_reference(name: str, text: str, max_len: int) -> N
     assert subject.tokens(text) == list(reference.tokens(text))
 
 
-@given(EVASIVE_TEXT.map("".join), st.integers(1, 8), st.integers(0, 80))
+@given(ANY_POINT | EVASIVE_TEXT.map("".join), st.integers(1, 8), st.integers(0, 80))
 def test_windows_read_on_by_the_same_rule(text: str, max_len: int, more: int) -> None:
-    native = replace(RESPELLING, max_len=max_len).native
-    expected = _pair("respelling", max_len + more)[0].encode_and_cut(text)
-    assert native.encode(text, max_len + more) == expected
+    subject, reference = _pair("respelling", max_len)
+    expected = reference.encode_and_cut(text, max_len + more)
+    assert subject.native.encode(text, max_len + more) == expected
 
 
 # Words that steps c and d read, with one character changed, doubled, dropped or put in.
@@ -321,18 +330,57 @@ def test_a_respelling_that_cannot_be_is_refused(changes: dict[str, Any]) -> None
         Tokenizer.from_json(json.dumps(document))
 
 
-def test_real_comments_are_read_as_the_reference_does() -> None:
-    if not REAL_COMMENTS.exists():
-        pytest.skip(f"{REAL_COMMENTS.name} is not beside this checkout")
-    texts = load_comments(str(REAL_COMMENTS)).texts
+@functools.cache
+def _of_real_comments() -> tuple[Tokenizer, ReferenceTokenizer]:
+    texts = read_comments(REAL_COMMENTS)[:3_000]
     tokenizer = build_tokenizer(
-        texts[:3_000], max_vocab=5_000, max_len=256, respelling=Respelling(), phrases=500
+        texts, max_vocab=5_000, max_len=256, respelling=Respelling(), phrases=500
     )
-    reference = _reference(tokenizer)
-    for text in texts[3_000:]:
-        assert tokenizer.encode_and_cut(text) == reference.encode_and_cut(text), text
+    return tokenizer, _reference(tokenizer)
 
 
+@pytest.mark.skipif(not real_comments(), reason="no real comments are beside this checkout")
+@pytest.mark.parametrize("path", real_comments(), ids=lambda path: path.name)
+def test_real_comments_are_read_as_the_reference_does(path: Path) -> None:
+    """Some of each file; tests.compare_tokenizers reads all."""
+    texts = read_comments(path)
+    rng = random.Random(0)
+    tokenizer, reference = _of_real_comments()
+    some = rng.sample(texts, min(len(texts), 700))
+    assert differences(tokenizer.native, reference, some, rng) == []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_generated_texts_are_read_as_the_reference_does(variant: str) -> None:
+    text = json.dumps(varied(json.loads(RESPELLING.to_json()), variant))
+    native, reference = NativeTokenizer(text), ReferenceTokenizer.from_json(text)
+    rng = random.Random(1)
+    assert differences(native, reference, generated(rng, ENGLISH, 2_000), rng) == []
+    # A rule that reads otherwise is noticed.
+    other = NativeTokenizer(
+        json.dumps(json.loads(text) | {"vocabulary": ["[PAD]", "[UNK]", "[CLS]"]})
+    )
+    assert len(differences(other, reference, generated(rng, ENGLISH, 200), rng)) > 100
+
+
+def test_comparison_counts_every_text(tmp_path: Path) -> None:
+    path, comments = tmp_path / "tokenizer.json", tmp_path / "comments.csv"
+    path.write_text(RESPELLING.to_json(), "utf-8")
+    comments.write_text('text,label\n"f*ck, i d i o t",1\n,0\n', "utf-8")
+    document = compare(path, [comments], 30, seed=5, workers=1)
+    assert document["compared"] == 32
+    assert document["comments"] == {"comments.csv": 2}
+    assert document["differences"] == 0
+    with pytest.raises(BadInput, match="no file at"):
+        compare(path, [tmp_path / "none.csv"], 1, seed=5)
+    with pytest.raises(BadInput, match="no file at"):
+        compare(tmp_path / "none.json", [], 1, seed=5)
+    comments.write_text("a,b\n1,2\n", "utf-8")
+    with pytest.raises(BadInput, match="has no column of"):
+        compare(path, [comments], 1, seed=5)
+
+
+@settings(deadline=None)  # it opens a tokenizer for each text
 @given(st.lists(EVASIVE_TEXT.map("".join), max_size=8))
 def test_ids_do_not_depend_on_what_was_read_before(texts: list[str]) -> None:
     expected = [replace(RESPELLING).encode(text) for text in texts]

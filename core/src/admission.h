@@ -34,6 +34,7 @@ class Admission {
 
     bool overloaded_ = false;
     double seconds_a_row_ = 0, stay_s_ = 0.5, entered_s_ = 0, exceeded_s_ = 0;
+    double full_since_s_ = -1;  // first of the full calls in a row, or -1
 };
 
 }  // namespace toxicity
