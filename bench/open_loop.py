@@ -37,8 +37,8 @@ from serve.triton import Server
 
 PROGRAM = "OPEN_LOOP"
 """Environment variable with the path of another build of the generator."""
-OPEN_CONNECTIONS = 1000
-"""Most requests in flight in an open loop; as many as one of Locust's users has."""
+OPEN_CONNECTIONS = 512
+"""Most requests in flight in an open loop."""
 CLOSED_RPS = 16_000
 """Bodies a second that are made for a closed loop, whose rate nobody knows before; one that is
 faster ends when they are used up."""

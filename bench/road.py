@@ -47,7 +47,7 @@ from train.cli import make_config, parse_config, run
 
 _NATIVE, _PYTHON, _NOOP = "native", "python", "noop"
 _ORDER = (_NOOP, _NATIVE, _PYTHON)
-_OPEN_SHARES = (0.9, 0.8, 0.7, 0.6)
+_OPEN_SHARES = (0.85, 0.75, 0.65)
 """Rates of the open loop over the closed loop's, until one is valid and meets the objective."""
 _WARM_UP_S = 2
 
@@ -237,7 +237,7 @@ def _visit(config: RoadConfig, name: str, server: triton.Server, start_s: float)
         visit.hits = load(users=fullest, repeat_share=0.99)
         closed = max(result.rate_rps for result in visit.closed.values())
         for share in _OPEN_SHARES:
-            visit.open.append(load(rate=share * closed))
+            visit.open.append(load(rate=share * closed, skip_s=1))
             if _meets(visit.open[-1], config.p99_ms):
                 break
     resident = sum(process.memory_info().rss for process in family(server))

@@ -47,14 +47,14 @@ def test_full_calls_in_a_row_mean_that_more_waits() -> None:
     fast = Admission()
     fast.observe(1000, 0.001)
     full = [1] * MAX_REQUEST_COMMENTS
-    for now in (0.0, 0.01, 0.02):
+    for now in (0.0, 0.1, 0.2):
         assert fast.admit(full, now) == MAX_REQUEST_COMMENTS
         assert not fast.overloaded  # the machine may just have paused
-    assert fast.admit(full, now=0.03) == MAX_REQUEST_COMMENTS
+    assert fast.admit(full, now=CALM_WAIT_S) == MAX_REQUEST_COMMENTS
     assert fast.overloaded
     other = Admission()
     other.observe(1000, 0.001)
-    for now in (0.0, 0.02, 0.04, 0.06):  # each time the queue was emptied in between
+    for now in (0.0, 0.2, 0.4, 0.6):  # each time the queue was emptied in between
         other.admit(full, now)
         other.admit([1], now + 0.01)
     assert not other.overloaded

@@ -209,8 +209,8 @@ def test_rolling_update_fails_nothing_and_mixes_nothing(
     assert {triton.served_version(_server(running, number)) for number in (1, 2)} == {2}
 
     # A version that cannot load goes no further than the first, which answers as before.
-    broken = dataclasses.replace(tiny_model, onnx_path=tmp_path / "broken.onnx")
-    broken.onnx_path.write_bytes(b"no model")
+    broken = dataclasses.replace(tiny_model, ragged_path=tmp_path / "broken.onnx")
+    broken.ragged_path.write_bytes(b"no model")
     broken.publish(running.repository)
     with _load(running, retries=0) as load:
         with pytest.raises(BadInput, match="the old one still answers"):

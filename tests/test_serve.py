@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -196,7 +197,7 @@ def test_client_names_the_comment_that_cannot_be_sent() -> None:
 def slow(
     tmp_path_factory: pytest.TempPathFactory, make_server_config: MakeConfig
 ) -> triton.ServeConfig:
-    """A server whose model takes a millisecond and more for a long comment."""
+    """A server whose model takes a millisecond and more for each of `_long_comments`."""
     folder = tmp_path_factory.mktemp("slow")
     model = make_tiny_model(folder, seed=0, d_model=128, n_layers=4, max_len=256)
     model.publish(folder / "repository")
@@ -205,15 +206,24 @@ def slow(
     return config
 
 
+_numbers = itertools.count()
+
+
+def _long_comments(count: int) -> list[str]:
+    """No two of a session are alike, or the cache would know the second one."""
+    words = "you are a kind awful person and the idea is".split()
+    digits = (f"{next(_numbers):06}" for _ in range(count))
+    return [" ".join(words[int(digit)] for digit in number) + " you" * 300 for number in digits]
+
+
 def test_overload_is_refused_in_words_and_passes(slow: triton.ServeConfig) -> None:
     config = slow
-    body = _body(["you " * 300] * 64)
-    rounds = 16
-    with ThreadPoolExecutor(rounds) as pool:
-        results = list(pool.map(lambda _: _post(config, body), range(rounds)))
+    bodies = [_body(_long_comments(64)) for _ in range(16)]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        results = list(pool.map(lambda body: _post(config, body), bodies))
     refused = [answer["error"] for status, answer in results if status == 503]
     assert refused and all("overloaded" in reason for reason in refused)
-    assert [status for status, _ in results].count(200) + len(refused) == rounds
+    assert [status for status, _ in results].count(200) + len(refused) == len(bodies)
     assert _post(config, _body(["calm again"]))[0] == 200
     assert f'toxicity_requests_refused_total{{version="1"}} {len(refused)}' in _metrics(config)
 
@@ -221,7 +231,7 @@ def test_overload_is_refused_in_words_and_passes(slow: triton.ServeConfig) -> No
 def test_requests_whose_clients_gave_up_are_dropped(slow: triton.ServeConfig) -> None:
     """They wait in Triton while a long batch runs, and are neither scored nor refused."""
     served = slow
-    long = _body(["you " * 300] * MAX_REQUEST_COMMENTS)
+    long = _body(_long_comments(MAX_REQUEST_COMMENTS))
     tensor = tritonclient.grpc.InferInput(TEXT, [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[b"never mind"]], np.object_))
     counted = re.compile(r"toxicity_(?:comments|requests_refused)_total{.*} (\d+)")
@@ -312,8 +322,8 @@ def test_reload_under_load_fails_no_request(
     assert score_comments([text], url=_url(config, "http")).model_version == ["2"]
 
     # A version that cannot load: the running one goes on.
-    broken = dataclasses.replace(tiny_model, onnx_path=tmp_path / "broken.onnx")
-    broken.onnx_path.write_bytes(b"no model")
+    broken = dataclasses.replace(tiny_model, ragged_path=tmp_path / "broken.onnx")
+    broken.ragged_path.write_bytes(b"no model")
     broken.publish(repository)
     with pytest.raises(BadInput, match=r"could not load .* the old one still answers"):
         triton.start(config)
@@ -439,8 +449,16 @@ def test_server_runs_the_files_of_its_version(served: triton.ServeConfig) -> Non
     assert {folder / LIBRARY, folder / ORT_FILE} <= mapped
 
 
-@pytest.mark.parametrize("name", [LIBRARY, ORT_FILE, ONNX_FILE, TOKENIZER_FILE, ARTIFACT_FILE])
-@pytest.mark.parametrize("missing", [True, False])
+@pytest.mark.parametrize(
+    ("name", "missing", "reason"),
+    [
+        (LIBRARY, True, "unable to find backend library for backend 'toxicity'"),
+        (LIBRARY, False, f"{LIBRARY}: invalid ELF header"),
+        *((name, True, name) for name in (ORT_FILE, ONNX_FILE, TOKENIZER_FILE, ARTIFACT_FILE)),
+        *((name, False, f"{name} is damaged") for name in (ORT_FILE, ONNX_FILE, TOKENIZER_FILE)),
+        (ARTIFACT_FILE, False, ARTIFACT_FILE),
+    ],
+)
 def test_backend_itself_refuses_what_the_manifest_does_not_say(
     tiny_model: TinyModel,
     tmp_path: Path,
@@ -448,6 +466,7 @@ def test_backend_itself_refuses_what_the_manifest_does_not_say(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     missing: bool,
+    reason: str,
 ) -> None:
     """A stock image knows nothing of `verify`."""
     tiny_model.publish(tmp_path / "repository")
@@ -456,12 +475,13 @@ def test_backend_itself_refuses_what_the_manifest_does_not_say(
     if missing:
         path.unlink()
     else:
-        path.write_bytes(path.read_bytes()[:-2] + b"!!")
+        data = bytearray(path.read_bytes())
+        # Of the library the first bytes: the loader knows nothing of a checksum.
+        data[slice(0, 2) if name == LIBRARY else slice(-2, None)] = b"!!"
+        path.write_bytes(data)
     monkeypatch.setattr(triton, "verify", lambda _: {})
     config = make_server_config(tmp_path / "repository")
-    if name == LIBRARY and not missing:
-        pytest.skip("two bytes of the library that nothing reads: `verify` tells, not the loader")
-    with pytest.raises(BadInput, match=name if name != ARTIFACT_FILE else "artifact") as caught:
+    with pytest.raises(BadInput, match=reason) as caught:
         triton.start(config)
     assert str(caught.value).count("\n") == 0
 

@@ -11,9 +11,6 @@ constexpr double kSmoothing = 0.1;  // weight of the newest call in the mean tim
 // The overloaded state ends after so long without a refusal; a single call may see few requests
 // because another instance has just emptied the queue.
 constexpr double kQuiet_s = 0.25;
-// Full calls for so long are overload. A fast encoder is done with one in a few milliseconds, and a
-// pause of the machine makes one; a slow one refuses by the time that its rows take.
-constexpr double kFull_s = 0.025;
 constexpr double kShortest_s = 0.5, kLongest_s = 8;  // stay in it, the first time and in the end
 
 }  // namespace
@@ -24,11 +21,12 @@ std::size_t Admission::admit(const std::vector<int>& rows, double now_s, std::in
     std::size_t admitted = 0;
     for (double ahead = 0; admitted < rows.size() && ahead * seconds_a_row_ <= limit; admitted++)
         ahead += rows[admitted];
-    // A full call says that more waits behind it; several in a row, that it does not get less.
+    // A full call says that more waits behind it. With full calls alone for so long, what waits may
+    // have waited as long; one of them may be but a pause of the machine.
     const bool full = comments >= MAX_REQUEST_COMMENTS;
     if (!full) full_since_s_ = -1;
     else if (full_since_s_ < 0) full_since_s_ = now_s;
-    const bool lasts = full && (overloaded_ || now_s - full_since_s_ >= kFull_s);
+    const bool lasts = full && (overloaded_ || now_s - full_since_s_ >= CALM_WAIT_S);
     if (admitted < rows.size() || lasts) {
         if (!overloaded_) entered_s_ = now_s;
         exceeded_s_ = now_s;

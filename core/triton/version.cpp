@@ -1,7 +1,9 @@
 #include "version.h"
 
-#include <fstream>
-#include <sstream>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "contract.h"
 #include "errors.h"
@@ -13,15 +15,30 @@ namespace {
 
 constexpr std::int64_t kMostCacheBytes = std::int64_t{1} << 40;
 
-std::string read_file(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    std::ostringstream bytes;
-    bytes << file.rdbuf();
-    if (!file || !bytes)
-        throw BadInput(path + " cannot be read, expected a file of the published version; run "
-                       "`make export` to publish a new version");
-    return bytes.str();
-}
+// The bytes of a file, mapped and not copied.
+class File {
+  public:
+    explicit File(const std::string& path) {
+        const int handle = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+        struct stat about {};
+        if (handle >= 0 && !fstat(handle, &about) && S_ISREG(about.st_mode)) {
+            size_ = static_cast<std::size_t>(about.st_size);
+            if (size_) start_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, handle, 0);
+        }
+        if (handle >= 0) close(handle);
+        if (!size_ || start_ == MAP_FAILED)
+            throw BadInput(path + " cannot be read, expected a file of the published version; run "
+                           "`make export` to publish a new version");
+    }
+    File(const File&) = delete;
+    File& operator=(const File&) = delete;
+    ~File() { munmap(start_, size_); }
+    std::string_view bytes() const { return {static_cast<const char*>(start_), size_}; }
+
+  private:
+    void* start_ = MAP_FAILED;
+    std::size_t size_ = 0;
+};
 
 // A whole number given as a string, as parameters of a configuration are.
 std::int64_t parameter(const Json& config, const char* name, std::int64_t least, std::int64_t most) {
@@ -77,23 +94,25 @@ void Version::read_config(TRITONBACKEND_Model* model) {
     if (cache_bytes) cache_ = std::make_shared<LogitCache>(static_cast<std::size_t>(cache_bytes));
 }
 
-std::string Version::read_verified(const Json& files, const char* name) const {
+std::string Version::read_verified(const Json& files, const char* name, bool keep) const {
     const Json* said = files.find(name);
     if (!said)
         throw BadInput(folder_ + ARTIFACT_FILE + " does not list " + name +
                        "; run `make export` to publish a new version");
-    std::string bytes = read_file(folder_ + name);
+    const File file(folder_ + name);
     const std::string& expected = said->at("sha256").as_string("sha256");
-    const std::string found = sha256(bytes);
+    // What was checked is what is kept: the file may change under its mapping.
+    std::string kept(keep ? file.bytes() : std::string_view());
+    const std::string found = sha256(keep ? kept : file.bytes());
     if (found != expected)
         throw BadInput(folder_ + name + " is damaged: its sha256 is " + found.substr(0, 12) +
                        "..., expected " + expected.substr(0, 12) +
                        "...; run `make export` to publish a new version");
-    return bytes;
+    return kept;
 }
 
 void Version::read_manifest() {
-    const Json manifest = Json::parse(read_file(folder_ + ARTIFACT_FILE), folder_ + ARTIFACT_FILE);
+    const Json manifest = Json::parse(File(folder_ + ARTIFACT_FILE).bytes(), folder_ + ARTIFACT_FILE);
     device_ = manifest.at("device").as_string("device");
     if (device_ != "cpu" && device_ != "cuda")
         throw BadInput("the artifact's device is '" + device_ + "', expected cpu or cuda; export again");
@@ -108,7 +127,7 @@ void Version::read_manifest() {
         long_text_.windows = static_cast<int>(rule->at("windows").as_integer("windows"));
     }
     const Json& files = manifest.at("files");
-    read_verified(files, ORT_FILE);
+    read_verified(files, ORT_FILE, false);
     graph_ = read_verified(files, ONNX_FILE);
     tokenizer_ = std::make_shared<Tokenizer>(read_verified(files, TOKENIZER_FILE));
 }

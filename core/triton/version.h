@@ -30,7 +30,7 @@ class Version {
   private:
     void read_config(TRITONBACKEND_Model* model);
     void read_manifest();
-    std::string read_verified(const Json& files, const char* name) const;
+    std::string read_verified(const Json& files, const char* name, bool keep = true) const;
 
     std::string folder_, number_, device_, graph_;
     int max_batch_ = 0;
