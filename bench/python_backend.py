@@ -45,13 +45,13 @@ class TritonPythonModel:
             logit_B1 = logit[row : row + len(texts), None]
             row += len(texts)
             made = {
-                PROBABILITY: lambda x: probability(x),
+                PROBABILITY: probability,
                 LOGIT: lambda x: x,
                 MODEL_VERSION: lambda x: np.full(x.shape, self._version, np.object_),
             }
             wanted = request.requested_output_names()
             tensors = [
-                pb_utils.Tensor(name, make(logit_B1))
+                pb_utils.Tensor(name, make(logit_B1))  # type: ignore[no-untyped-call]
                 for name, make in made.items()
                 if name in wanted
             ]

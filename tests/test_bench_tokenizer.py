@@ -8,14 +8,23 @@ import pytest
 
 from bench import tokenizer as bench
 from bench.comments import SYNTHETIC
-from bench.tokenizer import OURS, PYTHON, UNK, WORD_LEVEL, TokenizerBenchConfig, measure
+from bench.tokenizer import (
+    CORE,
+    CORE_UNK,
+    OURS,
+    UNK,
+    WORD_LEVEL,
+    TokenizerBenchConfig,
+    measure,
+)
+from train.tokenizer import build_tokenizer
 
 CONFIG = TokenizerBenchConfig(comments=SYNTHETIC, max_vocab=400, rounds=1)
 
 
 def test_every_contender_is_timed_on_the_same_comments() -> None:
     document = measure(CONFIG)
-    assert {OURS, UNK} <= document["us_per_85_tokens"].keys()
+    assert {CORE, CORE_UNK, OURS, UNK} <= document["us_per_85_tokens"].keys()
     assert all(us > 0 for us in document["us_per_85_tokens"].values())
     assert document["equal_ids_on_ascii"][UNK] == 1
     assert document["oov"]["after"] < document["oov"]["before"]
@@ -39,14 +48,24 @@ def test_other_ids_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bars_can_fail() -> None:
     equal = {WORD_LEVEL: 1.0}
-    fast = bench._bars({OURS: 9.0, WORD_LEVEL: 10.0}, equal, same_in_python=True)
+    fast = bench._bars({CORE: 9.0, WORD_LEVEL: 91.0}, equal)
     assert all(bar["holds"] for bar in fast.values())
-    slow = bench._bars({OURS: 11.0, WORD_LEVEL: 10.0}, equal, same_in_python=False)
+    slow = bench._bars({CORE: 11.0, WORD_LEVEL: 100.0}, equal)
     assert not any(bar["holds"] for name, bar in slow.items() if name != "word_level_equal_ids")
-    assert "time_over_word_level" not in bench._bars({OURS: 9.0}, {}, same_in_python=True)
+    assert "word_level_over_ours" not in bench._bars({CORE: 9.0}, {})
 
 
 def test_contenders_are_skipped_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_tokenizers_version", lambda: None)
     document = measure(replace(CONFIG, max_vocab=100))
-    assert document["us_per_85_tokens"].keys() == {OURS, PYTHON, UNK}
+    assert document["us_per_85_tokens"].keys() == {CORE, CORE_UNK, OURS, UNK}
+
+
+def test_all_ids_are_counted_where_they_are_timed() -> None:
+    native = build_tokenizer(["you are , an idiot"], max_vocab=20, max_len=4).native
+    texts = ["you are", "", "é" * 9, "you are an idiot you"]
+    for most in (1, 4, 100):
+        total, cpu_s = native.time_encoding(texts, most)
+        assert total == sum(len(native.encode(text, most)[0]) for text in texts)
+        assert cpu_s > 0
+    assert native.time_encoding([], 4)[0] == 0

@@ -1,5 +1,6 @@
 #include "characters.h"
 
+#include <cstring>
 #include <iterator>
 
 #include "errors.h"
@@ -13,17 +14,6 @@ struct Range {
 };
 #include "unicode_letters.inc"
 
-constexpr std::array<Kind, 256> make_kinds() {
-    std::array<Kind, 256> kinds{};
-    for (int i = 'a'; i <= 'z'; i++) kinds[static_cast<std::size_t>(i)] = Kind::letter;
-    for (int i = '0'; i <= '9'; i++) kinds[static_cast<std::size_t>(i)] = Kind::digit;
-    for (std::size_t i = 0; i <= 0x20; i++) kinds[i] = Kind::space;
-    kinds[0x7F] = Kind::space;
-    for (char mark : std::string_view(".,'\"-()?:/=")) kinds[static_cast<std::size_t>(mark)] = Kind::mark;
-    kinds['!'] = Kind::bang;
-    return kinds;
-}
-
 // Step 1 for ASCII, on which all Unicode versions agree.
 constexpr std::array<std::uint8_t, 128> make_ascii() {
     std::array<std::uint8_t, 128> folded{};
@@ -34,6 +24,19 @@ constexpr std::array<std::uint8_t, 128> make_ascii() {
     return folded;
 }
 constexpr std::array<std::uint8_t, 128> kAscii = make_ascii();
+
+// The same for eight bytes at once; false, and nothing changed, where one is not ASCII. A sum in
+// which no byte reaches 256 sets the high bit of each that reaches 128.
+bool fold_ascii(std::uint64_t& eight) {
+    constexpr std::uint64_t kEach = 0x0101010101010101, kHigh = 0x80 * kEach;
+    if (eight & kHigh) return false;
+    const std::uint64_t from_a = eight + (0x80 - 'A') * kEach, behind_z = eight + (0x7F - 'Z') * kEach;
+    const std::uint64_t controls = (~(eight + (0x80 - ' ') * kEach) | (eight + kEach)) & kHigh;
+    const std::uint64_t separates = (controls >> 7) * 0xFF;
+    eight |= (from_a & ~behind_z & kHigh) >> 2;  // 0x20, by which a small letter differs
+    eight = (eight & ~separates) | (' ' * kEach & separates);
+    return true;
+}
 
 [[noreturn]] void refuse(const std::string& what) {
     throw BadInput("the tokenizer's " + what + "; train again");
@@ -47,8 +50,6 @@ std::uint32_t as_point(const Json& value, const char* what) {
 }
 
 }  // namespace
-
-const std::array<Kind, 256> kKindOf = make_kinds();
 
 std::uint32_t& Characters::entry_to_write(std::uint32_t point) {
     std::uint16_t& block = block_of_[point >> kBlockBits];
@@ -131,21 +132,28 @@ void Characters::check() const {
     }
 }
 
-void Characters::fold_into(std::string_view utf8, std::string& out) const {
-    const std::size_t before = out.size();
-    out.resize(before + 2 * utf8.size());  // two bytes may become four
-    auto* to = reinterpret_cast<std::uint8_t*>(out.data()) + before;
+std::uint8_t* Characters::fold(std::string_view utf8, std::uint8_t* out) const {
     const auto* from = reinterpret_cast<const std::uint8_t*>(utf8.data());
     for (const std::uint8_t* end = from + utf8.size(); from < end;) {
+        if (end - from >= 8) {
+            std::uint64_t eight;
+            std::memcpy(&eight, from, sizeof eight);
+            if (fold_ascii(eight)) {
+                std::memcpy(out, &eight, sizeof eight);
+                from += 8;
+                out += 8;
+                continue;
+            }
+        }
         if (*from < 0x80) {
-            *to++ = kAscii[*from++];
+            *out++ = kAscii[*from++];
             continue;
         }
         const std::uint32_t point = decode_utf8(from, end), e = entry(point);
         if (e & kDeleted) continue;
-        to = encode_utf8(e & kTarget ? e & kTarget : point, to);
+        out = encode_utf8(e & kTarget ? e & kTarget : point, out);  // two bytes may become four
     }
-    out.resize(static_cast<std::size_t>(to - reinterpret_cast<std::uint8_t*>(out.data())));
+    return out;
 }
 
 }  // namespace toxicity

@@ -15,7 +15,18 @@ constexpr std::uint32_t kCodePoints = 0x110000;
 
 // What ASCII is once it is folded.
 enum class Kind : std::uint8_t { other, letter, digit, space, mark, bang };
-extern const std::array<Kind, 256> kKindOf;
+constexpr std::array<Kind, 256> make_kinds() {
+    std::array<Kind, 256> kinds{};
+    for (int i = 'a'; i <= 'z'; i++) kinds[static_cast<std::size_t>(i)] = Kind::letter;
+    for (int i = '0'; i <= '9'; i++) kinds[static_cast<std::size_t>(i)] = Kind::digit;
+    for (std::size_t i = 0; i <= 0x20; i++) kinds[i] = Kind::space;
+    kinds[0x7F] = Kind::space;
+    for (const char mark : std::string_view(".,'\"-()?:/="))
+        kinds[static_cast<std::size_t>(mark)] = Kind::mark;
+    kinds['!'] = Kind::bang;
+    return kinds;
+}
+inline constexpr std::array<Kind, 256> kKindOf = make_kinds();
 inline bool is_word(std::uint8_t byte) {
     return kKindOf[byte] == Kind::letter || kKindOf[byte] == Kind::digit;
 }
@@ -25,8 +36,9 @@ class Characters {
     // The tables of a tokenizer's document. Throws BadInput for some that no Unicode version has.
     explicit Characters(const Json& document);
 
-    // Appends `utf8` folded, with a space for each code point that separates.
-    void fold_into(std::string_view utf8, std::string& out) const;
+    // Writes `utf8` folded, with a space for each code point that separates, to `out`, which has room
+    // for twice its bytes, and gives the end.
+    std::uint8_t* fold(std::string_view utf8, std::uint8_t* out) const;
     // Of a folded code point.
     bool is_word_point(std::uint32_t point) const { return entry(point) & kWord; }
     // Category L*, of what is a word character.

@@ -9,6 +9,7 @@ namespace toxicity {
 namespace {
 
 constexpr std::size_t kMostReadings = 16;
+constexpr std::size_t kMostBytes = 4 * kMostLetters + WordKey::kRead;  // of an unknown word
 
 // Of letters in any order.
 std::uint32_t letters_hash(std::uint32_t sum, std::uint32_t letter) {
@@ -28,7 +29,8 @@ bool has_letters(const std::uint8_t* word, std::size_t length) {
     return 3 * letters >= length;
 }
 
-// Letters of UTF-8 `bytes` that begin at `start[0]`, `start[1]`, ..., the last entry their end.
+// Letters of UTF-8 `bytes` that begin at `start[0]`, `start[1]`, ..., the last entry their end; behind
+// it, WordKey::kRead bytes may be read.
 struct Spelling {
     const std::uint8_t* bytes;
     const std::uint16_t* start;
@@ -51,15 +53,11 @@ int cut_into_words(const Spelling& spelling, int shortest, const WordTable& word
     for (int begin = 0; begin < length; begin++) {
         const int spent = cost[static_cast<std::size_t>(begin)];
         if (spent < 0) continue;
-        std::uint32_t hash = kHashStart;
         const std::uint8_t* word = spelling.bytes + spelling.start[begin];
-        for (int end = begin + 1; end <= length && end <= begin + kLongestWord; end++) {
-            for (int i = spelling.start[end - 1]; i < spelling.start[end]; i++)
-                hash = hash_on(hash, spelling.bytes[i]);
-            if (end < begin + shortest) continue;
+        for (int end = begin + shortest; end <= length && end <= begin + kLongestWord; end++) {
             if (end == begin + 1 && *word != 'a' && *word != 'i') continue;
             const auto size = static_cast<std::size_t>(spelling.start[end] - spelling.start[begin]);
-            const std::int32_t id = words.find(word, size, hash);
+            const std::int32_t id = words.find_rare(word, size);
             if (id == WordTable::kAbsent) continue;
             const int sum = spent + bit_length(id) + 4;
             const auto at = static_cast<std::size_t>(end);
@@ -85,14 +83,14 @@ int cut_into_words(const Spelling& spelling, int shortest, const WordTable& word
 // Code points of a word: bytes where all are ASCII.
 template <class Unit>
 struct Respelling::Word {
-    std::array<Unit, kMostSpelledOut> letters;
+    std::array<Unit, kMostLetters + WordKey::kRead> letters;
     int length = 0;
 
     Unit operator[](int i) const { return letters[static_cast<std::size_t>(i)]; }
     Unit& operator[](int i) { return letters[static_cast<std::size_t>(i)]; }
 
     // As UTF-8 in `bytes`; `start`, of `length` + 1, is where each letter begins.
-    int encode(std::array<std::uint8_t, 4 * kMostSpelledOut>& bytes, std::uint16_t* start) const {
+    int encode(std::array<std::uint8_t, kMostBytes>& bytes, std::uint16_t* start) const {
         std::uint8_t* out = bytes.data();
         for (int i = 0; i < length; i++) {
             start[i] = static_cast<std::uint16_t>(out - bytes.data());
@@ -104,13 +102,19 @@ struct Respelling::Word {
 
     std::int32_t id_in(const WordTable& words) const {
         if constexpr (sizeof(Unit) == 1) {
-            return words.find(letters.data(), static_cast<std::size_t>(length));
+            return words.find_rare(letters.data(), static_cast<std::size_t>(length));
         } else {
-            std::array<std::uint8_t, 4 * kMostSpelledOut> bytes;
+            std::array<std::uint8_t, kMostBytes> bytes;
             std::uint8_t* out = bytes.data();
             for (int i = 0; i < length; i++) out = encode_utf8((*this)[i], out);
-            return words.find(bytes.data(), static_cast<std::size_t>(out - bytes.data()));
+            return words.find_rare(bytes.data(), static_cast<std::size_t>(out - bytes.data()));
         }
+    }
+
+    bool repeats() const {
+        for (int i = 1; i < length; i++)
+            if ((*this)[i] == (*this)[i - 1]) return true;
+        return false;
     }
 
     // With every run of a letter of `from` or more cut to `to`.
@@ -197,6 +201,14 @@ Respelling::Respelling(const Json& document, const std::vector<std::string>& voc
 // --- Step a -----------------------------------------------------------------------------------
 namespace {
 
+// Whether one of eight bytes is a space with two more, each behind one byte. Reads twelve bytes.
+bool may_stand_alone(const std::uint8_t* at) {
+    constexpr std::uint64_t kEach = 0x0101010101010101, kSpaces = ' ' * kEach;
+    const std::uint64_t other = (load_eight(at) ^ kSpaces) | (load_eight(at + 2) ^ kSpaces) |
+                                (load_eight(at + 4) ^ kSpaces);
+    return (other - kEach) & ~other & 0x80 * kEach;  // a zero byte
+}
+
 bool ends_spelled_out(std::uint8_t byte) { return byte && std::strchr(" .,!?", byte); }
 
 // Letters that stand alone in a row from the space at `at` on, 0 for fewer than three; step a.
@@ -212,21 +224,28 @@ int letters_alone(const std::uint8_t* at, const std::uint8_t* end) {
 
 }  // namespace
 
-void Respelling::join_spelled_out(std::string& text, int most, const WordTable& words) const {
-    auto* const begin = reinterpret_cast<std::uint8_t*>(text.data());
-    const std::uint8_t* const end = begin + text.size();
+std::uint8_t* Respelling::join_spelled_out(std::uint8_t* const begin, std::uint8_t* const end,
+                                           int most, const WordTable& words) const {
     const std::uint8_t* from = begin;
-    std::uint8_t* to = nullptr;  // until something was joined, all stays in place
+    std::uint8_t* to = begin;
     for (; from < end; from++) {
+        // Eight bytes at once where none begins two letters that stand alone.
+        while (end - from >= 12 && !may_stand_alone(from)) {
+            const std::uint64_t eight = load_eight(from);
+            std::memcpy(to, &eight, sizeof eight);
+            from += 8;
+            to += 8;
+        }
         int letters = 0;
         if (*from == ' ' && end - from > 6 && from[2] == ' ' && from[4] == ' ' && most > 0)
             letters = letters_alone(from, end);
         if (!letters) {
-            if (to) *to++ = *from;
+            *to++ = *from;
             continue;
         }
         most--;
-        std::array<std::uint8_t, kMostSpelledOut> alone, read;
+        std::array<std::uint8_t, kMostSpelledOut> alone;
+        std::array<std::uint8_t, kMostSpelledOut + WordKey::kRead> read;
         std::array<std::uint16_t, kMostSpelledOut + 1> start;
         for (int i = 0; i <= letters; i++) start[static_cast<std::size_t>(i)] = static_cast<std::uint16_t>(i);
         for (int i = 0; i < letters; i++) {
@@ -240,7 +259,6 @@ void Respelling::join_spelled_out(std::string& text, int most, const WordTable& 
         if (has_letters(alone.data(), static_cast<std::size_t>(letters)))
             found = cut_into_words({read.data(), start.data(), letters}, 1, words, ids, &lengths);
         const std::uint8_t* const behind = from + 2 * letters;
-        if (!to) to = begin + (from - begin);
         if (!found) {
             std::memmove(to, from, static_cast<std::size_t>(behind - from));
             to += behind - from;
@@ -252,7 +270,7 @@ void Respelling::join_spelled_out(std::string& text, int most, const WordTable& 
         }
         from = behind - 1;
     }
-    if (to) text.resize(static_cast<std::size_t>(to - begin));
+    return to;
 }
 
 // --- Step b -----------------------------------------------------------------------------------
@@ -314,6 +332,7 @@ template <class Unit>
 std::int32_t Respelling::known_form(const Word<Unit>& word, const WordTable& words) const {
     std::int32_t id = word.id_in(words);
     if (id != WordTable::kAbsent) return id;
+    if (!word.repeats()) return word.id_in(skeletons_);
     const Word<Unit> once = word.shortened(2, 1);
     if (once.length <= word.length - 2) {
         id = word.shortened(3, 2).id_in(words);
@@ -368,7 +387,7 @@ int Respelling::read(const Word<Unit>& word, const WordTable& words, const Chara
         ids[0] = known;
         return 1;
     }
-    std::array<std::uint8_t, 4 * kMostSpelledOut> bytes;
+    std::array<std::uint8_t, kMostBytes> bytes;
     std::array<std::uint16_t, kMostSpelledOut + 1> start;
     word.encode(bytes, start.data());
     std::array<std::int32_t, kMostSpelledOut> last_first;

@@ -1,6 +1,7 @@
 #include "tokenizer.h"
 
 #include <cstring>
+#include <memory>
 
 #include "contract.h"
 #include "errors.h"
@@ -24,6 +25,41 @@ Json parse_tokenizer(std::string_view text) {
 std::string_view view(const std::uint8_t* bytes, std::size_t length) {
     return {reinterpret_cast<const char*>(bytes), length};
 }
+
+// Where a chunk ends, and where it does unless the byte is a `!` with more of the chunk behind it.
+constexpr std::array<bool, 256> make_ends(bool bang) {
+    std::array<bool, 256> ends{};
+    for (std::size_t i = 0; i < 256; i++)
+        ends[i] = kKindOf[i] == Kind::space || kKindOf[i] == Kind::mark ||
+                  (bang && kKindOf[i] == Kind::bang);
+    return ends;
+}
+constexpr std::array<bool, 256> kEnds = make_ends(false), kMayEnd = make_ends(true);
+
+// Bytes for a folded text, which are kept for the next one.
+class Room {
+  public:
+    // For a text of so many bytes: each may become two, with a space at both ends.
+    std::uint8_t* of(std::size_t bytes) {
+        const std::size_t wanted = 2 * bytes + 2 + WordKey::kRead;
+        if (wanted > size_) {
+            size_ = 0;
+            bytes_.reset(new std::uint8_t[wanted]);
+            size_ = wanted;
+        }
+        return bytes_.get();
+    }
+    // One long comment keeps no memory.
+    void keep_little() {
+        if (size_ <= 1 << 20) return;
+        bytes_.reset();
+        size_ = 0;
+    }
+
+  private:
+    std::unique_ptr<std::uint8_t[]> bytes_;
+    std::size_t size_ = 0;
+};
 
 // Behind two letters or digits and a space: there a text can be cut without a change of its tokens.
 std::size_t head_of(std::string_view text, std::size_t from) {
@@ -138,33 +174,29 @@ bool Tokenizer::encode(std::string_view utf8, int most, std::vector<std::int32_t
 }
 
 void Tokenizer::read(std::string_view utf8, Ids& ids, int most) const {
-    thread_local std::string text;
-    text.assign(1, ' ');
-    characters_.fold_into(utf8, text);
-    text += ' ';
-    if (respelling_) respelling_->join_spelled_out(text, most, words_);
+    thread_local Room room;
+    std::uint8_t* const text = room.of(utf8.size());
+    text[0] = ' ';
+    std::uint8_t* end = characters_.fold(utf8, text + 1);
+    *end++ = ' ';
+    if (respelling_) end = respelling_->join_spelled_out(text, end, most, words_);
+    std::memset(end, 0, WordKey::kRead);
     // A chunk ends at a separator or a frequent mark, and before the last `!` of several. None of
     // these is a mark of a disguised word but that one; any other mark is split off within a chunk.
-    const auto* at = reinterpret_cast<const std::uint8_t*>(text.data());
-    for (const std::uint8_t* end = at + text.size(); at < end && !ids.full();) {
+    for (const std::uint8_t* at = text; at < end && !ids.full();) {
         if (kKindOf[*at] == Kind::space) {
             at++;
             continue;
         }
         const std::uint8_t* chunk = at;
-        for (;; at++) {  // the last byte is a space, and a string has a zero behind it
-            const Kind kind = kKindOf[*at], next = kKindOf[at[1]];
-            if (kind == Kind::space || kind == Kind::mark ||
-                (kind == Kind::bang && (next == Kind::space || next == Kind::mark)))
-                break;
+        for (;; at++) {  // the last byte is a space
+            while (!kMayEnd[*at]) at++;
+            if (kKindOf[*at] != Kind::bang || kEnds[at[1]]) break;
         }
         if (at == chunk) at++;  // a mark by itself
         read_chunk(chunk, static_cast<std::size_t>(at - chunk), ids);
     }
-    if (text.capacity() > 1 << 20) {  // one long comment keeps no memory
-        text.clear();
-        text.shrink_to_fit();
-    }
+    room.keep_little();
 }
 
 void Tokenizer::read_chunk(const std::uint8_t* chunk, std::size_t length, Ids& ids) const {
@@ -230,10 +262,10 @@ bool Tokenizer::is_word_at(const std::uint8_t*& at, const std::uint8_t* end) con
 }
 
 void Tokenizer::split(std::string_view utf8, std::string& tokens) const {
-    std::string text;
-    characters_.fold_into(utf8, text);
-    const auto* at = reinterpret_cast<const std::uint8_t*>(text.data());
-    for (const std::uint8_t* end = at + text.size(); at < end;) {
+    Room room;
+    std::uint8_t* const text = room.of(utf8.size());
+    const std::uint8_t* at = text;
+    for (const std::uint8_t* end = characters_.fold(utf8, text); at < end;) {
         const std::uint8_t* token = at;
         if (kKindOf[*at] == Kind::space) {
             at++;
