@@ -28,6 +28,9 @@ CHECKPOINT = "TOXICITY_CHECKPOINT"
 """Environment variable that tells uvicorn's worker processes what to load."""
 _BATCH, _WINDOW_S = 32, 0.005
 """LitServe's batch: at most so many requests, and the longest wait for more."""
+_START_S = 60
+"""uvicorn ends a worker that is silent for so long: 5 s, its default, are over before PyTorch is
+imported on a busy machine, again and again."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def _serve_fastapi(config: PeerConfig) -> None:
         host=HOST,
         port=config.port,
         workers=os.cpu_count(),
+        timeout_worker_healthcheck=_START_S,
         log_level="warning",
     )
 

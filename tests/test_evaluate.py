@@ -16,6 +16,7 @@ from sklearn import metrics as sk
 
 from contract import TOKENIZER_FILE, BadInput
 from evaluate import metrics
+from evaluate.__main__ import main
 from evaluate.curated import group_rates, load_curated, pair_shifts
 from evaluate.measure import bars
 from evaluate.metrics import bootstrap, interval
@@ -25,6 +26,7 @@ from export.repository import load_scorer, publish
 from export.serving_graph import build
 from serve import triton
 from train.artifacts import WEIGHTS_FILE, load_checkpoint, sha256_of
+from train.cli import run
 from train.data import load_comments
 from train.evaluate import probability_of
 from train.split import comments_of_run
@@ -396,9 +398,17 @@ def test_bars_are_broken_by_bad_figures() -> None:
     ],
 )
 def test_bad_flag_is_one_line_and_status_2(
-    flags: Sequence[str], message: str, trained_run: Path
+    flags: Sequence[str],
+    message: str,
+    trained_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = () if "--run" in flags else ("--run", trained_run)
-    done = evaluate(*run, "--models", "baseline-words", *flags)
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert message in done.stderr
+    """In this process: `document` is of the command itself."""
+    known = () if "--run" in flags else ("--run", str(trained_run))
+    monkeypatch.setattr(sys, "argv", ["evaluate", *known, "--models", "baseline-words", *flags])
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    said = capsys.readouterr().err
+    assert (ended.value.code, len(said.splitlines())) == (2, 1)
+    assert message in said

@@ -8,6 +8,7 @@ crashed. Seeds are real comments where `--comments` names some, and generated on
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import re
 import shutil
@@ -30,6 +31,8 @@ SHARES = {"text_to_ids": 0.24, "request": 0.75, "tokenizer_file": 0.01}
 _LONGEST = {"text_to_ids": 256, "request": 512, "tokenizer_file": 512}
 """Bytes of an input: short ones cover the same code, and many more of them fit into the time."""
 _SEEDS = 400
+_MOST_MB = 2048
+"""Memory that a target may take, far above what any needs."""
 
 
 def main() -> int:
@@ -96,15 +99,24 @@ def _seeds(name: str, texts: Sequence[bytes]) -> Iterator[bytes]:
 
 def _run(program: Path, corpus: Path, runs: int, seconds: int, seed: int) -> dict[str, Any]:
     command = [str(program), str(corpus), f"-runs={runs}", f"-max_total_time={seconds}"]
-    command += [f"-seed={seed}", "-print_final_stats=1", "-timeout=10", "-rss_limit_mb=2048"]
+    command += [f"-seed={seed}", "-print_final_stats=1", "-timeout=10"]
+    # libFuzzer's own limit is on the peak, which a process takes over from the one that began it.
+    command += ["-rss_limit_mb=0", f"-malloc_limit_mb={_MOST_MB}"]
     command += [f"-max_len={_LONGEST[program.name]}", f"-artifact_prefix={corpus}/crash-"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    environment = {**os.environ, "ASAN_OPTIONS": f"hard_rss_limit_mb={_MOST_MB}"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", env=environment
+    )
     covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", done.stderr)
     inputs = re.search(r"stat::number_of_executed_units: (\d+)", done.stderr)
     crash = None
     if done.returncode:
         found = sorted(corpus.glob("crash-*"))
-        crash = found[0].read_bytes().hex() if found else done.stderr[-2000:]
+        said = [line for line in done.stderr.splitlines() if "ERROR" in line or "SUMMARY" in line]
+        crash = {
+            "said": said or done.stderr[-2000:],
+            "inputs": {path.name: path.read_bytes().hex() for path in found},
+        }
     edges, features, kept = (map(int, covered[-1])) if covered else (0, 0, 0)
     return {
         "inputs": int(inputs[1]) if inputs else 0,
