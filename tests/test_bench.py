@@ -49,7 +49,8 @@ def last_json(stdout: str) -> dict[str, Any]:
 
 
 def test_every_answer_is_counted_on_both_sides(served: triton.ServeConfig, tmp_path: Path) -> None:
-    done = bench(served, tmp_path, "--comments", SYNTHETIC)
+    # Of so quick a model, two users of gRPC keep one Locust process too busy to be believed.
+    done = bench(served, tmp_path, "--comments", SYNTHETIC, "--processes", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     document = last_json(done.stdout)
     assert document["closed_loop"] is True
