@@ -14,6 +14,8 @@ HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
 REPLICAS ?=
+GRPC ?=
+SERVE_ARGS ?=
 TEXT ?= you are a wonderful person
 USERS ?= 16
 SECONDS_EACH ?= 20
@@ -71,14 +73,14 @@ train: $(READY) ## train on labelled comments, into runs/model|DATA=file TEST_DA
 export: $(READY) ## trace, quantize, check and publish into model_repository/|PRECISION=int8 (fp32, fp16, auto: the fastest here that passes) REPOSITORY=folder EXPORT_ARGS="..."
 	$(RUN) -m export --precision $(PRECISION) --repository '$(REPOSITORY)' $(EXPORT_ARGS)
 
-serve: $(READY) ## start the real tritonserver, or load a newer version into it|REPLICAS=2 (several, behind haproxy) HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY
-	$(RUN) -m serve.replicas start --repository '$(REPOSITORY)' $(PORTS) $(if $(REPLICAS),--replicas $(REPLICAS))
+serve: $(READY) ## start the real tritonserver behind haproxy, or load the current version into it|REPLICAS=2 GRPC=1 HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY SERVE_ARGS="--tls-certificate site.pem --keys keys.json --address 0.0.0.0"
+	$(RUN) -m serve.door start --repository '$(REPOSITORY)' $(PORTS) $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(GRPC),--grpc) $(SERVE_ARGS)
 
 status: $(READY) ## what runs: processes, versions, addresses
-	@$(RUN) -m serve.replicas status
+	@$(RUN) -m serve.door status
 
 stop: $(READY) ## end all of it, finishing what is in flight
-	$(RUN) -m serve.replicas stop
+	$(RUN) -m serve.door stop
 
 score: $(READY) ## score one comment against the running server, or a file without one|TEXT="..." HTTP_PORT, or FILE=comments.csv.gz SCORE_ARGS="--out scored.parquet ..."
 	@$(VENV)/bin/score $(if $(FILE),--file '$(FILE)' --repository '$(REPOSITORY)' $(SCORE_ARGS),--url 127.0.0.1:$(HTTP_PORT) '$(subst ','\'',$(TEXT))')
@@ -146,6 +148,6 @@ ablation: $(READY) ## one training a change from the default: what lifts AUROC|A
 	$(RUN) -m bench.ablation $(ABLATION_ARGS)
 
 clean: ## remove the virtual environment, runs and caches; model_repository/ stays
-	-@test ! -x $(RUN) || $(RUN) -m serve.replicas stop >/dev/null 2>&1
+	-@test ! -x $(RUN) || $(RUN) -m serve.door stop >/dev/null 2>&1
 	rm -rf $(VENV) runs bench/out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

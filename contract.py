@@ -94,6 +94,24 @@ DEFAULT_CACHE_BYTES = 64 << 20
 MAX_BATCH = "max_batch"
 """Parameter there: most comments that the graph runs together, at most MAX_BATCH_SIZE."""
 
+# --- The door: what a request may be before the model sees it -----------------------------
+MAX_REQUEST_BYTES = 1 << 20
+"""Largest body of a request, and most bytes of comments in one. The longest comment fits, in the
+usual JSON form of its language (each character as \\uXXXX takes at most three times its UTF-8)."""
+MAX_HEADER_BYTES, MAX_HEADERS = 8192, 64
+HEADER_TIMEOUT_S, BODY_TIMEOUT_S, IDLE_TIMEOUT_S = 5, 10, 60
+"""Longest wait for the headers of a request, for its body, and for the next one of a connection."""
+MAX_CONNECTIONS, MAX_ADDRESS_CONNECTIONS = 4096, 1024
+"""Open connections of all clients, and of one address."""
+LARGE_BODY_BYTES, MAX_ADDRESS_LARGE_BODIES = 64 << 10, 32
+"""From this size on a body counts as large; most of them that one address may be sending."""
+BYTES_A_ROW = 4096
+"""So many bytes of text count as one more row of the encoder's batch when a request is admitted:
+reading them takes about as long."""
+
+STARTS_VARIABLE = "TOXICITY_STARTS"
+"""Environment of a server: how many times its supervisor has started it; a metric shows it."""
+
 # --- Files of one published version ------------------------------------------------------
 ONNX_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"

@@ -35,7 +35,7 @@ from bench.plot import plot_capacity
 from bench.run import BenchConfig, Result, find_server, hardware, load, report_broken_bars
 from contract import ENCODER_MODEL, ONNX_FILE, PUBLIC_MODEL, RAGGED_MODEL, TOKENIZER_FILE
 from export.repository import CONFIG_FILE, Tuning, publish, tune, verify, version_folder
-from serve import haproxy, replicas, triton
+from serve import door, haproxy, triton
 from train.artifacts import write_atomically, write_json
 from train.cli import make_config, parse_config, run
 
@@ -150,10 +150,10 @@ def served(config: CapacityConfig, rung: Rung) -> Iterator[triton.Server]:
         repository = Path(folder) / "model_repository"
         make_repository(config, rung, repository)
         settings = make_config(
-            replicas.ReplicasConfig,
+            door.DoorConfig if rung.replicas else triton.ServeConfig,
             {
                 "action": "start",
-                "replicas": rung.replicas,
+                **({"replicas": rung.replicas} if rung.replicas else {}),
                 "repository": repository,
                 "run_dir": Path(folder) / "serve",
                 "http_port": config.http_port,
@@ -163,11 +163,11 @@ def served(config: CapacityConfig, rung: Rung) -> Iterator[triton.Server]:
         )
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                replicas.start(settings)
+                door.start(settings) if rung.replicas else triton.start(settings)
             yield find_server(settings.run_dir)
         finally:
             with contextlib.redirect_stdout(io.StringIO()):
-                replicas.stop(settings)
+                door.stop(settings) if rung.replicas else triton.stop(settings)
 
 
 def make_repository(config: CapacityConfig, rung: Rung, repository: Path) -> None:

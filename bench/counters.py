@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from contract import HOST, PUBLIC_MODEL, BadInput
+from contract import PUBLIC_MODEL, BadInput
 from serve.triton import Server
 
 _SETTLE_S, _SETTLE_TRIES = 0.1, 20
@@ -46,7 +46,7 @@ def server_counters(server: Server) -> Totals:
     """
     totals: Totals = {}
     for one in server.replicas or (server,):
-        url = f"http://{HOST}:{one.metrics_port}/metrics"
+        url = one.metrics_url
         with urllib.request.urlopen(url, timeout=10) as answer:
             text = answer.read().decode()
         found = set()

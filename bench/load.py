@@ -56,7 +56,9 @@ from contract import (
     TEXT,
     ToxicityError,
 )
+from serve.door import read_settings
 
+RUN_DIR = Path("runs/serve")
 _TIMEOUT_S = 60.0
 _LOADED, _LOADING_S = "comments loaded", 120.0
 """Message of a worker to the master, and how long that waits for one of each."""
@@ -112,11 +114,13 @@ def _add_arguments(parser: Any) -> None:
         include_in_web_ui=False,  # they are read before the page is there
         help="comments to send: a .csv, .csv.gz, .zip or .parquet file, or 'synthetic'",
     )
+    parser.set_defaults(web_host=HOST)  # the page starts load for whoever can reach it
     parser.add_argument(
         "--grpc-address",
-        default=f"{HOST}:{GRPC_PORT}",
+        default="",
         env_var="GRPC_ADDRESS",
-        help="where gRPC users connect to",
+        help="where gRPC users connect to; left out: where the server of this checkout does, if "
+        "it serves gRPC",
     )
     parser.add_argument(
         "--rate",
@@ -158,6 +162,7 @@ def _load_comments(environment: Any, **_: Any) -> None:
         sys.exit(error.exit_status)
     _Pool.texts = pool.texts
     _Pool.comments("json")
+    _find_server(environment)
     _log.info("%s", pool.summary())
     runner = environment.runner
     if isinstance(runner, WorkerRunner):
@@ -166,6 +171,22 @@ def _load_comments(environment: Any, **_: Any) -> None:
         _wait_for_workers(runner, environment.parsed_options.expect_workers)
     # gevent counts timers from the time it last looked at the clock: before the loading.
     gevent.get_hub().loop.update_now()
+
+
+def _find_server(environment: Any) -> None:
+    """Point users at the server of this checkout, as far as nobody said where to."""
+    served = read_settings(RUN_DIR)
+    if served:
+        HttpCommentUser.host = f"http://{HOST}:{served.http_port}"
+    options = environment.parsed_options
+    if not options.grpc_address and served and not served.grpc:
+        _log.info("no gRPC users: the server has no gRPC, see `make serve GRPC=1`")
+        environment.user_classes = [
+            user for user in environment.user_classes if user is not GrpcCommentUser
+        ]
+    options.grpc_address = (
+        options.grpc_address or f"{HOST}:{served.grpc_port if served else GRPC_PORT}"
+    )
 
 
 def _wait_for_workers(runner: MasterRunner, workers: int) -> None:

@@ -22,7 +22,7 @@ from bench.run import artifact_of, find_server, hardware, report_broken_bars
 from contract import DECISION_THRESHOLD, HOST, BadInput
 from export.parity import reference_logits
 from export.scorer import LongText
-from serve.client import score_comments
+from serve.client import Protocol, score_comments
 from train.artifacts import WEIGHTS_FILE, load_checkpoint, sha256_of
 from train.cli import parse_config, run
 from train.evaluate import probability_of
@@ -56,9 +56,11 @@ def main() -> None:
     model = int8_reference(checkpoint) if int8 else checkpoint.model
     long_text = LongText.of_artifact(artifact)
     reference = reference_logits(model, pool.texts, checkpoint.tokenizer, long_text)
-    http_url, grpc_url = f"{HOST}:{server.http_port}", f"{HOST}:{server.grpc_port}"
+    http_url = f"{HOST}:{server.http_port}"
+    protocol: Protocol = "grpc" if server.grpc_port else "http"
+    port = server.grpc_port or server.http_port
     alone = np.concatenate([score_comments([t], url=http_url).logit for t in pool.texts])
-    batched = score_comments(pool.texts, protocol="grpc", url=grpc_url).logit
+    batched = score_comments(pool.texts, protocol=protocol, url=f"{HOST}:{port}").logit
     measured = compare(reference, alone, batched)
     document = {
         "bench": "parity",

@@ -45,7 +45,7 @@ from contract import (
     ToxicityError,
 )
 from export.repository import read_artifact
-from serve import haproxy, triton
+from serve import door, triton
 from serve.client import Protocol, score_comments
 from train.artifacts import write_atomically, write_json
 from train.cli import make_config, parse_config, run
@@ -140,6 +140,9 @@ def main() -> None:
     first = sendable[:_WARM_UP_COMMENTS]
     results = []
     for protocol in config.protocols:
+        if protocol == "grpc" and not server.grpc_port:
+            print("grpc: left out, the server has none; start it with `make serve GRPC=1`")
+            continue
         print(f"{protocol}: {_loop(config)} for {config.seconds} s", flush=True)
         warm_up(protocol, server, first)
         results.append(load(config, protocol, server))
@@ -177,7 +180,7 @@ def main() -> None:
 def find_server(run_dir: Path) -> triton.Server:
     """The server or the balancer that runs from `run_dir`. Raises BadInput without one."""
     settings = make_config(triton.ServeConfig, {"action": "status", "run_dir": run_dir})
-    server = triton.running(settings) or haproxy.running(settings)
+    server = triton.running(settings) or door.running(run_dir)
     if server is None:
         raise BadInput(f"no server runs from {run_dir}, expected one; run `make serve`")
     return server

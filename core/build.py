@@ -43,7 +43,16 @@ _CONSTANTS = (
     *("PAD_ID", "UNK_ID", "CLS_ID", "MAX_LEN", "MAX_WINDOWS", "MAX_COMMENT_BYTES"),
     *("INPUT_IDS", "ATTENTION_MASK", "ACCUMULATED_COUNTS", "LOGIT", "TEXT", "PROBABILITY"),
     *("MODEL_VERSION", "MAX_REQUEST_COMMENTS", "MAX_BATCH_SIZE", "MAX_REQUEST_WINDOWS"),
-    *("MAX_BATCH_PAIRS", "CALM_WAIT_S", "OVERLOADED_WAIT_S", "CACHE_BYTES", "MAX_BATCH"),
+    *(
+        "MAX_BATCH_PAIRS",
+        "MAX_REQUEST_BYTES",
+        "BYTES_A_ROW",
+        "STARTS_VARIABLE",
+        "CALM_WAIT_S",
+        "OVERLOADED_WAIT_S",
+        "CACHE_BYTES",
+        "MAX_BATCH",
+    ),
     *("ONNX_FILE", "TOKENIZER_FILE", "ARTIFACT_FILE", "ORT_FILE"),
 )
 """What the core takes from the one contract."""

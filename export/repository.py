@@ -427,3 +427,16 @@ def load_scorer(repository: Path, version: int | None = None) -> Scorer:
         long_text=LongText.of_artifact(artifact),
         ort_library=folder / ORT_FILE,
     )
+
+
+def current(repository: Path) -> int:
+    return int(version_folder(repository).name)
+
+
+def serving_config(repository: Path, version: int | None = None) -> str:
+    return (repository / PUBLIC_MODEL / CONFIG_FILE).read_text("utf-8")
+
+
+def served_files(repository: Path, version: int | None = None) -> dict[str, str]:
+    folder = version_folder(repository, version)
+    return {name: sha256_of(folder / name) for name in (*_SERVED, ARTIFACT_FILE)}

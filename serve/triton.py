@@ -1,11 +1,12 @@
-"""The real `tritonserver` in the background, on this machine only: `make serve`, `make stop`.
+"""One real `tritonserver` in the background, on this machine only: for measuring and for tests.
 
     python -m serve.triton start     # start it, or load a newer version into the running one
     python -m serve.triton status
     python -m serve.triton stop
 
-The server is the one inside the nvidia-pytriton wheel; nothing else of that package is used. The
-model's backend lies in the version's own folder.
+`make serve` runs the same server under a supervisor and behind a balancer: `serve.door`. The server
+is the one inside the nvidia-pytriton wheel; nothing else of that package is used. It serves a
+private copy of the version (`serve.view`), and the model's backend lies in that.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import json
 import os
 import re
 import resource
+import secrets
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Mapping
 from ctypes.util import find_library
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +33,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from contract import GRPC_PORT, HOST, HTTP_PORT, METRICS_PORT, PUBLIC_MODEL, TEXT, BadInput
-from export.repository import verify, versions
+from export.repository import current
+from serve import view
 from serve.process import alive, refuse_taken_port, spawn, wait_or_kill
 from train.artifacts import write_json
 from train.cli import parse_config, run
@@ -37,9 +42,15 @@ from train.cli import parse_config, run
 _EXAMPLE = "Thank you, that was a kind and thoughtful answer."
 PROCESS_FILE = "server.json"
 _POLL_S = 0.1
-_STACK_BYTES = 1 << 30
+STACK_BYTES = 1 << 30
 """Stack of each server thread. A JSON body of 8 MB ended the whole of release 24.10 under the usual
 limit of 8 MB, and did not under this one. Address space only; a page counts once it is touched."""
+RESTRICTED = "model-repository,model-config,shared-memory,trace,logging"
+"""What `--http-restricted-api` and `--grpc-restricted-protocol` call all but inference, metadata,
+health and statistics."""
+KEY_HEADER = "toxicity-key"
+CLOSED = "\n"
+"""A key that no request can carry: a header's value has no line feed."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +68,14 @@ class ServeConfig:
 
     @property
     def log(self) -> Path:
-        return self.run_dir / "tritonserver.log"
+        return self.run_dir / LOG_FILE
 
     @property
     def process_file(self) -> Path:
         return self.run_dir / PROCESS_FILE
+
+
+LOG_FILE = "tritonserver.log"
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,7 @@ class Server:
     http_port: int
     grpc_port: int
     metrics_port: int
+    metrics_path: str = "/metrics"
     replicas: tuple[Server, ...] = ()
     """The servers behind it, when it is a balancer."""
 
@@ -81,29 +96,33 @@ class Server:
     def http_url(self) -> str:
         return f"http://{HOST}:{self.http_port}"
 
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{HOST}:{self.metrics_port}{self.metrics_path}"
+
 
 def main() -> None:
     config = parse_config(
         ServeConfig,
         None,
         prog="python -m serve.triton",
-        description="Start, stop or look at the local Triton server.",
+        description="Start, stop or look at one local Triton server.",
         positional="action",
     )
     {"start": start, "stop": stop, "status": status}[config.action](config)
 
 
 def start(config: ServeConfig) -> None:
-    """Serve the newest published version; return once it answers.
+    """Serve the current version; return once it answers.
 
     Raises BadInput for a missing or damaged model, a taken port, an incomplete installation
     and a server that dies while it starts.
     """
-    verify(config.repository)
     server = running(config)
     if server is None:
         server = launch(config)
     else:
+        _refuse_other_ports(config, server)
         update(config, server)
     print_addresses(config.log, server)
 
@@ -112,6 +131,7 @@ def launch(config: ServeConfig) -> Server:
     """Start a server where none runs and wait until it answers; raises as `start` does."""
     for flag in ("http_port", "grpc_port", "metrics_port"):
         refuse_taken_port(getattr(config, flag), flag)
+    view.stage(config.repository, config.run_dir / view.FOLDER)
     process = _spawn(config)
     server = Server(
         pid=process.pid,
@@ -174,39 +194,104 @@ def read_running(process_file: Path) -> Server | None:
 
 def served_version(server: Server) -> int | None:
     """Newest version of the public model that answers, or None when none does."""
+    return version_at(server.http_url)
+
+
+def version_at(http_url: str) -> int | None:
+    """`served_version` at an address."""
     try:
-        metadata = _get_json(f"{server.http_url}/v2/models/{PUBLIC_MODEL}")
-    except OSError:
+        metadata = _get_json(f"{http_url}/v2/models/{PUBLIC_MODEL}")
+        return max((int(version) for version in metadata["versions"]), default=None)
+    except (OSError, ValueError, LookupError, TypeError, HTTPException):
         return None
-    return max((int(version) for version in metadata["versions"]), default=None)
+
+
+def scores_at(http_url: str) -> bool:
+    """Whether the server at an address really scores a comment."""
+    try:
+        url = f"{http_url}/v2/models/{PUBLIC_MODEL}/infer"
+        answer = _get_json(url, json.dumps(_request(_EXAMPLE)).encode())
+        return all(output["data"] for output in answer["outputs"])
+    except (OSError, ValueError, LookupError, TypeError, HTTPException):
+        return False
 
 
 # --- Starting ----------------------------------------------------------------------------
 def _spawn(config: ServeConfig) -> psutil.Process:
-    installed = wheel()
-    environment = _environment(installed)
-    backends = config.run_dir / "backends"  # none but the model's own
+    secret = secrets.token_hex(16)
+    write_secret(config.run_dir / _SECRET_FILE, secret)
+    arguments = command(
+        config.run_dir.resolve(),
+        http=(HOST, config.http_port),
+        grpc=(HOST, config.grpc_port),
+        metrics=(HOST, config.metrics_port),
+        http_key=secret,
+        grpc_key=secret,
+        exit_timeout_s=int(config.stop_timeout_s),
+    )
+    limits = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack_limit(limits[1]), limits[1]))  # inherited
+    try:
+        return spawn(arguments, {**os.environ, **environment(os.environ)}, config.log)
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, limits)
+
+
+Address = tuple[str, int]
+"""Host and port, or ("unix:/path", any port)."""
+_SECRET_FILE = "control.key"
+
+
+def command(
+    folder: Path,
+    *,
+    http: Address,
+    metrics: Address,
+    grpc: Address | None,
+    http_key: str | None,
+    grpc_key: str | None,
+    exit_timeout_s: int,
+) -> list[str]:
+    """Arguments of a server of the model that `view.stage` put into `folder`.
+
+    A key opens the control plane of its protocol to requests that carry it in KEY_HEADER; CLOSED
+    opens it to nobody, None to everybody: only for a socket that nobody else can open. Raises
+    BadInput for an incomplete installation.
+    """
+    backends = folder / "backends"  # none but the model's own
     backends.mkdir(parents=True, exist_ok=True)
-    command = [
-        str(_executable(installed / "bin" / "tritonserver")),
-        f"--model-repository={config.repository.resolve()}",
-        f"--backend-directory={backends.resolve()}",
+    arguments = [
+        str(_executable(wheel() / "bin" / "tritonserver")),
+        f"--model-repository={folder / view.FOLDER}",
+        f"--backend-directory={backends}",
         "--model-control-mode=explicit",
         f"--load-model={PUBLIC_MODEL}",
         "--disable-auto-complete-config",
-        *(f"--{service}-address={HOST}" for service in ("http", "grpc", "metrics")),
-        f"--http-port={config.http_port}",
-        f"--grpc-port={config.grpc_port}",
-        f"--metrics-port={config.metrics_port}",
-        f"--exit-timeout-secs={int(config.stop_timeout_s)}",
+        f"--allow-grpc={str(grpc is not None).lower()}",
+        f"--exit-timeout-secs={exit_timeout_s}",
     ]
-    limits = resource.getrlimit(resource.RLIMIT_STACK)
-    stack = _STACK_BYTES if limits[1] == resource.RLIM_INFINITY else min(_STACK_BYTES, limits[1])
-    resource.setrlimit(resource.RLIMIT_STACK, (stack, limits[1]))  # the server inherits it
-    try:
-        return spawn(command, environment, config.log)
-    finally:
-        resource.setrlimit(resource.RLIMIT_STACK, limits)
+    for service, address in (("http", http), ("metrics", metrics), ("grpc", grpc)):
+        if address:
+            arguments += [f"--{service}-address={address[0]}", f"--{service}-port={address[1]}"]
+    if http_key:
+        arguments.append(f"--http-restricted-api={RESTRICTED}:{KEY_HEADER}={http_key}")
+    if grpc and grpc_key:
+        arguments.append(f"--grpc-restricted-protocol={RESTRICTED}:{KEY_HEADER}={grpc_key}")
+    return arguments
+
+
+def stack_limit(hard: int) -> int:
+    """Soft limit for the stacks of a server's threads under this hard one."""
+    return STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+
+
+def write_secret(path: Path, secret: str) -> None:
+    """Put `secret` into a file that its owner alone can read, from the first moment on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(secret)
 
 
 def wheel() -> Path:
@@ -221,17 +306,16 @@ def wheel() -> Path:
     )
 
 
-def _environment(wheel: Path) -> dict[str, str]:
+def environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """What a server needs in its environment, beside the inherited one."""
     libraries = [
-        str(wheel.parent.parent / "nvidia_pytriton.libs"),
-        os.environ.get("LD_LIBRARY_PATH", ""),
+        str(wheel().parent.parent / "nvidia_pytriton.libs"),
+        inherited.get("LD_LIBRARY_PATH", ""),
     ]
-    environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries))}
+    own = {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries))}
     if allocator := find_library("jemalloc"):
-        environment["LD_PRELOAD"] = " ".join(
-            filter(None, [os.environ.get("LD_PRELOAD"), allocator])
-        )
-    return environment
+        own["LD_PRELOAD"] = " ".join(filter(None, [inherited.get("LD_PRELOAD"), allocator]))
+    return own
 
 
 def _executable(path: Path) -> Path:
@@ -242,32 +326,22 @@ def _executable(path: Path) -> Path:
 
 def _wait_until_ready(config: ServeConfig, server: Server, process: psutil.Process) -> None:
     deadline = time.monotonic() + config.ready_timeout_s
-    while not _is_ready(server):
+    while not scores_at(server.http_url):
         if process.status() == psutil.STATUS_ZOMBIE:
             raise BadInput(
                 f"tritonserver ended with status {process.wait()} before it was ready: "
-                f"{_reason(config.log)}; the whole log is {config.log}"
+                f"{reason(config.log)}; the whole log is {config.log}"
             )
         if time.monotonic() > deadline:
             raise BadInput(
                 f"tritonserver is not ready after {config.ready_timeout_s:g} s: "
-                f"{_reason(config.log)}; the whole log is {config.log}, the limit is "
+                f"{reason(config.log)}; the whole log is {config.log}, the limit is "
                 "--ready-timeout-s"
             )
         time.sleep(_POLL_S)
 
 
-def _is_ready(server: Server) -> bool:
-    try:
-        with urllib.request.urlopen(
-            f"{server.http_url}/v2/models/{PUBLIC_MODEL}/ready", timeout=5
-        ) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def _reason(log: Path) -> str:
+def reason(log: Path) -> str:
     """The most telling line of a Triton log: why it ended, else its last error, else its end."""
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
     for start in (r"error: ", r"E\d{4} ", r"."):
@@ -278,58 +352,97 @@ def _reason(log: Path) -> str:
 
 # --- A server that already runs ----------------------------------------------------------
 def update(config: ServeConfig, server: Server) -> None:
-    """Load the newest version into a running server, which keeps answering meanwhile.
+    """Load the current version into a running server, which keeps answering meanwhile.
 
     Raises BadInput when it cannot; the old version still answers then.
     """
+    refuse_other_repository(config, server)
+    wanted, served = current(config.repository), served_version(server)
+    if wanted == served:
+        print(f"already serving version {served}")
+        return
+    print(f"loading version {wanted}; version {served} answers until it is ready")
+    load_version(
+        config.repository,
+        config.run_dir / view.FOLDER,
+        lambda: reload(server.http_url, (config.run_dir / _SECRET_FILE).read_text("utf-8")),
+    )
+    if (now := served_version(server)) != wanted:
+        raise BadInput(
+            f"the server answers with version {now}, expected {wanted}; see {config.log}"
+        )
+
+
+def refuse_other_repository(config: ServeConfig, server: Server) -> None:
+    """Raise BadInput unless the running server is of this repository."""
     if str(config.repository.resolve()) != server.repository:
         raise BadInput(
             f"the server of {config.run_dir} serves {server.repository}, expected "
             f"{config.repository.resolve()}; run `make stop` first"
         )
-    newest, served = versions(config.repository)[-1], served_version(server)
-    if newest == served:
-        print(f"already serving version {served}")
-    else:
-        print(f"loading version {newest}; version {served} answers until it is ready")
-        reload(server)
-        if (now := served_version(server)) != newest:
+
+
+def _refuse_other_ports(config: ServeConfig, server: Server) -> None:
+    for flag in ("http_port", "grpc_port", "metrics_port"):
+        wanted, used = getattr(config, flag), getattr(server, flag)
+        if wanted != used:
             raise BadInput(
-                f"the server answers with version {now}, expected {newest}; see {config.log}"
+                f"--{flag.replace('_', '-')} is {wanted}, expected {used}, where the server of "
+                f"{config.run_dir} listens; run `make stop` first"
             )
 
 
-def reload(server: Server) -> None:
-    """Ask a running server to load what is newest; on BadInput the old version still answers."""
-    url = f"{server.http_url}/v2/repository/models/{PUBLIC_MODEL}/load"
+def load_version(repository: Path, folder: Path, ask: Callable[[], None]) -> None:
+    """Stage the current version in a server's view and have it loaded by `ask`.
+
+    When that raises BadInput, the view is again what it was.
+    """
+    with view.changed(repository, folder):
+        ask()
+
+
+def reload(http_url: str, key: str) -> None:
+    """Ask a running server to load what its view holds; on BadInput the old version answers."""
+    url = f"{http_url}/v2/repository/models/{PUBLIC_MODEL}/load"
+    request = urllib.request.Request(url, data=b"{}", headers={KEY_HEADER: key})
     try:
-        with urllib.request.urlopen(url, data=b"{}", timeout=300):
+        with urllib.request.urlopen(request, timeout=300):
             pass
     except urllib.error.HTTPError as error:
-        reason = json.loads(error.read()).get("error", "no reason given").splitlines()[0]
-        raise BadInput(
-            f"the server could not load the new version ({reason}), the old one still answers; "
-            "run `make export` again"
-        ) from error
+        raise refused_load(error.read()) from error
     except OSError as error:
-        raise BadInput(
-            f"{server.http_url} does not answer ({error}); run `make stop serve`"
-        ) from error
+        raise BadInput(f"{http_url} does not answer ({error}); run `make stop serve`") from error
+
+
+def refused_load(answer: bytes) -> BadInput:
+    """Why a server did not load a version, by its answer."""
+    why = json.loads(answer).get("error", "no reason given").splitlines()[0]
+    return BadInput(
+        f"the server could not load the new version ({why}), the old one still answers; "
+        "run `make export` again"
+    )
 
 
 # --- Telling -----------------------------------------------------------------------------
 def print_addresses(log: Path, server: Server) -> None:
     """Where the server listens, and an example request with its answer."""
-    url = f"{server.http_url}/v2/models/{PUBLIC_MODEL}/infer"
-    body = json.dumps(
-        {"inputs": [{"name": TEXT, "datatype": "BYTES", "shape": [1, 1], "data": [_EXAMPLE]}]}
-    )
     print(f"HTTP     {server.http_url}")
     print(f"gRPC     {HOST}:{server.grpc_port}")
-    print(f"metrics  http://{HOST}:{server.metrics_port}/metrics")
+    print(f"metrics  {server.metrics_url}")
     print(f"log      {log}")
+    print_example(server.http_url)
+
+
+def print_example(http_url: str) -> None:
+    """A request to copy, and what it answers."""
+    url = f"{http_url}/v2/models/{PUBLIC_MODEL}/infer"
+    body = json.dumps(_request(_EXAMPLE))
     print(f"$ curl -s {url} -d '{body}'")
     print(json.dumps(_get_json(url, body.encode())))
+
+
+def _request(text: str) -> dict[str, Any]:
+    return {"inputs": [{"name": TEXT, "datatype": "BYTES", "shape": [1, 1], "data": [text]}]}
 
 
 def _get_json(url: str, body: bytes | None = None) -> dict[str, Any]:

@@ -95,11 +95,16 @@ void Instance::take(Request& request) {
             request.joined += part;
     }
     request.texts = decode_texts(buffers == 1 ? whole : request.joined, shape[0]);
-    for (const std::string_view text : request.texts) request.rows += scorer_->windows(text);
+    std::size_t bytes_of_text = 0;
+    for (const std::string_view text : request.texts) {
+        request.rows += scorer_->windows(text);
+        bytes_of_text += text.size();
+    }
     if (request.rows > MAX_REQUEST_WINDOWS)
         throw BadInput("the request's " + std::to_string(request.texts.size()) + " comments are " +
                        std::to_string(request.rows) + " windows of text, expected at most " +
                        std::to_string(MAX_REQUEST_WINDOWS) + "; send fewer comments in a request");
+    request.rows += static_cast<int>(bytes_of_text / BYTES_A_ROW);  // reading takes time too
 }
 
 void Instance::answer(std::vector<Request>& requests, std::uint64_t began_ns) {

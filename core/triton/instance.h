@@ -27,7 +27,7 @@ class Instance {
         TRITONBACKEND_Request* handle = nullptr;  // nullptr once it was answered
         std::vector<std::string_view> texts;
         std::string joined;  // where its bytes came in several buffers
-        int rows = 0;        // of the encoder's batches
+        int rows = 0;        // of the encoder's batches, or as much work
     };
     struct Span;
 

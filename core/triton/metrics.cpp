@@ -1,6 +1,9 @@
 #include "metrics.h"
 
+#include <cstdlib>
 #include <string>
+
+#include "contract.h"
 
 namespace toxicity {
 namespace {
@@ -25,6 +28,7 @@ constexpr Described kDescribed[] = {
     {"toxicity_cache_hits_total", "Comments that the encoder had no need to run"},
     {"toxicity_cache_misses_total", "Comments that the cache did not know"},
     {"toxicity_cache_bytes", "Memory of the cached logits", MetricKind::gauge},
+    {"toxicity_server_starts", "Starts of this server, by its supervisor's count", MetricKind::gauge},
 };
 static_assert(std::size(kDescribed) == static_cast<std::size_t>(Metric::count_of_them));
 
@@ -48,6 +52,8 @@ Metrics::Metrics(std::uint64_t version) {
         close();
         throw;
     }
+    const char* starts = std::getenv(STARTS_VARIABLE);
+    set(Metric::starts, starts ? std::atof(starts) : 1);
 }
 
 Metrics::~Metrics() { close(); }

@@ -11,7 +11,7 @@ namespace toxicity {
 
 enum class Metric : std::size_t {
     requests, refused, cancelled, comments, cut, windowed, tokens, batches, compute_us,
-    tokenizer_cpu_us, encoder_cpu_us, hits, misses, cached_bytes, count_of_them
+    tokenizer_cpu_us, encoder_cpu_us, hits, misses, cached_bytes, starts, count_of_them
 };
 
 class Metrics {

@@ -14,6 +14,7 @@ std::vector<std::string_view> decode_texts(std::string_view bytes, std::int64_t 
                        std::to_string(MAX_REQUEST_COMMENTS) + "; send fewer comments in a request");
     std::vector<std::string_view> texts;
     texts.reserve(static_cast<std::size_t>(count));
+    std::size_t total = 0;
     for (std::int64_t row = 0; row < count; row++) {
         const auto named = [row] { return "comment " + std::to_string(row); };
         if (bytes.size() < 4)
@@ -26,6 +27,10 @@ std::vector<std::string_view> decode_texts(std::string_view bytes, std::int64_t 
         if (length > MAX_COMMENT_BYTES)
             throw BadInput(named() + " is " + std::to_string(length) + " bytes long, expected at most " +
                            std::to_string(MAX_COMMENT_BYTES) + "; cut it before sending");
+        total += length;
+        if (total > MAX_REQUEST_BYTES)
+            throw BadInput("the request has more than " + std::to_string(MAX_REQUEST_BYTES) +
+                           " bytes of text; send fewer comments in a request");
         if (length > bytes.size())
             throw BadInput(named() + " is said to be " + std::to_string(length) + " bytes long and has " +
                            std::to_string(bytes.size()) + "; send each comment whole");

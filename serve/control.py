@@ -1,0 +1,90 @@
+"""What `make serve` asks of a server over its private sockets: a score, its version, a load."""
+
+from __future__ import annotations
+
+import json
+import socket
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+
+from contract import LOGIT, PUBLIC_MODEL, TEXT, BadInput
+from serve.triton import refused_load
+
+_TIMEOUT_S, _LOAD_TIMEOUT_S = 10, 300
+_COMMENT = "thank you for your work"
+HTTP_SOCKET, METRICS_SOCKET, GRPC_SOCKET = "http.sock", "metrics.sock", "grpc.sock"
+GRPC_PORT = 1
+"""gRPC appends a port to a socket's path, so there is one."""
+
+
+class _UnixConnection(HTTPConnection):
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def ask(
+    path: Path, target: str, body: object = None, *, timeout_s: float = _TIMEOUT_S
+) -> tuple[int, Any]:
+    """Status and JSON of a server's answer; `body`, if any, is sent as JSON. Raises OSError."""
+    connection = _UnixConnection(path, timeout_s)
+    try:
+        data = None if body is None else json.dumps(body).encode()
+        connection.request("POST" if data else "GET", target, data)
+        answer = connection.getresponse()
+        content = answer.read()
+        return answer.status, json.loads(content) if content else None
+    except (HTTPException, ValueError) as error:
+        raise OSError(f"{path} gave no answer that can be read: {error}") from error
+    finally:
+        connection.close()
+
+
+def scores(path: Path) -> bool:
+    """Whether the server at this socket really scores a comment."""
+    tensor = {"name": TEXT, "datatype": "BYTES", "shape": [1, 1], "data": [_COMMENT]}
+    body = {"inputs": [tensor], "outputs": [{"name": LOGIT}]}
+    try:
+        status, answer = ask(path, f"/v2/models/{PUBLIC_MODEL}/infer", body)
+        return status == 200 and isinstance(answer["outputs"][0]["data"][0], float | int)
+    except (OSError, LookupError, TypeError):
+        return False
+
+
+def version(path: Path) -> int | None:
+    """Newest version that answers at this socket, or None when none does."""
+    try:
+        status, metadata = ask(path, f"/v2/models/{PUBLIC_MODEL}")
+        return max(map(int, metadata["versions"]), default=None) if status == 200 else None
+    except (OSError, LookupError, TypeError, ValueError):
+        return None
+
+
+def load(path: Path) -> None:
+    """Have the server load what its view holds. Raises BadInput; the old version answers then."""
+    try:
+        status, answer = ask(
+            path, f"/v2/repository/models/{PUBLIC_MODEL}/load", {}, timeout_s=_LOAD_TIMEOUT_S
+        )
+    except OSError as error:
+        raise BadInput(f"{path} does not answer ({error}); run `make stop serve`") from error
+    if status != 200:
+        raise refused_load(json.dumps(answer).encode())
+
+
+def load_over_grpc(path: Path) -> None:
+    """`load` for a server whose HTTP port is closed to it."""
+    import tritonclient.grpc  # takes a third of a second
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        with tritonclient.grpc.InferenceServerClient(f"unix:{path}") as client:
+            client.load_model(PUBLIC_MODEL, client_timeout=_LOAD_TIMEOUT_S)
+    except InferenceServerException as error:
+        raise refused_load(json.dumps({"error": error.message() or ""}).encode()) from error

@@ -1,0 +1,75 @@
+"""Become one of the programs of `make serve`: the supervisor calls this at each start and restart.
+
+    python -m serve.launch FOLDER
+
+FOLDER/launch.json says what to run (`serve.supervisor.write_launch`). Before that: sockets that a
+killed run left are removed, the files that the program loads are compared with their sha256, and
+the start is counted. Imports only what starts quickly: what ended is to be back soon.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from contract import STARTS_VARIABLE
+
+LAUNCH_FILE = "launch.json"
+STARTS_FILE = "starts"
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def main(folder: Path) -> NoReturn:
+    """Replace this process by the program of `folder`; ends with status 2 where it must not run."""
+    launch = json.loads((folder / LAUNCH_FILE).read_text("utf-8"))
+    for name in launch["sockets"]:
+        (folder / name).unlink(missing_ok=True)
+    changed = _changed(folder, launch["files"])
+    if changed:
+        print(f"error: {folder / changed} is not what was staged; run `make stop serve`")
+        sys.exit(2)
+    environment = {**os.environ, **launch["environment"]}
+    environment[STARTS_VARIABLE] = str(_count_start(folder / STARTS_FILE))
+    # With the supervisor its programs end too: nothing is left that nobody watches.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if launch["stack_bytes"]:
+        hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+        most = launch["stack_bytes"]
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+    arguments = launch["command"]
+    os.execve(arguments[0], arguments, environment)
+
+
+def _changed(folder: Path, files: dict[str, str]) -> str | None:
+    for name, sha256 in files.items():
+        try:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return name
+        if found != sha256:
+            return name
+    return None
+
+
+def _count_start(path: Path) -> int:
+    try:
+        starts = int(path.read_text("utf-8")) + 1
+    except (OSError, ValueError):
+        starts = 1
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_text(str(starts), "utf-8")
+    temporary.replace(path)
+    return starts
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,114 @@
+"""What a server loads: a private copy of one verified version, in a folder of the server's own.
+
+    <folder>/toxicity/config.pbtxt      rendered from the values that were checked
+    <folder>/toxicity/<N>/              the files that the manifest lists, and no others
+
+Nobody else writes there, so what was verified is what is loaded, whatever happens to the repository
+meanwhile; old versions can be removed from it while one serves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from contract import ARTIFACT_FILE, PUBLIC_MODEL, BadInput
+from export.repository import current, served_files, serving_config, verify, version_folder
+from train.artifacts import read_json, sha256_of, write_atomically
+
+FOLDER = "models"
+_CONFIG_FILE = "config.pbtxt"
+
+
+def stage(repository: Path, folder: Path, like: Sequence[Path] = ()) -> int:
+    """Make `folder` a view of the current version, whatever it was; return the version.
+
+    `like` names other views whose files may be shared. Raises BadInput as `verify` does, and when a
+    file changes while it is copied.
+    """
+    version = current(repository)
+    verify(repository, version)
+    shutil.rmtree(folder, ignore_errors=True)
+    model = folder / PUBLIC_MODEL
+    model.mkdir(parents=True)
+    _put(repository, version, model, like)
+    write_atomically(model / _CONFIG_FILE, serving_config(repository, version))
+    return version
+
+
+@contextlib.contextmanager
+def changed(repository: Path, folder: Path, like: Sequence[Path] = ()) -> Iterator[None]:
+    """Within the block `folder` is a view of the current version; kept unless the block raises.
+
+    The version of before stays beside it until the block ends: a server may still be reading it.
+    """
+    version = current(repository)
+    verify(repository, version)
+    model = folder / PUBLIC_MODEL
+    before = (model / _CONFIG_FILE).read_text("utf-8")
+    _put(repository, version, model, like)
+    write_atomically(model / _CONFIG_FILE, serving_config(repository, version))
+    try:
+        yield
+    except BaseException:
+        write_atomically(model / _CONFIG_FILE, before)
+        _keep(model, *_numbers(model, but=version))
+        raise
+    _keep(model, version)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Path within the view -> sha256 of every file of it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): sha256_of(path) for path in files}
+
+
+def newest(folder: Path) -> int | None:
+    """Version that the view holds, if it holds one."""
+    return max(_numbers(folder / PUBLIC_MODEL), default=None)
+
+
+def artifact(folder: Path) -> dict[str, object]:
+    """artifact.json of the version in the view. Raises BadInput."""
+    path = folder / PUBLIC_MODEL / str(newest(folder)) / ARTIFACT_FILE
+    return dict(read_json(path, "run `make stop serve`"))
+
+
+def _put(repository: Path, version: int, model: Path, like: Sequence[Path]) -> None:
+    target = model / str(version)
+    if target.exists():
+        return
+    staging = model / f".{version}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    source = version_folder(repository, version)
+    for name, sha256 in served_files(repository, version).items():
+        for other in like:
+            shared = other / PUBLIC_MODEL / str(version) / name
+            with contextlib.suppress(OSError):
+                os.link(shared, staging / name)
+                break
+        else:
+            shutil.copyfile(source / name, staging / name)
+        if sha256_of(staging / name) != sha256:
+            raise BadInput(
+                f"{source / name} changed while it was copied, expected the published file; "
+                "run `make export` to publish a new version"
+            )
+    staging.rename(target)
+
+
+def _numbers(model: Path, but: int | None = None) -> list[int]:
+    if not model.is_dir():
+        return []
+    names = (path.name for path in model.iterdir())
+    return sorted(int(name) for name in names if name.isdecimal() and int(name) != but)
+
+
+def _keep(model: Path, *kept: int) -> None:
+    for number in _numbers(model):
+        if number not in kept:
+            shutil.rmtree(model / str(number), ignore_errors=True)

@@ -1,0 +1,583 @@
+"""The door of `make serve`: what is open, what is bounded, what comes back. All parts are real."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from conftest import TinyModel, free_port
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from contract import (
+    FP32_LOGIT_ATOL,
+    HEADER_TIMEOUT_S,
+    HOST,
+    LOGIT,
+    MAX_HEADER_BYTES,
+    MAX_REQUEST_BYTES,
+    PUBLIC_MODEL,
+    TEXT,
+    BadInput,
+)
+from serve import control, door, haproxy, keys, triton
+from serve.client import score_comments
+from serve.supervisor import Supervisor
+
+MODEL = f"/v2/models/{PUBLIC_MODEL}"
+INFER = f"{MODEL}/infer"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    if not haproxy.found():
+        pytest.skip("haproxy is not installed")
+
+
+def make_config(folder: Path, repository: Path, **more: Any) -> door.DoorConfig:
+    return door.DoorConfig(
+        action="start",
+        repository=repository,
+        run_dir=folder,
+        http_port=free_port(),
+        grpc_port=free_port(),
+        metrics_port=free_port(),
+        **more,
+    )
+
+
+@contextlib.contextmanager
+def serving(config: door.DoorConfig) -> Iterator[door.DoorConfig]:
+    try:
+        door.start(config)
+        yield config
+    finally:
+        door.stop(config)
+
+
+@pytest.fixture(scope="module")
+def opened(
+    tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[door.DoorConfig]:
+    """One replica and a server of gRPC behind haproxy."""
+    folder = tmp_path_factory.mktemp("door")
+    tiny_model.publish(folder / "repository")
+    with serving(make_config(folder / "run", folder / "repository", grpc=True)) as config:
+        yield config
+
+
+def body(*texts: str) -> bytes:
+    tensor = {"name": TEXT, "datatype": "BYTES", "shape": [len(texts), 1], "data": texts}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+def ask(
+    config: door.DoorConfig,
+    method: str,
+    path: str,
+    content: bytes | None = None,
+    headers: dict[str, str] | None = None,
+) -> tuple[int, bytes]:
+    connection = HTTPConnection(HOST, config.http_port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request(method, path, content, headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def raw(config: door.DoorConfig, request: bytes, *, timeout_s: float = 30) -> bytes:
+    """All that comes back on a connection until it is closed."""
+    with socket.create_connection((HOST, config.http_port), timeout=timeout_s) as client:
+        client.sendall(request)
+        parts = []
+        while part := client.recv(65536):
+            parts.append(part)
+        return b"".join(parts)
+
+
+# --- 1. What is open ---------------------------------------------------------------------
+HTTP_PATTERNS = {
+    "/v2",
+    "/v2(?:/health/(live|ready))?",
+    "/v2/cudasharedmemory(?:/region/([^/]+))?/(status|register|unregister)",
+    "/v2/logging",
+    "/v2/models/([^/]+)(?:/versions/([0-9]+))?"
+    "(?:/(infer|generate|generate_stream|ready|config|stats|trace/setting))?",
+    "/v2/models/stats",
+    "/v2/repository(?:/([^/]+))?/(index|models/([^/]+)/(load|unload))",
+    "/v2/systemsharedmemory(?:/region/([^/]+))?/(status|register|unregister)",
+    "/v2/trace/setting",
+}
+"""Of the server's own router. Each has its endpoints in OPEN or CLOSED."""
+OPEN = {
+    **{("GET", path): 200 for path in ("/v2", "/v2/health/live", "/v2/health/ready", MODEL)},
+    **{("GET", f"{MODEL}{path}"): 200 for path in ("/ready", "/stats", "/versions/1")},
+    **{("GET", f"{MODEL}/versions/1/{path}"): 200 for path in ("ready", "stats")},
+    ("GET", "/v2/models/stats"): 200,
+    ("POST", INFER): 200,
+    ("POST", f"{MODEL}/versions/1/infer"): 200,
+    ("POST", f"{MODEL}/generate"): 200,
+    ("POST", f"{MODEL}/generate_stream"): 200,
+}
+CLOSED = [
+    *(f"{MODEL}{path}" for path in ("/config", "/trace/setting", "/versions/1/config")),
+    *("/v2/logging", "/v2/trace/setting", "/v2/repository/index", "/v2/repository/x/index"),
+    *(
+        f"/v2/repository/models/{model}/{verb}"
+        for model in (PUBLIC_MODEL, "x")
+        for verb in ("load", "unload")
+    ),
+    *(
+        f"/v2/{kind}sharedmemory{region}/{verb}"
+        for kind in ("system", "cuda")
+        for region in ("", "/region/x")
+        for verb in ("status", "register", "unregister")
+    ),
+]
+
+
+def test_every_endpoint_of_the_server_is_known() -> None:
+    binary = (triton.wheel() / "bin" / "tritonserver").read_bytes()
+    found = {match.decode() for match in re.findall(rb"(?<=\0)/v2[!-~]*(?=\0)", binary)}
+    assert found == HTTP_PATTERNS
+    for path in [path for _, path in OPEN] + CLOSED:
+        assert any(re.fullmatch(pattern, path) for pattern in HTTP_PATTERNS), path
+
+
+@pytest.mark.parametrize(("method", "path"), OPEN)
+def test_open_endpoint_answers(opened: door.DoorConfig, method: str, path: str) -> None:
+    content = None
+    if method == "POST":
+        content = body("fine") if "infer" in path else b'{"text": "fine"}'
+    status, answer = ask(opened, method, path, content)
+    assert status == OPEN[method, path], answer
+    wrong, _ = ask(opened, "GET" if method == "POST" else "DELETE", path)
+    assert wrong == (200 if "ready" in path else 405)
+
+
+@pytest.mark.parametrize("path", CLOSED)
+def test_control_plane_is_closed(opened: door.DoorConfig, path: str) -> None:
+    for method, content in (("GET", None), ("POST", b"{}"), ("PUT", b"{}")):
+        assert ask(opened, method, path, content)[0] == 403, method
+    for odd in (path.replace("/v2", "//v2"), f"/.{path}", path.replace("v2", "%76%32")):
+        assert ask(opened, "POST", odd, b"{}")[0] in (403, 404), odd
+
+
+def test_grpc_methods(opened: door.DoorConfig) -> None:
+    service = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    open_ = {*haproxy.GRPC_OPEN}
+    assert open_ < {method.name for method in service.methods}
+    with grpc.insecure_channel(f"{HOST}:{opened.grpc_port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for method in service.methods:
+            request = getattr(service_pb2, method.input_type.name)()
+            if hasattr(request, "name"):
+                request.name = PUBLIC_MODEL
+            call = getattr(stub, method.name)
+            try:
+                if method.client_streaming:
+                    list(call(iter([request]), timeout=10))
+                else:
+                    call(request, timeout=10)
+                code = "OK"
+            except grpc.RpcError as error:
+                code = error.code().name
+            if method.name in open_:
+                # An empty inference has no model.
+                assert code in ("OK", "INVALID_ARGUMENT"), (method.name, code)
+            else:
+                assert code == "PERMISSION_DENIED", (method.name, code)
+
+
+def test_ports_are_haproxys_alone(opened: door.DoorConfig) -> None:
+    supervisor = Supervisor(opened.run_dir)
+    family = {supervisor.pid()}
+    family |= {child.pid for child in psutil.Process(supervisor.pid()).children(recursive=True)}
+    listening = {
+        connection.laddr.port: psutil.Process(connection.pid).name()
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.pid in family
+    }
+    ports = {opened.http_port, opened.grpc_port, opened.metrics_port}
+    assert listening == dict.fromkeys(ports, "haproxy")
+    assert stat.S_IMODE(opened.run_dir.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://other.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://{own}", "Sec-Fetch-Site": "same-origin"}, 200),
+    ],
+)
+def test_web_pages_of_elsewhere_are_refused(
+    opened: door.DoorConfig, headers: dict[str, str], status: int
+) -> None:
+    own = f"{HOST}:{opened.http_port}"
+    headers = {name: value.format(own=own) for name, value in headers.items()}
+    sent = {"Content-Type": "text/plain", **headers}
+    assert ask(opened, "POST", INFER, body("fine"), sent)[0] == status
+
+
+# --- 3, 4. What a request may be ---------------------------------------------------------
+_DEEP = b'{"inputs":[{"name":"text","datatype":"BYTES","shape":[1,1],"data":%s"x"%s}]}' % (
+    b"[" * 400_000,
+    b"]" * 400_000,
+)
+_PARAMETERS = (
+    b'{"parameters":{' + b",".join(b'"p%d":1' % i for i in range(80_000)) + b"}," + body("x")[1:]
+)
+REFUSED: dict[str, tuple[int, bytes | None, dict[str, str], str]] = {
+    "empty": (400, b"", {}, "the body is empty"),
+    "gzip": (415, gzip.compress(body("x")), {"Content-Encoding": "gzip"}, "compressed"),
+    "not gzip": (415, body("x"), {"Content-Encoding": "gzip"}, "compressed"),
+    "deflate": (415, body("x"), {"Content-Encoding": "deflate"}, "compressed"),
+    "chunked": (411, b"2\r\n{}\r\n0\r\n\r\n", {"Transfer-Encoding": "chunked"}, "Content-Length"),
+    "nested": (400, _DEEP, {}, "KServe v2"),
+    "parameters": (400, _PARAMETERS, {}, "KServe v2"),
+    "no JSON": (400, b"x" * 5000, {}, "KServe v2"),
+    "cut": (400, body("x" * 5000)[:-1], {}, "KServe v2"),
+    "malformed": (400, b"{", {}, "parse"),
+    "wrong type": (400, b'{"inputs": 3}', {}, "parse"),
+    "null": (400, body("?").replace(b'"?"', b"null"), {}, "parse"),
+    "lone surrogate": (400, body("\ud800"), {}, ""),
+    "headers": (431, body("x"), {"X-Long": "x" * MAX_HEADER_BYTES}, "headers"),
+    "too many comments": (400, body(*["x"] * 257), {}, "batch-size"),
+    "too much text": (400, body(*["x" * 2100] * 256)[: 1 << 20], {}, ""),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_mistakes_are_4xx_and_say_which(opened: door.DoorConfig, case: str) -> None:
+    status, content, headers, words = REFUSED[case]
+    found, answer = ask(opened, "POST", INFER, content, headers)
+    error = json.loads(answer)["error"]
+    assert (found, words in error) == (status, True), (found, error)
+    assert "\n" not in error
+    assert ask(opened, "POST", INFER, body("still here"))[0] == 200
+
+
+def test_body_without_a_length_gets_no_score(opened: door.DoorConfig) -> None:
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    answer = raw(opened, head)
+    assert answer.startswith(b"HTTP/1.1 411 ") and b"Content-Length" in answer
+
+
+def test_body_above_the_bound_is_refused_before_it_is_read(opened: door.DoorConfig) -> None:
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_REQUEST_BYTES + 1}\r\n\r\n"
+    assert raw(opened, head.encode()).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("pretty", [False, True])
+def test_largest_requests_pass(opened: door.DoorConfig, pretty: bool) -> None:
+    text = 'wörd "quoted\\" [[[[ {{{{ \u4e2d\U0001f600 ' * 50
+    tensor = {"name": TEXT, "datatype": "BYTES", "shape": [256, 1], "data": [[text]] * 256}
+    wanted = [{"name": LOGIT, "parameters": {"binary_data": False}}]
+    document = {"id": "7", "inputs": [tensor], "outputs": wanted, "parameters": {"a": 1, "b": "c"}}
+    content = json.dumps(document, ensure_ascii=not pretty, indent=1 if pretty else None).encode()
+    assert 400_000 < len(content) <= MAX_REQUEST_BYTES
+    status, answer = ask(opened, "POST", INFER, content)
+    assert status == 200, answer[:200]
+    assert len(json.loads(answer)["outputs"][0]["data"]) == 256
+    longest = "\u4e2d" * ((256 << 10) // 3)
+    assert ask(opened, "POST", INFER, body(longest))[0] == 200
+    url = f"{HOST}:{opened.http_port}"
+    assert len(score_comments([longest] * 5 + ["x " * 2000] * 600, url=url).logit) == 605
+
+
+def test_half_sent_requests_are_closed(opened: door.DoorConfig) -> None:
+    began = time.monotonic()
+    half = [
+        b"POST ",
+        f"POST {INFER} HTTP/1.1\r\nHost: x\r\n".encode(),
+        f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{{".encode(),
+    ]
+    with ThreadPoolExecutor(len(half)) as pool:
+        answers = list(pool.map(lambda request: raw(opened, request, timeout_s=60), half))
+    assert all(answer.startswith(b"HTTP/1.1 408 ") for answer in answers), answers
+    assert time.monotonic() - began >= HEADER_TIMEOUT_S / 2
+
+
+# --- 2, 5. What ends comes back ----------------------------------------------------------
+@dataclasses.dataclass
+class Load:
+    """What honest HTTP clients got, each trying once."""
+
+    logits: list[float] = dataclasses.field(default_factory=list)
+    lost: list[str] = dataclasses.field(default_factory=list)
+
+
+@contextlib.contextmanager
+def load(config: door.DoorConfig) -> Iterator[Load]:
+    found, done = Load(), threading.Event()
+
+    def client() -> None:
+        connection = HTTPConnection(HOST, config.http_port, timeout=30)
+        while not done.is_set():
+            try:
+                connection.request("POST", INFER, body("you are kind"))
+                answer = connection.getresponse()
+                content = json.loads(answer.read())
+                if answer.status == 200:
+                    outputs = {output["name"]: output["data"] for output in content["outputs"]}
+                    found.logits.append(outputs[LOGIT][0])
+                else:
+                    found.lost.append(f"{answer.status} {content}")
+            except (OSError, HTTPException, ValueError) as error:
+                found.lost.append(repr(error))
+                connection.close()
+        connection.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        clients = [pool.submit(client) for _ in range(2)]
+        try:
+            time.sleep(0.3)
+            yield found
+            time.sleep(0.3)
+        finally:
+            done.set()
+        for one in clients:
+            one.result()
+
+
+def eventually(condition: Any, seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_killed_server_is_back_and_no_request_is_lost(
+    opened: door.DoorConfig, tiny_model: TinyModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supervisor = Supervisor(opened.run_dir)
+    before = supervisor.states()["replica-1"]
+    sock = supervisor.program_folder("replica-1") / control.HTTP_SOCKET
+    with load(opened) as found:
+        os.kill(before.pid, signal.SIGKILL)
+        eventually(lambda: supervisor.states()["replica-1"].pid not in (0, before.pid))
+        eventually(lambda: control.scores(sock))
+    assert not found.lost
+    assert found.logits == pytest.approx(
+        [tiny_model.logit("you are kind")] * len(found.logits), abs=FP32_LOGIT_ATOL
+    )
+    url = f"http://{HOST}:{opened.metrics_port}/replica-1/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        starts = before.starts + 1
+        assert f'toxicity_server_starts{{version="1"}} {starts}'.encode() in answer.read()
+    capsys.readouterr()
+    door.status(opened)
+    assert f"started {starts} times" in capsys.readouterr().out
+
+
+def test_a_killed_balancer_is_back(opened: door.DoorConfig) -> None:
+    supervisor = Supervisor(opened.run_dir)
+    before = supervisor.states()[haproxy.NAME].pid
+    for process in [*psutil.Process(before).children(), psutil.Process(before)]:
+        process.kill()
+    eventually(lambda: supervisor.states()[haproxy.NAME].pid not in (0, before))
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError, HTTPException):
+            return ask(opened, "POST", INFER, body("fine"))[0] == 200
+        return False
+
+    eventually(answers)
+
+
+def test_grpc_clients_that_give_up_cost_http_clients_nothing(opened: door.DoorConfig) -> None:
+    request = service_pb2.ModelInferRequest(model_name=PUBLIC_MODEL)
+    request.inputs.add(name=TEXT, shape=[1, 1], datatype="BYTES")
+    request.raw_input_contents.append(b"\4\0\0\0kind")
+    done = threading.Event()
+
+    def give_up(seconds: float) -> None:
+        with grpc.insecure_channel(f"{HOST}:{opened.grpc_port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            while not done.is_set():
+                call = stub.ModelInfer.future(request, timeout=seconds)
+                if seconds < 0.002:
+                    call.cancel()
+                with contextlib.suppress(grpc.RpcError, grpc.FutureCancelledError):
+                    call.result()
+
+    http = Supervisor(opened.run_dir).states()["replica-1"].pid
+    with load(opened) as found, ThreadPoolExecutor(8) as pool:
+        for number in range(8):
+            pool.submit(give_up, 0.0005 * (number + 1))
+        time.sleep(5)
+        done.set()
+    assert found.logits and not found.lost
+    assert Supervisor(opened.run_dir).states()["replica-1"].pid == http
+
+    def grpc_answers() -> bool:
+        with grpc.insecure_channel(f"{HOST}:{opened.grpc_port}") as channel:
+            try:
+                service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=5)
+            except grpc.RpcError:
+                return False
+            return True
+
+    eventually(grpc_answers)
+
+
+def test_readiness_is_the_truth(opened: door.DoorConfig) -> None:
+    pid = Supervisor(opened.run_dir).states()["replica-1"].pid
+    os.kill(pid, signal.SIGSTOP)  # it lives and does not score
+    try:
+        eventually(lambda: ask(opened, "GET", "/v2/health/ready")[0] == 503, 60)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: ask(opened, "GET", "/v2/health/ready")[0] == 200)
+
+
+# --- 6, 8. Flags, paths, what is staged --------------------------------------------------
+def test_a_flag_is_obeyed_or_refused(opened: door.DoorConfig) -> None:
+    for change in ({"http_port": opened.http_port + 1}, {"address": "0.0.0.0"}):
+        with pytest.raises(BadInput, match=r"expected .*make stop"):
+            door.start(dataclasses.replace(opened, **change))
+    other = dataclasses.replace(opened, repository=opened.repository.parent)
+    with pytest.raises(BadInput):
+        door.start(other)
+    assert ask(opened, "POST", INFER, body("fine"))[0] == 200
+
+
+def test_any_path_works(tiny_model: TinyModel, tmp_path: Path) -> None:
+    odd = tmp_path / "a b'c;touch x$(y)%s ü"
+    tiny_model.publish(odd / "repository")
+    with serving(make_config(odd / "run", odd / "repository")) as config:
+        assert ask(config, "POST", INFER, body("fine"))[0] == 200
+    assert not list(tmp_path.glob("x*"))
+    left = [path for path in (odd / "run").rglob("*") if path.is_socket()]
+    assert not left
+
+
+def test_what_changes_after_staging_is_not_started_again(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    tiny_model.publish(tmp_path / "repository")
+    with serving(make_config(tmp_path / "run", tmp_path / "repository")) as config:
+        supervisor = Supervisor(config.run_dir)
+        folder = supervisor.program_folder("replica-1")
+        staged = folder / "models" / PUBLIC_MODEL / "config.pbtxt"
+        staged.write_text(staged.read_text("utf-8") + "\n", "utf-8")
+        os.kill(supervisor.states()["replica-1"].pid, signal.SIGKILL)
+        log = folder / triton.LOG_FILE
+        eventually(lambda: "is not what was staged" in log.read_text("utf-8", "replace"))
+        assert not control.scores(folder / control.HTTP_SOCKET)
+
+
+# --- Without haproxy ---------------------------------------------------------------------
+def test_without_haproxy_the_control_plane_is_closed_all_the_same(
+    tiny_model: TinyModel,
+    other_model: TinyModel,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tiny_model.publish(tmp_path / "repository")
+    config = make_config(tmp_path / "run", tmp_path / "repository", haproxy=False)
+    with serving(config):
+        assert "not bounded" in capsys.readouterr().out
+        assert ask(config, "POST", INFER, body("fine"))[0] == 200
+        for path in CLOSED:
+            for method in ("GET", "POST"):
+                status, _ = ask(config, method, path, b"{}" if method == "POST" else None)
+                assert status in (403, 404, 405), (path, status)
+        other_model.publish(tmp_path / "repository")
+        door.start(config)
+        assert score_comments(["x"], url=f"{HOST}:{config.http_port}").model_version == ["2"]
+    for needs in ({"address": "0.0.0.0"}, {"replicas": 2}, {"grpc": True}):
+        with pytest.raises(BadInput, match="haproxy"):
+            door.start(dataclasses.replace(config, **needs))
+
+
+# --- TLS and keys ------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Key and self-signed certificate of localhost, in one PEM file."""
+    folder = tmp_path_factory.mktemp("tls")
+    key, pem = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        [
+            *"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost".split(),
+            *("-addext", f"subjectAltName=DNS:localhost,IP:{HOST}"),
+            *("-keyout", str(key), "-out", str(pem)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    pem.write_bytes(pem.read_bytes() + key.read_bytes())
+    return pem
+
+
+def _key(path: Path, name: str, *flags: str) -> str:
+    command = [sys.executable, "-m", "serve.keys", "add", "--name", name, "--file", str(path)]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[0]
+
+
+def test_tls_and_keys(tiny_model: TinyModel, tmp_path: Path, certificate: Path) -> None:
+    import ssl
+
+    tiny_model.publish(tmp_path / "repository")
+    file = tmp_path / "keys.json"
+    alice, bob = _key(file, "alice"), _key(file, "bob", "--requests-per-s", "1")
+    assert alice not in file.read_text() and stat.S_IMODE(file.stat().st_mode) == 0o600
+    config = make_config(
+        tmp_path / "run", tmp_path / "repository", tls_certificate=certificate, keys=file, grpc=True
+    )
+    trust = ssl.create_default_context(cafile=str(certificate))
+
+    def send(key: str | None) -> int:
+        connection = HTTPSConnection("localhost", config.http_port, context=trust, timeout=30)
+        with contextlib.closing(connection):
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            connection.request("POST", INFER, body("fine"), headers)
+            return connection.getresponse().status
+
+    with serving(config):
+        assert [send(key) for key in (alice, bob, None, "wrong", "")] == [200, 200, 401, 401, 401]
+        assert [send(bob) for _ in range(20)].count(429) >= 9  # ten in ten seconds
+        assert send(alice) == 200
+        with urllib.request.urlopen(
+            f"http://{HOST}:{config.metrics_port}/balancer/metrics", timeout=10
+        ) as answer:
+            metrics = answer.read().decode()
+        counted = re.search(
+            r'haproxy_backend_http_responses_total{proxy="key_alice",code="2xx"} (\d+)', metrics
+        )
+        assert counted and int(counted[1]) == 2
+        credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+        with grpc.secure_channel(f"localhost:{config.grpc_port}", credentials) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            live = service_pb2.ServerLiveRequest()
+            assert stub.ServerLive(
+                live, timeout=10, metadata=[("authorization", f"Bearer {alice}")]
+            ).live
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.ServerLive(live, timeout=10)
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        with pytest.raises((HTTPException, OSError)):
+            ask(config, "GET", "/v2/health/live")  # not in the clear
+    assert keys.read(file)[0].name == "alice"
