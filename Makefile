@@ -30,6 +30,9 @@ LENGTH_ARGS ?=
 ABLATION_ARGS ?=
 TEST_ARGS ?=
 FUZZ_ARGS ?=
+ATTACK_ARGS ?=
+MINUTES ?= 60
+SOAK_ARGS ?=
 FILE ?=
 SCORE_ARGS ?=
 SANITIZE ?=
@@ -46,7 +49,7 @@ READY := $(VENV)/.ready
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install native train export serve status stop score eval baseline test check fuzz bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity ladder ablation clean
+.PHONY: help install native train export serve status stop score eval baseline test check fuzz bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -140,6 +143,12 @@ overload: $(READY) ## load the running server at three times its capacity for a 
 
 parity: $(READY) ## compare the running server with PyTorch on 1,000 comments|COMMENTS=file
 	$(RUN) -m bench.parity $(if $(COMMENTS),--comments '$(COMMENTS)')
+
+attack: $(READY) ## a million hostile requests at a door of its own, honest clients beside|REPOSITORY COMMENTS=file ATTACK_ARGS="--requests 100000 --seed 2 ..."
+	$(RUN) -m bench.attack --check --repository '$(REPOSITORY)' $(if $(COMMENTS),--comments '$(COMMENTS)') $(ATTACK_ARGS)
+
+soak: $(READY) ## mixed load on a door of its own with publishes, rollbacks and kills|MINUTES=60 REPOSITORY COMMENTS=file SOAK_ARGS="--kills 8 ..."
+	$(RUN) -m bench.soak --check --minutes $(MINUTES) --repository '$(REPOSITORY)' $(if $(COMMENTS),--comments '$(COMMENTS)') $(SOAK_ARGS)
 
 ladder: $(READY) ## distil students, export them and their cascades, plot AUROC against speed|LADDER_ARGS="--students 96x2 64x1 ..."
 	$(RUN) -m bench.ladder $(LADDER_ARGS)
