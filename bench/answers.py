@@ -30,9 +30,9 @@ _CODING = re.compile(rb"\r\ncontent-encoding: *(\w+)", re.IGNORECASE)
 _JSON_BYTES = re.compile(rb"\r\ninference-header-content-length: *(\d+)", re.IGNORECASE)
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5]\d\d) ")
 ATOL = {
-    "fp32": contract.SERVING_LOGITATOL,
-    "fp16": contract.FP16_INVARIANCEATOL,
-    "int8": contract.INT8_INVARIANCEATOL,
+    "fp32": contract.SERVING_LOGIT_ATOL,
+    "fp16": contract.FP16_INVARIANCE_ATOL,
+    "int8": contract.INT8_INVARIANCE_ATOL,
 }
 """How far a served logit may be from that of the same files here, whoever shares its batch."""
 _KNOWN = 4096
