@@ -192,7 +192,7 @@ def _endpoint(head: _Head, served: Served) -> str:
 
 
 def _check_headers(head: _Head, served: Served) -> None:
-    if head.minor > 0 and len(head.lines(b"host")) != 1:
+    if head.minor > 0 and len(set(head.lines(b"host"))) != 1:
         raise _Illegal("there is not one Host")  # RFC 9112, 3.2
     if len(head.headers) > MAX_HEADERS:
         raise _Illegal("there are too many headers")

@@ -218,7 +218,7 @@ ILLEGAL = {
     "encoded path": post(_BODY, path=INFER_PATH.replace("i", "%69")),
     "other version": post(_BODY, path=f"/v2/models/{PUBLIC_MODEL}/versions/2/infer"),
     "no Host": post(_BODY).replace(b"Host: x\r\n", b""),
-    "two Hosts": post(_BODY, "Host: x"),
+    "two Hosts": post(_BODY, "Host: y"),
     "other page": post(_BODY, "Origin: https://other.example"),
     "two pages": post(_BODY, "Origin: http://127.0.0.1:80, https://other.example"),
     "cross-site": post(_BODY, "Sec-Fetch-Site: cross-site"),
