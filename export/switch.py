@@ -24,7 +24,14 @@ from contract import (
 )
 from export.manifest import check_gates, read_artifact
 from export.model_config import CONFIG_FILE, MODELS, Tuning, render
-from export.repository import Snapshot, numbered, snapshot, verify, version_folder
+from export.repository import (
+    Snapshot,
+    numbered,
+    snapshot,
+    verify,
+    verify_files,
+    version_folder,
+)
 from export.serving import Served, Serving, State, serving_path
 from export.signing import load_private_key
 from train.files import (
@@ -60,8 +67,8 @@ def serve_version(
         there = _required(repository, found)
         wanted = version or max(there.versions, default=0)
         if sign_key:
+            verify_files(repository, wanted)
             folder = version_folder(repository, wanted)
-            verify(repository, wanted)
             sign(folder, folder.parent, sign_key)
         _serve(repository, there, wanted, public_key)
     return wanted
@@ -173,12 +180,10 @@ def _mended(repository: Path) -> Snapshot | None:
         return None
     if found is None:
         return None
-    serving = found.serving
-    for state in (found.state, serving.now, serving.before):
-        if state is not None and state.served.version in found.versions:
-            break
-    else:
-        return found
+    serving, state = found.serving, found.state
+    if state is None:
+        states = [s for s in (serving.now, serving.before) if s is not None]
+        state = next((s for s in states if s.served.version in found.versions), serving.now)
     served = state.served
     try:
         folder = repository / PUBLIC_MODEL / str(served.version)
@@ -226,6 +231,8 @@ def write_configs(repository: Path, served: Served, artifact: Mapping[str, Any])
 
 def _write_if_changed(path: Path, text: str) -> None:
     data = text.encode()
+    if path.is_dir() and not path.is_symlink():
+        remove(path)  # no file can be renamed to it
     if not path.is_file() or path.is_symlink() or path.read_bytes() != data:
         write_atomically(path, data)
 
