@@ -16,6 +16,8 @@ METRICS_PORT ?= 8002
 REPLICAS ?=
 GRPC ?=
 SERVE_ARGS ?=
+VERSION ?=
+SIGN_KEY ?=
 TEXT ?= you are a wonderful person
 USERS ?= 16
 SECONDS_EACH ?= 20
@@ -30,6 +32,7 @@ LENGTH_ARGS ?=
 ABLATION_ARGS ?=
 TEST_ARGS ?=
 FUZZ_ARGS ?=
+FAULTS_ARGS ?=
 FILE ?=
 SCORE_ARGS ?=
 SANITIZE ?=
@@ -44,9 +47,11 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # GPU wheels where there is an NVIDIA driver, CPU wheels otherwise.
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
+# A variable as one word of the shell, whatever it holds.
+quoted = '$(subst ','\'',$(value $1))'
 PORTS := --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-.PHONY: help install native train export serve status stop score eval baseline test check fuzz bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity ladder ablation clean
+.PHONY: help install native train export versions publish rollback serve status stop score eval baseline test check fuzz faults bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity ladder ablation clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -73,8 +78,17 @@ train: $(READY) ## train on labelled comments, into runs/model|DATA=file TEST_DA
 export: $(READY) ## trace, quantize, check and publish into model_repository/|PRECISION=int8 (fp32, fp16, auto: the fastest here that passes) REPOSITORY=folder EXPORT_ARGS="..."
 	$(RUN) -m export --precision $(PRECISION) --repository '$(REPOSITORY)' $(EXPORT_ARGS)
 
+versions: $(READY) ## list the published versions, each verified: which serves, which is damaged|REPOSITORY
+	@$(RUN) -m export.versions list --repository $(call quoted,REPOSITORY)
+
+publish: $(READY) ## let a published version serve, the newest by default, and sign it on the way|VERSION=N SIGN_KEY=file REPOSITORY
+	@$(RUN) -m export.versions publish --repository $(call quoted,REPOSITORY) $(if $(VERSION),--version $(call quoted,VERSION)) $(if $(SIGN_KEY),--sign-key $(call quoted,SIGN_KEY))
+
+rollback: $(READY) ## let the version serve that did before the current one|REPOSITORY
+	@$(RUN) -m export.versions rollback --repository $(call quoted,REPOSITORY)
+
 serve: $(READY) ## start the real tritonserver behind haproxy, or load the current version into it|REPLICAS=2 GRPC=1 HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY SERVE_ARGS="--tls-certificate site.pem --keys keys.json --address 0.0.0.0"
-	$(RUN) -m serve.door start --repository '$(REPOSITORY)' $(PORTS) $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(GRPC),--grpc) $(SERVE_ARGS)
+	$(RUN) -m serve.door start --repository $(call quoted,REPOSITORY) $(PORTS) $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(GRPC),--grpc) $(SERVE_ARGS)
 
 status: $(READY) ## what runs: processes, versions, addresses
 	@$(RUN) -m serve.door status
@@ -99,6 +113,9 @@ test: $(READY) ## run every test, the fast ones first|TEST_ARGS="-k tokenizer"
 
 fuzz: $(READY) ## fuzz the core under its sanitizers (needs clang)|FUZZ_ARGS="--runs 10000000"
 	$(RUN) -m tests.fuzz.run $(FUZZ_ARGS)
+
+faults: $(READY) ## kill, starve and damage the commands at random moments, check what is left|FAULTS_ARGS="--count 100 ..."
+	$(RUN) -m bench.faults $(FAULTS_ARGS)
 
 check: $(READY) ## formatting, lint and types
 	$(VENV)/bin/ruff format --check .

@@ -64,6 +64,10 @@ class ExportConfig:
         ge=0,
         description="memory of a server for the logits of repeated comments; 0 for none",
     )
+    sign_key: Path | None = Field(
+        None,
+        description="file of an Ed25519 private key that signs the version; see export.signing",
+    )
     torchscript: bool = Field(False, description="also write and check model.torchscript.pt")
     tensorrt: bool = Field(
         False, description="also write and check tensorrt.onnx, symmetric INT8 of the traced graph"
