@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from torch import nn
 
 from contract import TOKENIZER_FILE, BadInput
 from train.cli import make_config
+from train.files import write_atomically as write_atomically
 from train.model import ModelConfig, ToxicityEncoder
 from train.tokenizer import Tokenizer
 
@@ -39,25 +38,11 @@ BEST_FOLDER = "best"
 """Weights of the best epoch so far, before they are calibrated, in the folder of the progress."""
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write `data` (text as UTF-8) to `path`: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # noqa: PTH101  mkstemp's 0600 would hide it from a server's user
-        os.replace(name, path)  # noqa: PTH105
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON document for people and programs: indented, keys in the order given."""
-    write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    # Bytes of a file's name that are no text come out as JSON's own escapes.
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -181,17 +166,22 @@ def save_progress(
 ) -> None:
     """Write what a run needs to go on: the step's files, then one rename makes them count."""
     step = folder / f"step-{progress['step']}"
-    step.mkdir(parents=True, exist_ok=True)
-    save_weights(step, model)
-    if average is not None:
-        save_tensors(step / _AVERAGE_FILE, average.state_dict())
     state = {
         f"{index}.{name}": tensor.detach().cpu().contiguous()
         for index, values in optimizer.state_dict()["state"].items()
         for name, tensor in values.items()
     }
-    write_atomically(step / _OPTIMIZER_FILE, safetensors.torch.save(state))
-    write_json(folder / PROGRESS_FILE, progress)
+    again = step.exists()  # at the end of an epoch, which may be just after a save
+    try:
+        save_weights(step, model)
+        if average is not None:
+            save_tensors(step / _AVERAGE_FILE, average.state_dict())
+        write_atomically(step / _OPTIMIZER_FILE, safetensors.torch.save(state))
+        write_json(folder / PROGRESS_FILE, progress)
+    except OSError:
+        if not again:  # what it holds counts for nothing, and the disk may be full
+            shutil.rmtree(step, ignore_errors=True)
+        raise
     for other in folder.glob("step-*"):
         if other != step:
             shutil.rmtree(other, ignore_errors=True)

@@ -18,6 +18,7 @@ import torch
 
 from contract import PAD_ID
 from train.artifacts import read_json, replace_folder, write_json
+from train.files import naming
 from train.tokenizer import Tokenizer
 
 BATCHES_PER_BUCKET = 50
@@ -84,12 +85,22 @@ def pretokenize(texts: Sequence[str], tokenizer: Tokenizer, folder: Path) -> Pre
         staged.mkdir(parents=True)
         source = TokenizedOnTheFly(texts, tokenizer)
         rows = [source[row] for row in range(len(texts))]
-        np.save(staged / "ids.npy", np.concatenate(rows), allow_pickle=False)
         offsets = np.cumsum([0] + [len(row) for row in rows], dtype=np.int64)
-        np.save(staged / "offsets.npy", offsets, allow_pickle=False)
-        write_json(staged / "pretokenized.json", {"cut": source.cut, "comments": len(rows)})
-        replace_folder(staged, target)
+        try:
+            _save(staged / "ids.npy", np.concatenate(rows))
+            _save(staged / "offsets.npy", offsets)
+            write_json(staged / "pretokenized.json", {"cut": source.cut, "comments": len(rows)})
+            replace_folder(staged, target)
+        except OSError:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
     return Pretokenized(target)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    # Not by name: NumPy would write by itself, and forget why it could not.
+    with naming(path), path.open("w+b") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 @dataclass(frozen=True)
