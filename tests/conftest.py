@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 _FAST_FIRST = (
-    "layout tokenizer split data synthetic batches repository serving_graph packed placement "
+    "layout makefile cli labels client tokenizer split data synthetic batches repository serving_graph packed placement "
     "train export parity calibration evaluate admission cache serve replicas bench"
 )
 _WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()

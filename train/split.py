@@ -142,7 +142,7 @@ _ESSENTIAL = _Essential()
 
 def _essence(text: str) -> str:
     folded = text.casefold()
-    return folded.translate(_ESSENTIAL) or " ".join(folded.split())
+    return folded.translate(_ESSENTIAL) or "".join(folded.split())
 
 
 def comments_of_run(folder: Path, data: str | None = None) -> tuple[Comments, Split]:

@@ -103,8 +103,10 @@ def shown_names(source: str, names: Sequence[str]) -> str:
     if any(_NUMBER.fullmatch(name) or len(name) > _MOST_NAME for name in names):
         return f"the first row of {source} holds {len(names)} fields that are no names of columns"
     words = [
-        name if len(name.split()) == 1 else f"(one of {len(name.split())} words)" for name in names
-    ]  # one word is no comment
+        # One word is no comment.
+        f"(one of {len(name.split())} words)" if any(map(str.isspace, name)) else name or "(none)"
+        for name in names
+    ]
     return f"the columns of {source} are {textwrap.shorten(', '.join(words), 300)}"
 
 
@@ -213,9 +215,9 @@ class CsvRows:
     def _fault(self, what: str, words: str) -> Unreadable:
         if self._at_end:
             return Unreadable(f"{what} opens a quote that nothing closes", _QUOTE)
-        if "expected after" in words:
-            words = "has a quote within quotes that is not doubled"
-        return Unreadable(f"{what}, which ends in line {self._reader.line_num}: {words}", _QUOTE)
+        quoted = "expected after" in words
+        words = "has a quote within quotes that is not doubled" if quoted else f"is none: {words}"
+        return Unreadable(f"{what} (up to line {self._reader.line_num}) {words}", _QUOTE)
 
 
 _QUOTE = "close each quote, and double those within a quoted field"
