@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from disk_limit import largest_file
 
 from contract import BadInput, GateFailed
 from train import cli
@@ -36,17 +35,6 @@ def raising(error: BaseException) -> Callable[[], None]:
         raise error
 
     return main
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond `size` bytes: what a full disk does, for anybody."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 # --- Errors ------------------------------------------------------------------------------

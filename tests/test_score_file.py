@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import TinyModel
+from disk_limit import largest_file
 
 from contract import LOGIT, MAX_COMMENT_BYTES, MODEL_VERSION, PROBABILITY, TEXT, BadInput
 from core.binding import probability
@@ -540,12 +541,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     real = score_file._join
 
     def join(*arguments: Any) -> None:  # the parts had room
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
-        try:
+        with largest_file(300_000):
             real(*arguments)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     monkeypatch.setattr(score_file, "_join", join)
     with pytest.raises(OSError, match="File too large") as error:
