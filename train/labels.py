@@ -117,7 +117,8 @@ def _refused(
             f"{where} holds {len(words):,} different texts that are no numbers, the first in row "
             f"{first}, expected labels in [0, 1]; name another with {flags}label-column"
         )
-    present = [place for place in np.argsort(-counts, kind="stable") if counts[place]]
+    order = np.argsort(-counts, kind="stable")
+    present = [p for p in order if counts[p] and values[p].strip().casefold() not in _MISSING]
     shown = present if len(present) <= _MOST_SHOWN else [p for p in present if p in unknown]
     listed = ", ".join(f"{values[p].strip()!r} ({counts[p]:,})" for p in shown[:_MOST_SHOWN])
     if len(shown) > _MOST_SHOWN:

@@ -172,13 +172,12 @@ def _only_csv(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
 class CsvRows:
     """The header, then the rows, each a list of fields; bytes that are not UTF-8 are surrogates."""
 
-    def __init__(self, file: IO[bytes], total: int, position: Callable[[], int]) -> None:
+    def __init__(self, text: IO[str], total: int, position: Callable[[], int]) -> None:
         """`total` and `position` as `open_bytes` has them. Raises Unreadable without a header."""
         self.total, self.position = total, position
         self.blank_lines = 0
         """They are no rows."""
         self._at_end = False
-        text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
         self._reader = csv.reader(self._lines(text), strict=True)
         self.header = tuple(self._next("its header") or ())
         if not self.header:
@@ -229,8 +228,11 @@ def open_csv(path: Path) -> Iterator[CsvRows]:
     """Rows of a CSV file. Within `explained`, which says what is wrong with it."""
     limit = csv.field_size_limit(MOST_FIELD_BYTES)
     try:
-        with open_bytes(path) as (file, total, position):
-            yield CsvRows(file, total, position)
+        with (
+            open_bytes(path) as (file, total, position),
+            io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text,
+        ):
+            yield CsvRows(text, total, position)
     finally:
         csv.field_size_limit(limit)
 
