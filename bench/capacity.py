@@ -164,11 +164,25 @@ def served(config: CapacityConfig, rung: Rung) -> Iterator[triton.Server]:
         )
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                door.start(settings) if rung.replicas else triton.start(settings)
+                _start(settings)
             yield find_server(settings.run_dir)
         finally:
             with contextlib.redirect_stdout(io.StringIO()):
-                door.stop(settings) if rung.replicas else triton.stop(settings)
+                _stop(settings)
+
+
+def _start(settings: triton.ServeConfig) -> None:
+    if isinstance(settings, door.DoorConfig):
+        door.start(settings)
+    else:
+        triton.start(settings)
+
+
+def _stop(settings: triton.ServeConfig) -> None:
+    if isinstance(settings, door.DoorConfig):
+        door.stop(settings)
+    else:
+        triton.stop(settings)
 
 
 def make_repository(config: CapacityConfig, rung: Rung, repository: Path) -> None:

@@ -72,6 +72,11 @@ class ExportConfig:
     tensorrt: bool = Field(
         False, description="also write and check tensorrt.onnx, symmetric INT8 of the traced graph"
     )
+    show_comments: bool = Field(
+        False,
+        description="show the start of the comment that a gate names, on the screen and in the "
+        "report; else its row in the data and its length alone",
+    )
     seed: int = Field(0, ge=0, description="seed of the calibration and parity samples")
 
     def long_text_for(self, max_len: int) -> LongText:

@@ -35,9 +35,9 @@ class Tuning:
     """How the public model is served, as `make tune` measured it best on the machine."""
 
     instances: int = Field(ge=1, le=MAX_INSTANCES)
-    window_ms: float = Field(0.0, ge=0, le=MAX_WINDOW_MS)
+    window_ms: float = Field(default=0.0, ge=0, le=MAX_WINDOW_MS)
     """Longest wait of a request for batch-mates."""
-    max_batch: int = Field(MAX_BATCH_SIZE, ge=1, le=MAX_BATCH_SIZE)
+    max_batch: int = Field(default=MAX_BATCH_SIZE, ge=1, le=MAX_BATCH_SIZE)
     """Most comments that the graph runs together."""
     batching: bool = True
     """False: each comment alone, a rung of `bench.capacity`."""

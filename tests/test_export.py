@@ -56,7 +56,7 @@ def subject(exported: Exported) -> gates.Subject:
 def comments(checkpoint: Checkpoint) -> list[Comment]:
     texts = load_comments(checkpoint.config["train"]["data"]).texts[:24]
     edge = ["", "a", "you are fine . " * 200]
-    return [parity.named(i, t, checkpoint.tokenizer.encode(t)) for i, t in enumerate(texts + edge)]
+    return [parity.named(i, checkpoint.tokenizer.encode(t)) for i, t in enumerate(texts + edge)]
 
 
 def test_every_gate_holds_and_is_in_the_report(
@@ -362,7 +362,7 @@ def damaged_int8(
     [
         (all_operators_int8, r"gate int8_\w+ is"),
         (float_in_disguise, r"gate int8_layers_in_float is 8, expected at most 0"),
-        (damaged_int8, r"gate int8_\w+ is .*comment \d+ \(\d+ tokens\)"),
+        (damaged_int8, r"gate int8_\w+ is .*comment \d+ \(\d+ tokens, row \d+ of the val"),
     ],
 )
 def test_failed_gate_publishes_nothing_and_keeps_the_old_version(

@@ -37,7 +37,7 @@ from train import artifacts, calibration, debias, distill, pretrain, qat
 from train.batches import Batch, CommentIds, TokenizedOnTheFly, pretokenize, training_batches
 from train.cli import parse_config, run
 from train.cls_only import ClsOnlyEncoder
-from train.config import TrainConfig
+from train.config import WRITTEN_BEFORE, TrainConfig
 from train.curves import plot_curves
 from train.data import Comments, load_comments
 from train.embeddings import cooccurrence_embeddings, spelled_alike, start_from
@@ -46,7 +46,7 @@ from train.files import clear_removed, clear_unfinished, recover, refusing_disk_
 from train.locks import LOCK_FILE, SHARED_WAIT_S, locked
 from train.model import ToxicityEncoder
 from train.optimizer import make_optimizer, prepare_step, update
-from train.split import split_comments
+from train.split import overlap, split_comments
 from train.throughput import flops_per_token, matmul_peak
 from train.tokenizer import Respelling, build_tokenizer, oov_rates
 
@@ -115,16 +115,20 @@ def _train(
     # --- Data: the same on every process, from the same seed -----------------------------
     start = qat.load_start(config) if config.qat else None
     teachers = distill.load_teachers(config) if config.distill else []
-    comments = load_comments(
-        config.data, text_column=config.text_column, label_column=config.label_column
-    )
+    columns: dict[str, Any] = {
+        "text_column": config.text_column,
+        "label_column": config.label_column,
+        "label_map": config.label_map,
+    }
+    comments = load_comments(config.data, **columns)
     say(comments.summary())
     test_file = None
     if config.test_data:
-        test_file = load_comments(
-            config.test_data, text_column=config.text_column, label_column=config.label_column
-        )
+        test_file = load_comments(config.test_data, **columns)
         say(f"test file: {test_file.summary()}")
+        seen = overlap(test_file.texts, comments.texts)
+        if seen.same or seen.alike:
+            say(f"WARNING: {seen.words()} are in --data, too: its metrics promise too much")
     split = split_comments(
         comments.texts, comments.labels, fractions=config.fractions, seed=config.seed
     )
@@ -353,6 +357,7 @@ def _train(
         test_ids = TokenizedOnTheFly(test_file.texts, tokenizer)
         results["test_file"] = {
             "source": test_file.source,
+            "in_data": dataclasses.asdict(seen),
             **_metrics_on(trained, test_ids, rows, test_file.labels),
         }
     quantization = None
@@ -525,7 +530,7 @@ def _prepare(work: Path, out: Path, identity: dict[str, Any], *, restart: bool) 
         known = []
     for progress in known:
         read = artifacts.read_json(progress, "start over with --restart")
-        earlier = read.get("identity") or {}
+        earlier = WRITTEN_BEFORE | (read.get("identity") or {})
         for name, value in identity.items():
             if earlier.get(name) != value:
                 raise BadInput(

@@ -18,6 +18,7 @@ import torch
 from contract import PAD_ID
 from train.files import clear_unfinished, put_folder, read_json, staging, write_json
 from train.locks import LOCK_FILE, SHARED_WAIT_S, locked
+from train.system_errors import naming
 from train.tokenizer import Tokenizer
 
 BATCHES_PER_BUCKET = 50
@@ -90,11 +91,17 @@ def _store(texts: Sequence[str], tokenizer: Tokenizer, target: Path) -> None:
     with staging(target.parent) as staged:
         source = TokenizedOnTheFly(texts, tokenizer)
         rows = [source[row] for row in range(len(texts))]
-        np.save(staged / "ids.npy", np.concatenate(rows), allow_pickle=False)
         offsets = np.cumsum([0] + [len(row) for row in rows], dtype=np.int64)
-        np.save(staged / "offsets.npy", offsets, allow_pickle=False)
+        _save(staged / "ids.npy", np.concatenate(rows))
+        _save(staged / "offsets.npy", offsets)
         write_json(staged / "pretokenized.json", {"cut": source.cut, "comments": len(rows)})
         put_folder(staged, target)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    # Not by name: NumPy would write by itself, and forget why it could not.
+    with naming(path), path.open("w+b") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ def write_atomically(path: Path, data: bytes | str, mode: int = 0o644) -> None:
 
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON document for people and programs: indented, keys in the order given."""
-    write_atomically(path, json_text(document))
+    # Bytes of a file's name that are no text come out as JSON's own escapes.
+    write_atomically(path, json_text(document).encode("utf-8", "backslashreplace"))
 
 
 def json_text(document: Any) -> str:
