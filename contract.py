@@ -80,9 +80,6 @@ MAX_REQUEST_COMMENTS = 256
 """Most comments of one request, and of all requests that Triton hands over in one call."""
 MAX_BATCH_SIZE = 64
 """Most comments, or windows of them, that the graph runs together."""
-MAX_REQUEST_BYTES = 1 << 20
-"""Largest body of a request, in bytes: the longest comment fits in any language, each of its
-characters beyond ASCII escaped as \\uXXXX."""
 MAX_REQUEST_WINDOWS = MAX_BATCH_SIZE * MAX_WINDOWS
 """Most windows of one request's comments: they take the time of as many whole comments."""
 MAX_BATCH_PAIRS = MAX_BATCH_SIZE * 256 * 256
