@@ -29,7 +29,7 @@ class BadInput(ToxicityError):
 
 
 class GateFailed(ToxicityError):
-    """Names the gate, the measured value, its bound and the worst comment."""
+    """Names the gate, the measured value, its bound and the worst comment, by its row."""
 
     exit_status = 3
 
@@ -91,8 +91,13 @@ CACHE_BYTES = "cache_bytes"
 """Parameter in the public model's config.pbtxt: most memory that the logits of repeated comments
 take in a server; 0 turns that cache off."""
 DEFAULT_CACHE_BYTES = 64 << 20
+MAX_CACHE_BYTES = 1 << 40
 MAX_BATCH = "max_batch"
 """Parameter there: most comments that the graph runs together, at most MAX_BATCH_SIZE."""
+MAX_INSTANCES = 1024
+"""Most sessions of a model in one server."""
+MAX_WINDOW_MS = 1000.0
+"""Longest time that a request may wait for batch-mates."""
 
 # --- The door: what a request may be before the model sees it -----------------------------
 MAX_REQUEST_BYTES = 1 << 20
@@ -119,6 +124,12 @@ ORT_FILE = "libonnxruntime.so"
 """ONNX Runtime's shared library, the one that the gates ran with."""
 ARTIFACT_FILE = "artifact.json"
 """What the version is: precision, max_len, tolerances, files with their sha256, gates passed."""
+SIGNATURE_FILE = "artifact.sig"
+"""Ed25519 signature of ARTIFACT_FILE's bytes, 64 bytes, where the version was signed."""
+SERVING_FILE = "serving.json"
+"""In the public model's folder: which version serves and how, and the published ones' sha256."""
+REQUIRE_SIGNATURE = "TOXICITY_REQUIRE_SIGNATURE"
+"""Environment variable: file of a public key; without a signature by it no version verifies."""
 
 # --- Gates -------------------------------------------------------------------------------
 FP32_LOGIT_ATOL = 1e-4

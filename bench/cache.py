@@ -26,16 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf import text_format
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
-from tritonclient.grpc import model_config_pb2
 
 from bench.comments import default_source, load_pool
 from bench.counters import server_counters, settled
 from bench.run import artifact_of, hardware, report_broken_bars
-from contract import CACHE_BYTES, HOST, PUBLIC_MODEL
-from export.repository import CONFIG_FILE, verify
+from contract import HOST
+from export.repository import served_tuning, verify
+from export.switch import tune
 from serve import triton
 from serve.client import Protocol, connect, infer
 from train.cli import make_config, parse_config, run
@@ -143,10 +142,7 @@ def _serving(config: CacheBenchConfig, *, cached: bool) -> Iterator[triton.Serve
         repository = Path(scratch) / "repository"
         shutil.copytree(config.repository, repository)
         if not cached:
-            path = repository / PUBLIC_MODEL / CONFIG_FILE
-            model = text_format.Parse(path.read_text("utf-8"), model_config_pb2.ModelConfig())
-            model.parameters[CACHE_BYTES].string_value = "0"
-            path.write_text(text_format.MessageToString(model), "utf-8")
+            tune(repository, served_tuning(repository), {}, cache_bytes=0)
         port = config.port + (0 if cached else 3)
         settings = {"action": "start", "repository": repository, "run_dir": Path(scratch) / "run"}
         ports = {"http_port": port, "grpc_port": port + 1, "metrics_port": port + 2}

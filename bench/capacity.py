@@ -22,10 +22,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from google.protobuf import text_format
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
-from tritonclient.grpc import model_config_pb2 as pb
 
 from bench import open_loop
 from bench.arrivals import MAX_BUSY
@@ -33,10 +31,13 @@ from bench.comments import default_source, load_pool
 from bench.counters import CountersOf, parts_of, server_counters
 from bench.plot import plot_capacity
 from bench.run import BenchConfig, Result, find_server, hardware, load, report_broken_bars
-from contract import ENCODER_MODEL, ONNX_FILE, PUBLIC_MODEL, RAGGED_MODEL, TOKENIZER_FILE
-from export.repository import CONFIG_FILE, Tuning, publish, tune, verify, version_folder
+from contract import ENCODER_MODEL, ONNX_FILE, RAGGED_MODEL, TOKENIZER_FILE
+from export.model_config import Tuning
+from export.publish import publish
+from export.repository import verify, version_folder
+from export.switch import tune
 from serve import door, haproxy, triton
-from train.artifacts import write_atomically, write_json
+from train.artifacts import write_json
 from train.cli import make_config, parse_config, run
 
 TARGET_RPS, TARGET_LOAD = 10_000, 0.65
@@ -163,15 +164,29 @@ def served(config: CapacityConfig, rung: Rung) -> Iterator[triton.Server]:
         )
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                door.start(settings) if rung.replicas else triton.start(settings)
+                _start(settings)
             yield find_server(settings.run_dir)
         finally:
             with contextlib.redirect_stdout(io.StringIO()):
-                door.stop(settings) if rung.replicas else triton.stop(settings)
+                _stop(settings)
+
+
+def _start(settings: triton.ServeConfig) -> None:
+    if isinstance(settings, door.DoorConfig):
+        door.start(settings)
+    else:
+        triton.start(settings)
+
+
+def _stop(settings: triton.ServeConfig) -> None:
+    if isinstance(settings, door.DoorConfig):
+        door.stop(settings)
+    else:
+        triton.stop(settings)
 
 
 def make_repository(config: CapacityConfig, rung: Rung, repository: Path) -> None:
-    """Publish the newest version again into `repository`, as `rung` wants it served."""
+    """Publish what serves again into `repository`, as `rung` wants it served."""
     source = config.repository
     if rung.graph == "student":
         assert config.student is not None
@@ -186,13 +201,7 @@ def make_repository(config: CapacityConfig, rung: Rung, repository: Path) -> Non
         tokenizer_path=folder / TOKENIZER_FILE,
         artifact=verify(source),
     )
-    tune(repository, rung.tuning, {})
-    if not rung.batching:
-        path = repository / PUBLIC_MODEL / CONFIG_FILE
-        served = text_format.Parse(path.read_text("utf-8"), pb.ModelConfig())
-        served.ClearField("dynamic_batching")
-        served.max_batch_size = 1
-        write_atomically(path, text_format.MessageToString(served))
+    tune(repository, replace(rung.tuning, batching=rung.batching), {})
 
 
 def search(

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from contract import SPECIAL_TOKENS
-from train.data import load_comments
+from contract import SPECIAL_TOKENS, BadInput
+from train.data import load_texts
 from train.synthetic import generate
 from train.tokenizer import Tokenizer
 
@@ -74,15 +74,17 @@ def default_source() -> str:
 
 
 def load_pool(source: str, *, size: int = POOL, seed: int = 0) -> Pool:
-    """`size` comments of `source` (as `train.data.load_comments` takes it), shuffled by `seed`.
+    """`size` comments of `source` (as `train.data.load_texts` takes it), shuffled by `seed`.
 
-    Raises BadInput when the source cannot be read.
+    Raises BadInput when the source cannot be read or holds none.
     """
     if source == SYNTHETIC:
         texts = _with_real_lengths(size, seed)
         name = "SYNTHETIC comments (nobody wrote them) with a length mix like that of real ones"
     else:
-        loaded = load_comments(source).texts
+        loaded = load_texts(source, flag=None)
+        if not loaded:
+            raise BadInput(f"{source} holds no comment, expected some; name another file")
         order = np.random.default_rng(seed).permutation(len(loaded))[:size]
         texts = [loaded[row] for row in order]
         name = Path(source).name

@@ -119,7 +119,7 @@ def measure(config: LadderConfig) -> dict[str, Any]:
     pool = load_pool(default_source(), size=config.comments)
     subject = gates.load_subject(exports["teacher"])
     tokenizer, split = subject.checkpoint.tokenizer, subject.split
-    ids = [parity.named(i, text, tokenizer.encode(text)) for i, text in enumerate(pool.texts)]
+    ids = [parity.named(row, tokenizer.encode(text)) for row, text in enumerate(pool.texts)]
     paths = {name: settings.out / "int8.onnx" for name, settings in exports.items()}
     speed = rates.measure({name: parity.onnx_runner(path) for name, path in paths.items()}, ids)
 

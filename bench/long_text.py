@@ -61,7 +61,10 @@ def bench(config: LongTextBenchConfig) -> dict[str, Any]:
     checkpoint = load_checkpoint(config.checkpoint)
     settings, tokenizer = checkpoint.config["train"], checkpoint.tokenizer
     comments = load_comments(
-        config.data, text_column=settings["text_column"], label_column=settings["label_column"]
+        config.data,
+        text_column=settings["text_column"],
+        label_column=settings["label_column"],
+        label_map=settings.get("label_map", ()),
     )
     print(comments.summary(), flush=True)
     long = np.array([tokenizer.encode_and_cut(text)[1] for text in comments.texts])

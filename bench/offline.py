@@ -33,11 +33,12 @@ from bench.comments import SYNTHETIC, default_source, load_pool
 from bench.run import hardware, report_broken_bars
 from contract import LOGIT, MAX_COMMENT_BYTES, ONNX_FILE, ToxicityError
 from export.repository import verify, version_folder
-from serve.offline_rows import CHUNK_ROWS, find_column, open_source
+from serve.offline_rows import CHUNK_ROWS, open_source
 from serve.offline_worker import open_scorer
 from train.artifacts import sha256_of, write_json
 from train.cli import parse_config, run
 from train.data import TEXT_COLUMNS
+from train.tables import find_column
 
 _OVERHEAD = 0.1
 """Most CPU time of reading, moving and writing, over that of the core."""
@@ -134,7 +135,14 @@ def read_texts(file: Path, text_column: str | None) -> list[str]:
     """Comments of all rows that have a score, as `score --file` finds them."""
     texts: list[str] = []
     with open_source(str(file)) as source:
-        column = find_column(source.names, file.name, text_column, TEXT_COLUMNS)
+        column = find_column(
+            source.names,
+            file.name,
+            "text",
+            asked=text_column,
+            known=TEXT_COLUMNS,
+            flag="--text-column",
+        )
         if source.types:
             import pyarrow.parquet as pq
 

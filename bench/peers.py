@@ -34,8 +34,9 @@ from bench.counters import process_counters
 from bench.peer_app import INFER_PATH
 from bench.run import hardware, report_broken_bars
 from contract import HOST, LOGIT, TEXT, ToxicityError
+from export.model_config import Tuning
 from export.qdq import write_dynamic
-from export.repository import Tuning, verify
+from export.repository import verify
 from serve.process import refuse_taken_port, spawn, wait_or_kill
 from serve.triton import Server
 from train.artifacts import write_json

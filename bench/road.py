@@ -40,7 +40,8 @@ from bench.counters import family, process_counters, server_counters
 from bench.run import BenchConfig, Result, artifact_of, hardware, report_broken_bars
 from contract import PUBLIC_MODEL, BadInput
 from core import build
-from export.repository import CONFIG_FILE, Tuning, served_tuning
+from export.model_config import CONFIG_FILE, Tuning
+from export.repository import served_tuning
 from serve import triton
 from train.artifacts import write_atomically, write_json
 from train.cli import make_config, parse_config, run

@@ -28,7 +28,7 @@ from bench.comments import default_source, load_pool
 from bench.run import hardware, report_broken_bars
 from contract import SPECIAL_TOKENS
 from train.cli import parse_config, run
-from train.data import load_comments
+from train.data import load_texts
 from train.tokenizer import Respelling, Tokenizer, build_tokenizer, oov_rates
 
 Encode = Callable[[str], list[int]]
@@ -177,7 +177,7 @@ def _comments(config: TokenizerBenchConfig) -> tuple[list[str], list[str]]:
     texts = load_pool(config.comments).texts
     if config.vocabulary is None:
         return texts[: len(texts) // 2], texts[len(texts) // 2 :]
-    return load_comments(config.vocabulary).texts, texts
+    return load_texts(config.vocabulary, flag=None), texts
 
 
 def _print(document: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@
 One setting after the other, the others held: the capacity at the objective, as in
 `bench.capacity`, for each of its values. A value replaces the one that stands only when it is
 better by more than --margin, which is this machine's noise. What won goes into the repository's
-configuration, with the measurements beside it (toxicity/tuning.json), and later exports keep it.
+configuration (toxicity/serving.json, and the measurements in toxicity/tuning.json); later exports
+keep it.
 Prints a table and, as its last line, one JSON document, also in `bench/out/tune.json`.
 """
 
@@ -15,7 +16,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -23,8 +24,10 @@ from pydantic.dataclasses import dataclass
 from bench.capacity import CapacityConfig, Rung, search, served, table
 from bench.comments import load_pool
 from bench.run import hardware, report_broken_bars
-from contract import MAX_BATCH_SIZE, ONNX_FILE
-from export.repository import Tuning, served_tuning, tune, verify
+from contract import MAX_BATCH_SIZE, MAX_INSTANCES, MAX_WINDOW_MS, ONNX_FILE
+from export.model_config import Tuning
+from export.repository import served_tuning, verify
+from export.switch import tune
 from train.artifacts import write_json
 from train.cli import parse_config, run
 
@@ -36,11 +39,15 @@ class TuneConfig(CapacityConfig):
     """Flags of `python -m bench.tune`."""
 
     steps: int = Field(4, ge=1, description="runs of the search of one setting")
-    instances: tuple[int, ...] = Field(
+    instances: tuple[Annotated[int, Field(ge=1, le=MAX_INSTANCES)], ...] = Field(
         tuple(sorted({1, _CORES, _CORES + 1})), description="sessions to try"
     )
-    window_ms: tuple[float, ...] = Field((0, 2, 8), description="waits for batch-mates to try")
-    max_batch: tuple[int, ...] = Field((16, MAX_BATCH_SIZE), description="largest batches to try")
+    window_ms: tuple[Annotated[float, Field(ge=0, le=MAX_WINDOW_MS)], ...] = Field(
+        (0, 2, 8), description="waits for batch-mates to try"
+    )
+    max_batch: tuple[Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)], ...] = Field(
+        (16, MAX_BATCH_SIZE), description="largest batches to try"
+    )
     margin: float = Field(0.05, ge=0, description="gain from which on a value replaces another")
 
 

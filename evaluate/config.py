@@ -51,6 +51,12 @@ class EvaluateConfig:
     )
     text_column: str | None = Field(None, description="of --data, if not a known name")
     label_column: str | None = Field(None, description="of --data, if not a known name")
+    label_map: tuple[str, ...] = Field(
+        (), description="of --data: what its labels mean, as in toxic=1 non-toxic=0"
+    )
+    curated_text_column: str | None = Field(None, description="the same of --curated")
+    curated_label_column: str | None = Field(None, description="the same of --curated")
+    curated_label_map: tuple[str, ...] = Field((), description="the same of --curated")
     wanted_precision: float = Field(
         0.9, gt=0, lt=1, description="precision that a threshold is chosen for"
     )

@@ -1,38 +1,40 @@
 """Curated sets: comments in named groups that a fair model treats alike, and pairs of them.
 
-A set is a CSV with the columns `text` and `label` (under any name that training knows), `group`,
-and, where two comments differ in the identity alone, `pair_id`.
+A set is a CSV with the columns `text` and `label` (under any name that training knows, or that a
+flag names), `group`, and, where two comments differ in the identity alone, `pair_id`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from contract import DECISION_THRESHOLD, BadInput
 from evaluate.metrics import Values, bootstrap, error_rates
 from train.data import Comments, load_comments
 from train.evaluate import probability_of
+from train.tables import column_names
 
 GROUP, PAIR = "group", "pair_id"
 _SUFFIXES = (".csv", ".csv.gz")
 
 
-def load_curated(paths: Sequence[str]) -> dict[str, Comments]:
+def load_curated(paths: Sequence[str], **columns: Any) -> dict[str, Comments]:
     """Curated sets by file name without its suffix.
 
-    Of a folder, its CSV files that have a column `group`. Raises BadInput for a file without that
-    column, or a folder without such a file.
+    Of a folder, its CSV files that have a column `group`. `columns`: text_column, label_column and
+    label_map, as `load_comments` takes them. Raises BadInput for a file without a column `group`,
+    or a folder without such a file.
     """
     files: list[Path] = []
     for path in map(Path, paths):
         found = [path]
         if path.is_dir():
             found = [f for f in sorted(path.iterdir()) if f.name.endswith(_SUFFIXES)]
-            found = [f for f in found if GROUP in pd.read_csv(f, nrows=0).columns]
+            found = [f for f in found if GROUP in column_names(f)]
             if not found:
                 raise BadInput(
                     f"{path} holds no .csv or .csv.gz file with a column '{GROUP}', expected "
@@ -41,7 +43,13 @@ def load_curated(paths: Sequence[str]) -> dict[str, Comments]:
         files += found
     sets = {}
     for file in files:
-        comments = load_comments(str(file), both_classes=False, extra_columns=(GROUP, PAIR))
+        comments = load_comments(
+            str(file),
+            both_classes=False,
+            extra_columns=(GROUP, PAIR),
+            flags="--curated-",
+            **columns,
+        )
         if GROUP not in comments.extra:
             raise BadInput(
                 f"{file} has no column '{GROUP}', expected text, label and {GROUP}; add it, or "

@@ -20,7 +20,7 @@ from train.artifacts import WEIGHTS_FILE, sha256_of
 from train.calibration import Platt, fit_platt, fit_temperature, quality
 from train.data import Comments, load_comments
 from train.evaluate import RELIABILITY_BINS, probability_of, reliability_bin
-from train.split import Split, comments_of_run
+from train.split import Split, comments_of_run, overlap
 from train.tokenizer import Tokenizer
 
 VALIDATION = "validation"
@@ -47,14 +47,19 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     trained_on, split = comments_of_run(config.run, config.train_data)
     sets = _load_sets(config, trained_on, split)
-    curated = load_curated(config.curated)
+    curated = load_curated(
+        config.curated,
+        text_column=config.curated_text_column,
+        label_column=config.curated_label_column,
+        label_map=config.curated_label_map,
+    )
     models = {
         model.name: model
         for model in (load_model(spec, trained_on, split) for spec in config.models)
     }
     logits = {name: _score(models, name, comments.texts) for name, comments in sets.items()}
     thresholds = {name: _thresholds(config, sets, logits, name) for name in models}
-    seen = {trained_on.texts[row] for row in split.train}
+    training = [trained_on.texts[row] for row in split.train]
     document = {
         "bench": "evaluate",
         "run": {
@@ -68,9 +73,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 **comments.source,
                 "comments": len(comments.texts),
                 "toxic": int(comments.labels.sum()),
-                "in_training": sum(text in seen for text in comments.texts),
+                "in_training": seen.same,
+                "in_training_but_for_form": seen.alike,
             }
             for name, comments in (sets | curated).items()
+            for seen in [overlap(comments.texts, training)]
         },
         "resamples": config.resamples,
         "seed": config.seed,
@@ -113,7 +120,10 @@ def _load_sets(config: EvaluateConfig, trained_on: Comments, split: Split) -> di
             sets[name] = _part(trained_on, split.test, TEST)
         else:
             sets[name] = load_comments(
-                source, text_column=config.text_column, label_column=config.label_column
+                source,
+                text_column=config.text_column,
+                label_column=config.label_column,
+                label_map=config.label_map,
             )
     return sets
 
@@ -122,6 +132,7 @@ def _part(comments: Comments, rows: np.ndarray, part: str) -> Comments:
     return replace(
         comments,
         texts=[comments.texts[row] for row in rows],
+        rows=comments.rows[rows],
         labels=comments.labels[rows],
         targets=comments.targets[rows],
         identities={name: share[rows] for name, share in comments.identities.items()},

@@ -39,7 +39,7 @@ def load_model(spec: str, comments: Comments, split: Split) -> Model:
     """The model that `spec` names.
 
     Args:
-        spec: a checkpoint folder; a repository (its newest version) or a version folder in it, as
+        spec: a checkpoint folder; a repository (what serves) or a version folder in it, as
             model_repository/toxicity/2; http://HOST:PORT or grpc://HOST:PORT of a live server; or
             `baseline` or `baseline-words`, which is fitted now.
         comments: those of a training run, for a baseline.

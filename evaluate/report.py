@@ -52,6 +52,8 @@ def labelled(document: Mapping[str, Any]) -> Iterator[Table]:
         title = f"{name}: {about['comments']:,} comments, {about['toxic']:,} toxic"
         if name != VALIDATION:
             title += f"; {about['in_training']:,} of them trained on"
+            if more := about["in_training_but_for_form"]:
+                title += f", {more:,} more but for case, punctuation and spaces"
         yield title, pd.DataFrame(rows)
 
 

@@ -2,15 +2,18 @@
 
 Trace to ONNX as the reference, build the serving graph from the same weights, pass the gates of
 `export.gates`, time the forms, fill `model_repository/`. When a gate fails nothing is published,
-the version that serves stays, and the exit status is 3.
+the version that serves stays, and the exit status is 3. The report is `report-<version>.json` in
+--out and, as the latest one, `report.json`; one export at a time writes an --out.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import platform
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +37,16 @@ from export.gates import (
 )
 from export.parity import Finding, onnx_runner
 from export.placement import Placement
+from export.publish import publish
 from export.qdq import TENSORRT_FILE, write_qdq
-from export.repository import publish
 from export.serving_graph import build, build_int8, build_packed, groups_for
+from export.signing import load_private_key
 from export.torchscript import TORCHSCRIPT_FILE, write_torchscript
 from export.trace import trace
-from train.artifacts import METRICS_FILE, WEIGHTS_FILE, read_json, sha256_of, write_json
+from train.artifacts import METRICS_FILE, WEIGHTS_FILE
 from train.cli import parse_config, run
+from train.files import clear_unfinished, read_json, refusing_disk_errors, sha256_of, write_json
+from train.locks import LOCK_FILE, locked
 from train.qat import table_lines
 
 _LENGTHS = 10_000
@@ -65,10 +71,23 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
     Raises GateFailed when a gate of the chosen precision fails, with "auto" when one of every
     precision does; nothing is published then. Raises BadInput for a precision and a device that
-    do not go together.
+    do not go together, while another export writes `config.out`, and when that or the repository
+    cannot be written.
     """
-    began = time.monotonic()
     device = _device(config)
+    if config.sign_key:
+        load_private_key(config.sign_key)  # not after the work
+    with refusing_disk_errors(
+        config.out, "free some space or allow writing there, or give another folder with --out"
+    ):
+        wait = "wait for it, or give another folder with --out"
+        with locked(config.out / LOCK_FILE, f"--out {config.out}", wait):
+            clear_unfinished(config.out)
+            return _export(config, device)
+
+
+def _export(config: ExportConfig, device: str) -> dict[str, Any]:
+    began = time.monotonic()
     subject = load_subject(config)
     attention = subject.checkpoint.model.config.attention
     if device == "cuda" and attention != "softmax":
@@ -113,7 +132,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
             config, subject, chosen, needed[chosen.precision], report, rate
         )
     report["seconds"] = round(time.monotonic() - began, 1)
-    write_json(config.out / "report.json", report)
+    _write_report(config.out, report)
     if failed:
         raise GateFailed(
             f"gate {failed[0].gate} is {failed[0].value:.3g}, expected at most "
@@ -127,6 +146,17 @@ def export(config: ExportConfig) -> dict[str, Any]:
         f"{report['seconds']:.0f} s)"
     )
     return report
+
+
+def _write_report(out: Path, report: Mapping[str, Any]) -> None:
+    """As the latest one, and under its version's number where no other report is."""
+    if report["published"]:
+        name = f"report-{report['published']['version']}"
+        path, again = out / f"{name}.json", 2
+        while path.exists():  # another repository has that version, too
+            path, again = out / f"{name}-{again}.json", again + 1
+        write_json(path, report)
+    write_json(out / "report.json", report)
 
 
 def _device(config: ExportConfig) -> str:
@@ -286,6 +316,8 @@ def _publish(
         "checkpoint_sha256": report["checkpoint"]["sha256"],
         "versions": report["versions"],
         "comments_per_s": round(comments_per_s),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
     }
     version = publish(
         config.repository,
@@ -295,6 +327,7 @@ def _publish(
         artifact=artifact,
         cache_bytes=config.cache_bytes,
         instances=config.instances,
+        sign_key=config.sign_key,
     )
     folder = config.repository / contract.PUBLIC_MODEL / str(version)
     return {
@@ -302,6 +335,16 @@ def _publish(
         "version": version,
         "files": {path.name: _described(path) for path in sorted(folder.iterdir())},
     }
+
+
+def _commit() -> str | None:
+    """Commit of the source that exports, if it is in a Git repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return ended.stdout.strip() or None if ended.returncode == 0 else None
 
 
 def _described(path: Path) -> dict[str, Any]:

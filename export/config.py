@@ -64,9 +64,18 @@ class ExportConfig:
         ge=0,
         description="memory of a server for the logits of repeated comments; 0 for none",
     )
+    sign_key: Path | None = Field(
+        None,
+        description="file of an Ed25519 private key that signs the version; see export.signing",
+    )
     torchscript: bool = Field(False, description="also write and check model.torchscript.pt")
     tensorrt: bool = Field(
         False, description="also write and check tensorrt.onnx, symmetric INT8 of the traced graph"
+    )
+    show_comments: bool = Field(
+        False,
+        description="show the start of the comment that a gate names, on the screen and in the "
+        "report; else its row in the data and its length alone",
     )
     seed: int = Field(0, ge=0, description="seed of the calibration and parity samples")
 

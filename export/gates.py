@@ -99,13 +99,21 @@ def load_subject(config: ExportConfig) -> Subject:
     checkpoint = load_checkpoint(config.checkpoint)
     comments, split = comments_of_run(config.checkpoint, config.data)
     ids = TokenizedOnTheFly(comments.texts, checkpoint.tokenizer)
-    validation = [parity.named(int(i), comments.texts[i], ids[i]) for i in split.validation]
+    validation = [
+        parity.named(
+            int(comments.rows[i]),
+            ids[i],
+            f"row {at} of the validation split",
+            comments.texts[i] if config.show_comments else None,
+        )
+        for at, i in enumerate(split.validation)
+    ]
     order = np.random.default_rng(config.seed).permutation(len(validation))
     timed = [validation[i] for i in order[:_TIMED]]
     sample = timed[:_SAMPLE]
     over_long = "you are fine . " * checkpoint.tokenizer.max_len
     for name, text in {"empty": "", "one letter": "a", "over-long": over_long}.items():
-        sample.append(parity.named(name, text, checkpoint.tokenizer.encode(text)))
+        sample.append(parity.named(name, checkpoint.tokenizer.encode(text)))
     cascade = None
     if config.student:
         cascade = load_cascade(

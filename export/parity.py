@@ -72,10 +72,18 @@ class Comment:
     ids: Sequence[int] | np.ndarray
 
 
-def named(row: int | str, text: str, ids: Sequence[int] | np.ndarray) -> Comment:
-    """A comment called by its row and the start of its text, on one line of ASCII."""
-    start = text[:60].encode("unicode_escape").decode("ascii")
-    return Comment(f"comment {row} ({len(ids)} tokens) '{start}'", ids)
+def named(
+    row: int | str, ids: Sequence[int] | np.ndarray, place: str = "", shown: str | None = None
+) -> Comment:
+    """A comment called by its row of the data and its length, and where else it stands.
+
+    With `shown`, its text, by the start of that as well, on one line of ASCII; only who asks for
+    it may see what people wrote.
+    """
+    name = f"comment {row} ({len(ids)} tokens{f', {place}' if place else ''})"
+    if shown is not None:
+        name += f" '{shown[:60].encode('unicode_escape', 'surrogatepass').decode('ascii')}'"
+    return Comment(name, ids)
 
 
 def torch_runner(model: ToxicityEncoder) -> Runner:

@@ -5,7 +5,8 @@ scores = score_comments(["you are kind", "..."], protocol="grpc")
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from contract import (
     LOGIT,
     MAX_BATCH_SIZE,
     MAX_COMMENT_BYTES,
+    MAX_REQUEST_BYTES,
     MODEL_VERSION,
     PROBABILITY,
     PUBLIC_MODEL,
@@ -35,6 +37,9 @@ Protocol = Literal["http", "grpc"]
 DEFAULT_URL = {"http": f"{HOST}:{HTTP_PORT}", "grpc": f"{HOST}:{GRPC_PORT}"}
 _CLIENT = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 _TIMEOUT_S = 60.0
+_ADDRESS = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", re.ASCII)
+_LENGTH_BYTES = 4
+"""Before each comment of a binary tensor."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +57,51 @@ class Scores:
 def score_comments(
     texts: Sequence[str], *, protocol: Protocol = "http", url: str | None = None
 ) -> Scores:
-    """Scores of any number of comments, MAX_BATCH_SIZE a request.
+    """Scores of any number of comments, in as many requests as they need.
 
     Raises BadInput for what cannot be sent or is refused as it is, ToxicityError when the
     server is not there, is overloaded or fails.
     """
-    url = url or DEFAULT_URL[protocol]
+    url = _checked(DEFAULT_URL[protocol] if url is None else url)
     encoded = [_encode(row, text) for row, text in enumerate(texts)]
     answers = []
     try:
         with connect(protocol, url) as client:
-            for at in range(0, len(encoded), MAX_BATCH_SIZE):
-                answers.append(infer(client, protocol, encoded[at : at + MAX_BATCH_SIZE]))
+            for batch in requests_of(encoded):
+                answers.append(infer(client, protocol, batch))
+                for name in (PROBABILITY, LOGIT, MODEL_VERSION):
+                    if answers[-1].get_output(name) is None:
+                        raise LookupError(name)
     except InferenceServerException as error:
         raise _explained(error, url) from error
     except (OSError, HTTPException) as error:  # the latter when it ends in the middle
         raise _unreachable(url, str(error)) from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise _another(url) from error
     return Scores(
         probability=_joined(answers, PROBABILITY, np.float32),
         logit=_joined(answers, LOGIT, np.float32),
         model_version=[raw.decode() for raw in _joined(answers, MODEL_VERSION, np.object_)],
     )
+
+
+def requests_of(encoded: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """Encoded comments cut into requests that a server takes: MAX_BATCH_SIZE comments at most.
+
+    And at most half of MAX_REQUEST_BYTES, which leaves room for the rest of a body; a single
+    comment may be larger.
+    """
+    batch: list[bytes] = []
+    size = 0
+    for raw in encoded:
+        own = _LENGTH_BYTES + len(raw)
+        if batch and (len(batch) == MAX_BATCH_SIZE or size + own > MAX_REQUEST_BYTES // 2):
+            yield batch
+            batch, size = [], 0
+        batch.append(raw)
+        size += own
+    if batch:
+        yield batch
 
 
 def infer(client: Any, protocol: Protocol, encoded: Sequence[bytes]) -> Any:
@@ -93,6 +122,17 @@ def connect(protocol: Protocol, url: str) -> Any:
     return tritonclient.http.InferenceServerClient(
         url, connection_timeout=_TIMEOUT_S, network_timeout=_TIMEOUT_S
     )
+
+
+def _checked(url: str) -> str:
+    """`url` when it is HOST:PORT, which the client's libraries do not check. Raises BadInput."""
+    found = _ADDRESS.fullmatch(url)
+    if not found or not 1 <= int(found[2]) <= 65535 or not all(found[1].split(".")):
+        raise BadInput(
+            f"the server's address is {url!r}, expected HOST:PORT with a port from 1 to 65535, as "
+            f"in {DEFAULT_URL['http']}; set another"
+        )
+    return url
 
 
 def _encode(row: int, text: str) -> bytes:
@@ -123,6 +163,12 @@ def _explained(error: InferenceServerException, url: str) -> ToxicityError:
         return _unreachable(url, reason)
     kind = BadInput if status in ("400", "StatusCode.INVALID_ARGUMENT") else ToxicityError
     return kind(f"the server at {url} refused: {reason}")
+
+
+def _another(url: str) -> ToxicityError:
+    return BadInput(
+        f"what answers at {url} is no such server, expected that of `make serve`; set another"
+    )
 
 
 def _unreachable(url: str, reason: str) -> ToxicityError:

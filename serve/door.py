@@ -29,12 +29,14 @@ from serve import control, haproxy, keys, triton, view
 from serve.process import refuse_taken_port
 from serve.supervisor import Program, State, Supervisor
 from serve.triton import ServeConfig, Server
-from train.artifacts import locked, read_json, write_atomically, write_json
 from train.cli import parse_config, run
+from train.files import read_json, write_atomically, write_json
+from train.locks import LOCK_FILE, locked
 
 _STATE_FILE, _KEYS_MAP = "serve.json", "keys.map"
 _GRPC = "grpc"
 _POLL_S = 0.05
+_LOCK_WAIT_S = 300
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def start(config: DoorConfig) -> None:
     that the running door does not have, and a server that does not start.
     """
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    with locked(config.run_dir, "make serve"):
+    with locked(config.run_dir / LOCK_FILE, str(config.run_dir), "wait for it", _LOCK_WAIT_S):
         supervisor = Supervisor(config.run_dir)
         alive = supervisor.running()
         before = read_settings(config.run_dir) if alive else None

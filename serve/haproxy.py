@@ -142,16 +142,16 @@ _BODY_PATTERN = (
     r"(?<m>(?&k)(?:(?&v)|(?&p)|(?&l)|(?&n))))"
     rf"^(?&w)\{{(?&w)(?&m)(?:(?&c)(?&m)){{0,{_MEMBERS}}}+(?&w)\}}"
 )
-"""A request as KServe's v2 protocol and Triton's generate extension write it: one object of scalars,
-flat parameters, lists of tensors, and tensors of scalars, flat parameters and lists. Release 24.10
-needs a second for 500,000 nested lists and more than a minute for 90,000 parameters, in a megabyte
-each. Possessive throughout, so it takes linear time. In the syntax of PCRE2, haproxy's."""
+"""A request as KServe's v2 protocol and Triton's generate extension write it: one object of
+scalars, flat parameters, lists of tensors, and tensors of scalars, flat parameters and lists.
+Release 24.10 needs a second for 500,000 nested lists and more than a minute for 90,000 parameters,
+in a megabyte each. Possessive throughout, so it takes linear time. The syntax is PCRE2's."""
 _SHAPE_WORDS = (
-    f"the body is not JSON of at most {_MEMBERS + 1} members and tensors an object or list, expected "
-    "an inference request of the KServe v2 protocol; send fewer, nested no deeper than it says"
+    f"the body is not JSON of at most {_MEMBERS + 1} members and tensors an object or list, "
+    "expected an inference request of the KServe v2 protocol; send fewer, nested as it says"
 )
 _FREE_BYTES = 4096
-"""Up to here a body may be anything: it cannot cost much, and the server says better what is wrong."""
+"""Up to here a body may be anything: it costs little, and the server says better what is wrong."""
 GRPC_OPEN = (
     "ModelInfer",
     "ModelMetadata",

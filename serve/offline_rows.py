@@ -1,19 +1,12 @@
 """Rows of a file, in order and in chunks of bounded size: CSV, Parquet or lines of text.
 
-Nothing is lost on the way: Python's csv keeps a NUL, which pandas' parser cuts a field at, and
-bytes that are not UTF-8 come through as lone surrogates (PEP 383) for `serve.offline_worker` to
-name.
+Nothing is lost on the way (see `train.tables`), and bytes that are not UTF-8 come through as lone
+surrogates (PEP 383) for `serve.offline_worker` to name.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import sys
-import textwrap
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,17 +18,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contract import TEXT, BadInput
+from train import tables
+from train.tables import CSV_SUFFIXES, PARQUET_SUFFIX, CsvRows, Unreadable, is_text, open_csv
 
 CHUNK_ROWS = 2048
 CHUNK_BYTES = 1 << 20
 """A chunk ends with the row that reaches either: about a second of one core's work."""
-MOST_FIELD_BYTES = 64 << 20
-"""Longest field or line that is read at all, so that an open quote does not fill the memory."""
 STDIN = "-"
 _LINES = (".txt", ".txt.gz")
-_CSV = (".csv", ".csv.gz", ".zip")
-_PARQUET = ".parquet"
-_END = "\0end of the file"
 _BOM = b"\xef\xbb\xbf"
 
 Rows = list[list[str]]
@@ -78,163 +68,39 @@ def open_source(name: str) -> Iterator[Source]:
     path, lower = Path(name), Path(name).name.lower()
     if name != STDIN and not path.is_file():
         raise BadInput(f"no file at {name}, expected comments; give another with --file")
-    if name != STDIN and not lower.endswith((*_LINES, *_CSV, _PARQUET)):
+    if name != STDIN and not lower.endswith((*_LINES, *CSV_SUFFIXES, PARQUET_SUFFIX)):
         raise BadInput(
             f"{name} ends in {path.suffix or 'nothing'}, expected .csv, .csv.gz, .zip, .parquet, "
             ".txt or .txt.gz; convert or rename it"
         )
     with ExitStack() as stack:
-        with _explained(name):
-            if lower.endswith(_PARQUET):
+        with tables.explained(name):
+            if name == STDIN:
+                source = _lines(sys.stdin.buffer, None, lambda: 0)
+            elif lower.endswith(PARQUET_SUFFIX):
                 source = _parquet(stack.enter_context(pq.ParquetFile(path, pre_buffer=False)))
-            elif lower.endswith(_CSV):
-                stack.callback(csv.field_size_limit, csv.field_size_limit(MOST_FIELD_BYTES))
-                file, total, position = stack.enter_context(_bytes_of(name, lower))
-                text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
-                source = _csv(stack.enter_context(text), total, position)
+            elif lower.endswith(CSV_SUFFIXES):
+                source = _csv(stack.enter_context(open_csv(path)))
             else:
-                source = _lines(*stack.enter_context(_bytes_of(name, lower)))
+                source = _lines(*stack.enter_context(tables.open_bytes(path)))
         read = source.chunks
 
         def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
-            with _explained(name):
+            with tables.explained(name):
                 yield from read(columns)
 
         source.chunks = chunks
         yield source
 
 
-def find_column(names: Sequence[str], name: str, asked: str | None, known: Sequence[str]) -> str:
-    """The column asked for, else the first of `known` that is there; letters' case aside."""
-    lower = {column.lower(): column for column in reversed(names)}
-    for wanted in (asked,) if asked else known:
-        if wanted in names:
-            return wanted
-        if wanted.lower() in lower:
-            return lower[wanted.lower()]
-    # In a file without a header these are its first comment, of any length and many lines.
-    found = textwrap.shorten(", ".join(names), 300, placeholder=" ...")
-    raise BadInput(
-        f"the columns of {name} are {found}, expected "
-        f"{repr(asked) if asked else 'one of ' + ', '.join(known)} for the text; "
-        "name it with --text-column"
-    )
-
-
-def is_text(kind: Any) -> bool:
-    """Whether an Arrow column can hold comments: strings, or bytes that are read as UTF-8."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    tests = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
-    return any(getattr(pa.types, f"is_{test}")(kind) for test in (*tests, "null"))
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (
-        ValueError,
-        EOFError,
-        RuntimeError,  # an encrypted zip
-        csv.Error,
-        zlib.error,
-        zipfile.BadZipFile,
-        OSError,  # not a gzip, a disk's fault
-        pa.ArrowException,
-        _Unreadable,
-    ) as error:
-        reason = " ".join((str(error) or type(error).__name__).split())
-        raise BadInput(
-            f"{name} cannot be read ({reason}), expected a whole file of its kind in UTF-8; fetch "
-            "or convert it again"
-        ) from error
-
-
-class _Unreadable(Exception):
-    """What is wrong with the file, in words that stand in brackets."""
-
-
-# --- Bytes -------------------------------------------------------------------------------
-@contextmanager
-def _bytes_of(name: str, lower: str) -> Iterator[tuple[IO[bytes], int | None, Callable[[], int]]]:
-    """The unpacked bytes, how many there are to read, and how many were."""
-    if name == STDIN:
-        yield sys.stdin.buffer, None, lambda: 0
-        return
-    path = Path(name)
-    size = path.stat().st_size
-    if lower.endswith(".zip"):
-        with zipfile.ZipFile(path) as archive:
-            inside = _only_csv(name, archive)
-            with archive.open(inside) as file:
-                yield file, inside.file_size, file.tell
-        return
-    with path.open("rb") as raw:
-        if lower.endswith(".gz"):
-            with gzip.GzipFile(fileobj=raw) as unpacked:
-                yield io.BufferedReader(unpacked, 1 << 17), size, raw.tell
-        else:
-            yield raw, size, raw.tell
-
-
-def _only_csv(name: str, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
-    found = [
-        info
-        for info in archive.infolist()
-        if info.filename.lower().endswith(".csv") and not info.filename.startswith("__MACOSX/")
-    ]
-    if len(found) != 1:
-        raise BadInput(
-            f"{name} holds {len(found)} CSV files, expected one; unpack it and name the file"
-        )
-    return found[0]
-
-
 # --- CSV ---------------------------------------------------------------------------------
-def _csv(text: IO[str], total: int | None, position: Callable[[], int]) -> Source:
-    at_end = False
-
-    def lines() -> Iterator[str]:
-        nonlocal at_end
-        while line := text.readline(MOST_FIELD_BYTES):
-            if len(line) == MOST_FIELD_BYTES:
-                raise _Unreadable(f"a line is longer than {MOST_FIELD_BYTES >> 20} MiB")
-            yield line
-        at_end = True
-        yield _END  # a row of its own, unless a quote is still open
-
-    reader = csv.reader(lines())
-    header = next(reader)
-    if at_end:
-        raise _Unreadable("it is empty, without a header")
-    for column in header:
-        if not _is_utf8(column):
-            raise _Unreadable("its header is not UTF-8")
-    source = Source(tuple(header), "B", total, lambda _: _chunks(rows(), position))
-
+def _csv(file: CsvRows) -> Source:
     def rows() -> Iterator[list[str]]:
-        number = 0
-        for row in reader:
-            if at_end:
-                if row == [_END]:
-                    return
-                raise _Unreadable(f"row {number} opens a quote that nothing closes")
-            if row:
-                yield row
-                number += 1
-            else:
-                source.blank_lines += 1
+        yield from file
+        source.blank_lines = file.blank_lines
 
+    source = Source(file.header, "B", file.total, lambda _: _chunks(rows(), file.position))
     return source
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _chunks(rows: Iterator[list[str]], position: Callable[[], int]) -> Iterator[Chunk]:
@@ -261,9 +127,9 @@ def _lines(file: IO[bytes], total: int | None, position: Callable[[], int]) -> S
     def rows() -> Iterator[list[str]]:
         # By "\n" alone, and a "\r" before it: a comment may hold any other mark.
         first = True
-        while line := file.readline(MOST_FIELD_BYTES):
-            if len(line) == MOST_FIELD_BYTES:
-                raise _Unreadable(f"a line is longer than {MOST_FIELD_BYTES >> 20} MiB")
+        while line := file.readline(tables.MOST_FIELD_BYTES):
+            if len(line) == tables.MOST_FIELD_BYTES:
+                raise Unreadable(f"a line is longer than {tables.MOST_FIELD_BYTES >> 20} MiB")
             if first:
                 line, first = line.removeprefix(_BOM), False
             if line.endswith(b"\n"):

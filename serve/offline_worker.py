@@ -38,6 +38,9 @@ from contract import (
 )
 from core.binding import NativeScorer, NativeTokenizer, probability
 from serve.offline_rows import Chunk, Rows
+from train.cli import unexpected
+from train.files import write_atomically
+from train.tables import as_bytes, not_utf8
 
 Form = Literal["csv", "parquet", "jsonl"]
 ROW = "row"
@@ -104,7 +107,7 @@ def open_scorer(folder: Path) -> NativeScorer:
 
 
 def work(connection: Connection, job: Job) -> None:
-    """Answer every chunk with `Done`, or an error's text, until the other end is closed."""
+    """Answer every chunk with `Done`, or with an error, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's to deal with
     try:
         scorer = open_scorer(job.version_folder)
@@ -114,7 +117,9 @@ def work(connection: Connection, job: Job) -> None:
     except (EOFError, ConnectionError):  # the command ended, or was killed
         return
     except (ToxicityError, OSError) as error:
-        connection.send(" ".join(str(error).split()))
+        connection.send(error)
+    except Exception as error:  # to be told by the command, in its one line
+        connection.send(ToxicityError(unexpected(error)))
 
 
 def score_chunk(scorer: NativeScorer, chunk: Chunk, job: Job) -> Done:
@@ -181,12 +186,8 @@ def _unreadable(text: str) -> str | None:
 
 
 def _malformed(raw: bytes) -> str | None:
-    try:
-        raw.decode()
-    except UnicodeDecodeError as error:
-        found = f"(byte 0x{raw[error.start]:02x} at {error.start})"
-        return f"the comment is not valid UTF-8 {found}"
-    return None
+    reason = not_utf8(raw)
+    return f"the comment is not valid UTF-8 {reason}" if reason else None
 
 
 def _too_long(size: int) -> str | None:
@@ -197,7 +198,7 @@ def _too_long(size: int) -> str | None:
 
 def _texts_of_column(column: Any) -> tuple[list[str], dict[int, str]]:
     texts, reasons = [], {}
-    for number, raw in enumerate(_binary(column).to_pylist()):
+    for number, raw in enumerate(as_bytes(column).to_pylist()):
         if raw is None:
             reasons[number] = "the comment is missing (null)"
         elif reason := _malformed(raw) or _too_long(len(raw)):
@@ -205,15 +206,6 @@ def _texts_of_column(column: Any) -> tuple[list[str], dict[int, str]]:
         else:
             texts.append(raw.decode())
     return texts, reasons
-
-
-def _binary(column: Any) -> Any:
-    """The column as bytes: Parquet's strings need not be UTF-8."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string_view(column.type):
-        column = column.cast(pa.large_string())
-    return column.cast(pa.large_binary())
 
 
 # --- The output's forms ------------------------------------------------------------------
@@ -320,7 +312,7 @@ def _is_malformed(value: Any) -> bool:
 def _values(column: Any) -> list[Any]:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
-        raws = _binary(column).to_pylist()
+        raws = as_bytes(column).to_pylist()
         return [raw if raw is None else raw.decode("utf-8", "surrogateescape") for raw in raws]
     return [_plain(value) for value in column.to_pylist()]
 
@@ -371,16 +363,8 @@ def part_path(parts: Path, number: int) -> Path:
 
 
 def write_durably(path: Path, blocks: Iterable[bytes]) -> None:
-    """Write `path` under a temporary name, fsync, rename, and fsync the folder.
-
-    `train.artifacts.write_atomically` would bring PyTorch into every worker.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.writelines(blocks)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """`write_atomically`, and fsync the folder: what is there will stay."""
+    write_atomically(path, b"".join(blocks))
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

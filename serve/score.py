@@ -2,6 +2,7 @@
 
 score "you are kind" "you are not"       # several comments
 score --protocol grpc --json - < lines   # one comment a line
+score -- - --json                        # behind "--" everything is a comment
 score --file comments.csv.gz             # all rows of a file, without a server: serve/score_file.py
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from typing import IO
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -22,7 +25,9 @@ from train.cli import parse_config, run
 class ScoreConfig:
     """Flags of `score`."""
 
-    texts: tuple[str, ...] = Field(description="comments; a single '-' reads them from stdin")
+    texts: tuple[str, ...] = Field(
+        description="comments; a single '-' reads them from stdin, unless it is behind '--'"
+    )
     protocol: Protocol = Field("http", description="how to talk to the server")
     url: str | None = Field(None, description="HOST:PORT, if not the one of `make serve`")
     json: bool = Field(False, description="one JSON object a comment instead of a table")
@@ -49,10 +54,8 @@ def _main() -> None:
         positional="texts",
     )
     texts = config.texts
-    if texts == ("-",):
-        # Bytes that are not UTF-8 become lone surrogates, which the client then names.
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-        texts = tuple(line.rstrip("\r\n") for line in sys.stdin)
+    if texts == ("-",) and "-" in flags:
+        texts = tuple(_lines(sys.stdin.buffer))
     scores = score_comments(texts, protocol=config.protocol, url=config.url)
     if not config.json:
         print(f"{PROBABILITY}  {LOGIT:>9}  version  {TEXT}")
@@ -64,6 +67,16 @@ def _main() -> None:
             print(json.dumps(answer, ensure_ascii=False))
         else:
             print(f"{probability:{len(PROBABILITY)}.4f}  {logit:9.4f}  {version:>7}  {text}")
+
+
+def _lines(file: IO[bytes]) -> Iterator[str]:
+    """By line feeds alone, and a return before one, as `score --file` reads lines.
+
+    Bytes that are not UTF-8 become lone surrogates, which the client then names.
+    """
+    for line in file:
+        text = line[:-1].removesuffix(b"\r") if line.endswith(b"\n") else line
+        yield text.decode("utf-8", "surrogateescape")
 
 
 if __name__ == "__main__":

@@ -43,8 +43,6 @@ from serve.offline_rows import (
     STDIN,
     Chunk,
     Source,
-    find_column,
-    is_text,
     open_source,
 )
 from serve.offline_worker import (
@@ -63,6 +61,8 @@ from serve.offline_worker import (
 from train.artifacts import read_json, sha256_of
 from train.cli import parse_config
 from train.data import TEXT_COLUMNS
+from train.system_errors import explained, naming
+from train.tables import find_column, is_text, shown_names
 
 STATE_FILE = "state.json"
 _FORMS: dict[str, Form] = {".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl"}
@@ -149,33 +149,27 @@ def score_file(config: ScoreFileConfig) -> Report:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.default_int_handler)
     out = _checked_out(config)
-    try:
-        with open_source(config.file) as source:
-            text_column, keep = _columns(config, source)
-            artifact = verify(config.repository, config.version)
-            folder = version_folder(config.repository, artifact["version"])
-            parts = _beside(out, ".parts")
-            job = Job(folder, parts, _form(out), source.names, text_column, keep)
-            processes = config.processes or _default_processes(artifact["device"])
-            with _alone(config, out, job):
-                before = _stamp(config.file)
-                _go_on_or_begin(config, job, artifact)
-                run = _Run(job, source, processes)
-                _score(run, config)
-                if _stamp(config.file) != before:
-                    raise BadInput(
-                        f"{config.file} changed while it was read, expected it to stay as it is; "
-                        "run the command again with --overwrite"
-                    )
-                joined = time.monotonic()
-                _join(job, out, run.chunks, parquet_schema(job, source.types))
-                report = run.report(out, time.monotonic() - joined)
-                _drop(job.parts)
-    except OSError as error:
-        raise BadInput(
-            f"{error.filename or out} cannot be used ({error.strerror}), expected to read and "
-            "write it; give another --out"
-        ) from error
+    with open_source(config.file) as source:
+        text_column, keep = _columns(config, source)
+        artifact = verify(config.repository, config.version)
+        folder = version_folder(config.repository, artifact["version"])
+        parts = _beside(out, ".parts")
+        job = Job(folder, parts, _form(out), source.names, text_column, keep)
+        processes = config.processes or _default_processes(artifact["device"])
+        with _alone(config, out, job):
+            before = _stamp(config.file)
+            _go_on_or_begin(config, job, artifact)
+            run = _Run(job, source, processes)
+            _score(run, config)
+            if _stamp(config.file) != before:
+                raise BadInput(
+                    f"{config.file} changed while it was read, expected it to stay as it is; "
+                    "run the command again with --overwrite"
+                )
+            joined = time.monotonic()
+            _join(job, out, run.chunks, parquet_schema(job, source.types))
+            report = run.report(out, time.monotonic() - joined)
+            _drop(job.parts)
     return report
 
 
@@ -194,6 +188,8 @@ def _score(run: _Run, config: ScoreFileConfig) -> None:
         )
         if isinstance(error, KeyboardInterrupt):
             print(how, file=sys.stderr)
+        elif isinstance(error, OSError) and (words := explained(error)):
+            raise BadInput(f"{words}; {how}") from error
         elif isinstance(error, ToxicityError) and not isinstance(error, BadInput):
             raise ToxicityError(f"{error}; {how}") from error
         raise
@@ -208,6 +204,8 @@ def _checked_out(config: ScoreFileConfig) -> Path:
         suffix = next((s for s in _INPUT_SUFFIXES if name.lower().endswith(s)), "")
         return Path(config.file).with_name(f"{name[: len(name) - len(suffix)]}.scored.csv")
     _form(config.out)
+    if config.out.is_dir():
+        raise BadInput(f"--out is {config.out}, a folder, expected a file; set another")
     if config.file != STDIN and config.out.resolve() == Path(config.file).resolve():
         raise BadInput(f"--out is {config.out}, expected another file than --file; set another")
     return config.out
@@ -221,7 +219,14 @@ def _form(out: Path) -> Form:
 
 def _columns(config: ScoreFileConfig, source: Source) -> tuple[str, tuple[str, ...] | None]:
     """The column of the text and the kept ones, checked."""
-    text_column = find_column(source.names, config.file, config.text_column, TEXT_COLUMNS)
+    text_column = find_column(
+        source.names,
+        config.file,
+        "text",
+        asked=config.text_column,
+        known=TEXT_COLUMNS,
+        flag="--text-column",
+    )
     if source.types and not is_text(source.types[text_column]):
         raise BadInput(
             f"column {text_column!r} of {config.file} holds {source.types[text_column]}, expected "
@@ -231,8 +236,8 @@ def _columns(config: ScoreFileConfig, source: Source) -> tuple[str, tuple[str, .
         raise BadInput("--ids-only keeps no columns, expected it without --keep-columns; drop one")
     if unknown := [name for name in config.keep_columns if name not in source.names]:
         raise BadInput(
-            f"--keep-columns names {unknown[0]!r}, expected columns of {config.file}: "
-            f"{', '.join(source.names)[:300]}"
+            f"--keep-columns names {unknown[0]!r}, expected columns of {config.file}; "
+            f"{shown_names(config.file, source.names)}"
         )
     keep = None if config.ids_only else config.keep_columns or source.names
     counts = Counter((text_column, *source.names))
@@ -247,8 +252,6 @@ def _columns(config: ScoreFileConfig, source: Source) -> tuple[str, tuple[str, .
                 f"{config.file} has {counts[name]} columns {name!r}, expected one; rename them, or "
                 "leave them out with --keep-columns or --ids-only"
             )
-    if source.names.count(text_column) > 1:
-        raise BadInput(f"{config.file} has several columns {text_column!r}; rename them")
     return text_column, keep
 
 
@@ -287,7 +290,9 @@ def _alone(config: ScoreFileConfig, out: Path, job: Job) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(path: Path, out: Path) -> Iterator[None]:
     while True:
-        with path.open("w") as lock:
+        with naming(out):
+            opened = path.open("w")
+        with opened as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -481,8 +486,8 @@ class Workers:
                 answer = pipe.recv()
             except (EOFError, ConnectionResetError) as error:
                 raise self._lost(pipe) from error
-            if isinstance(answer, str):
-                raise ToxicityError(answer)
+            if isinstance(answer, Exception):
+                raise answer
             self.idle.append(pipe)
             if answer is None:
                 self.ready_at = self.ready_at or time.monotonic()
@@ -524,23 +529,32 @@ def _join(job: Job, out: Path, chunks: int, schema: Any) -> None:
     staged = out.with_name(f".{out.name}.partial")
     bad, bad_staged = (_beside(path, ".quarantine.jsonl") for path in (out, staged))
     paths = [part_path(job.parts, number) for number in range(chunks)]
-    with staged.open("wb") as file, bad_staged.open("w", encoding="utf-8") as quarantine:
-        copy = _copier(job, file, schema)
-        for path in paths:
-            with path.open("rb") as part:
-                for entry in json.loads(part.readline())["quarantine"]:
-                    quarantine.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                copy(part)
-        copy(None)
-        for written in (file, quarantine):
-            written.flush()
-            os.fsync(written.fileno())
-    if bad_staged.stat().st_size:
-        bad_staged.replace(bad)
-    else:
-        bad_staged.unlink()
-        bad.unlink(missing_ok=True)
-    staged.replace(out)
+    try:
+        with (
+            naming(out),
+            staged.open("wb") as file,
+            bad_staged.open("w", encoding="utf-8") as quarantine,
+        ):
+            copy = _copier(job, file, schema)
+            for path in paths:
+                with path.open("rb") as part:
+                    for entry in json.loads(part.readline())["quarantine"]:
+                        quarantine.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                    copy(part)
+            copy(None)
+            for written in (file, quarantine):
+                written.flush()
+                os.fsync(written.fileno())
+        if bad_staged.stat().st_size:
+            bad_staged.replace(bad)
+        else:
+            bad_staged.unlink()
+            bad.unlink(missing_ok=True)
+        staged.replace(out)
+    except BaseException:
+        for left in (staged, bad_staged):
+            left.unlink(missing_ok=True)
+        raise
 
 
 def _copier(job: Job, file: Any, schema: Any) -> Callable[[Any], None]:
@@ -549,10 +563,14 @@ def _copier(job: Job, file: Any, schema: Any) -> Callable[[Any], None]:
         writer = pq.ParquetWriter(file, schema)
 
         def copy_table(part: Any) -> None:
-            if part is None:
-                writer.close()
-            else:
-                writer.write_table(pq.read_table(pa.BufferReader(part.read())).cast(schema))
+            try:
+                if part is None:
+                    writer.close()
+                else:
+                    writer.write_table(pq.read_table(pa.BufferReader(part.read())).cast(schema))
+            except BaseException:
+                writer.is_open = False  # else it would try again when it is collected
+                raise
 
         return copy_table
     if job.form == "csv":

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import export.__main__ as export_main
-from contract import ONNX_FILE, TOKENIZER_FILE
+from contract import FP32_LOGIT_ATOL, ONNX_FILE, TOKENIZER_FILE
 from export.config import ExportConfig
-from export.repository import publish
+from export.publish import publish
 from export.serving_graph import build
 from export.trace import trace
 from serve import triton
@@ -33,8 +33,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 _FAST_FIRST = (
-    "layout tokenizer split data synthetic batches repository serving_graph packed placement "
-    "train export parity calibration evaluate admission cache serve replicas bench"
+    "layout cli labels files tokenizer split data synthetic batches repository versions faults "
+    "serving_graph packed placement client train full_disk export privacy parity calibration "
+    "evaluate admission cache serve makefile door bench"
 )
 _WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()
 
@@ -122,17 +123,23 @@ class TinyModel:
         with torch.no_grad():
             return float(self.model(ids, torch.ones_like(ids)))
 
-    def publish(
-        self, repository: Path, *, instances: int | None = 1, keep_versions: int = 3
-    ) -> int:
+    @property
+    def artifact(self) -> dict[str, Any]:
+        """What an export would say of it; the gate is one that it does pass."""
+        gate = {"fp32_shapes": FP32_LOGIT_ATOL}, {"fp32_shapes": 0.0}
+        return {
+            **{"precision": "fp32", "device": "cpu", "max_len": self.tokenizer.max_len},
+            **dict(zip(("tolerances", "measured"), gate, strict=True)),
+        }
+
+    def publish(self, repository: Path, *, instances: int | None = 1, **options: Any) -> int:
         return publish(
             repository,
             onnx_path=self.onnx_path,
             ragged_path=self.ragged_path,
             tokenizer_path=self.tokenizer_path,
-            artifact={"precision": "fp32", "device": "cpu", "max_len": self.tokenizer.max_len},
             instances=instances,
-            keep_versions=keep_versions,
+            **{"artifact": self.artifact, **options},
         )
 
 

@@ -17,12 +17,10 @@ from conftest import TinyModel, free_port
 
 from bench.cache import Measurement, bars
 from contract import (
-    CACHE_BYTES,
     FP32_INVARIANCE_ATOL,
     FP32_LOGIT_ATOL,
     HOST,
     MAX_BATCH_SIZE,
-    PUBLIC_MODEL,
 )
 from export.scorer import Scorer
 from serve import triton
@@ -150,12 +148,7 @@ def test_repeats_over_both_protocols_and_the_reloaded_version_scores_anew(
 def test_size_0_turns_it_off(
     tiny_model: TinyModel, tmp_path: Path, make_server_config: MakeConfig
 ) -> None:
-    tiny_model.publish(tmp_path)
-    path = tmp_path / PUBLIC_MODEL / "config.pbtxt"
-    on = path.read_text("utf-8")
-    off = re.sub(rf'("{CACHE_BYTES}"[^"]*)"\d+"', r'\1"0"', on)
-    assert off != on
-    path.write_text(off, "utf-8")
+    tiny_model.publish(tmp_path, cache_bytes=0)
     config = make_server_config(tmp_path)
     triton.start(config)
     for _ in range(3):

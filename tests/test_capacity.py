@@ -25,7 +25,8 @@ from bench.capacity import (
 from bench.comments import SYNTHETIC
 from bench.counters import PARTS, cpu_us
 from contract import PUBLIC_MODEL
-from export.repository import CONFIG_FILE, verify
+from export.model_config import CONFIG_FILE
+from export.repository import verify
 from serve import haproxy
 from tests.test_bench import RESULT
 

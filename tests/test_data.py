@@ -9,16 +9,21 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import LABEL_THRESHOLD, BadInput
+from evaluate.curated import load_curated
+from serve.offline_rows import open_source
 from train.artifacts import sha256_of
-from train.data import IDENTITY_COLUMNS, Comments, load_comments
+from train.data import IDENTITY_COLUMNS, load_comments, load_texts
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 TEXTS = [
@@ -63,7 +68,7 @@ def write_as(name: str, path: Path, table: pd.DataFrame) -> None:
         path.write_bytes(gzip.compress(csv) if name.endswith(".gz") else csv)
 
 
-def error_of(load: Callable[[], Comments]) -> str:
+def error_of(load: Callable[[], Any]) -> str:
     with pytest.raises(BadInput) as caught:
         load()
     message = str(caught.value)
@@ -92,17 +97,20 @@ def test_every_form_gives_the_same_comments(name: str, tmp_path: Path) -> None:
         "synthetic": False,
         "text_column": "comment_text",
         "label_column": "target",
+        "label_map": [],
         "rows": 10,
         "dropped_no_text": 0,
         "dropped_no_label": 0,
+        "dropped_by_label_map": 0,
         "kept": 10,
         "positives": 4,
         "identities": ["male"],
+        "identities_of_words": [],
     }
 
 
-writable = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=30)
-target = st.one_of(st.floats(0, 1, width=32), st.sampled_from([None, 2.0, -0.5]))
+writable = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
+target = st.one_of(st.floats(0, 1, width=32), st.none())
 
 
 @given(rows=st.lists(st.tuples(writable, target), max_size=30))
@@ -115,8 +123,9 @@ def test_no_row_is_lost_unseen(
         path, index=False, quoting=csv.QUOTE_ALL
     )
     comments = load_comments(str(path))
-    kept = [(text, t) for text, t in rows if text.strip() and t is not None and 0 <= t <= 1]
+    kept = [(text, t) for text, t in rows if text.strip() and t is not None]
     assert comments.texts == [text for text, _ in kept]
+    assert [rows[row][0] for row in comments.rows] == comments.texts
     np.testing.assert_array_equal(comments.targets, np.array([t for _, t in kept], np.float32))
     source = comments.source
     assert source["dropped_no_text"] == sum(not text.strip() for text, _ in rows)
@@ -127,16 +136,14 @@ def test_no_row_is_lost_unseen(
 
 
 def test_dropped_rows_are_counted_by_their_reason(tmp_path: Path) -> None:
-    rows = (
-        "fine,0\nbad,1\n,1\n   ,1\nno label,\nword,maybe\nhigh,1.5\nlow,-1\ngap,nan\nend,inf\nx\n"
-    )
+    rows = "fine,0\nbad,1\n,1\n   ,1\nno label,\n\n   \ngap,nan\nspace,  \n"
     comments = load_comments(csv_file(tmp_path, "text,label\n" + rows))
     assert comments.texts == ["fine", "bad"]
     source = comments.source
-    assert (source["rows"], source["dropped_no_text"], source["dropped_no_label"]) == (11, 2, 7)
+    assert (source["rows"], source["dropped_no_text"], source["dropped_no_label"]) == (7, 2, 3)
     summary = comments.summary()
     assert "2 comments" in summary and "50.0 % toxic" in summary
-    assert "dropped 2 without text and 7 without a label" in summary
+    assert "dropped 2 without text and 3 without a label" in summary
     assert "SYNTHETIC" not in summary
 
 
@@ -192,6 +199,14 @@ def test_other_columns_by_flag(tmp_path: Path) -> None:
     assert comments.source["label_column"] == "rude"
 
 
+def test_identities_of_words_are_said_and_not_used(tmp_path: Path) -> None:
+    source = csv_file(tmp_path, "text,label,male,female\na,1,yes,0.5\nb,0,no,true\n")
+    comments = load_comments(source)
+    assert comments.source["identities_of_words"] == ["male"]
+    assert comments.identities["female"].tolist() == [0.5, 1]
+    assert "no numbers, so not used: male" in comments.summary()
+
+
 def test_identities_follow_the_rows_that_were_kept(tmp_path: Path) -> None:
     header = ",".join(("text", "label", *IDENTITY_COLUMNS))
     values = [",".join(str(k / 100 + i / 1000) for k in range(24)) for i in range(3)]
@@ -208,22 +223,91 @@ def test_identities_follow_the_rows_that_were_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name, data, said",
     [
-        ("c.csv", b"", "No columns to parse"),
-        ("c.csv", b"text,label\ncaf\xe9,1\nb,0\n", "utf-8"),
-        ("c.csv", b'text,label\n"open,1\nb,0\n', "EOF inside string"),
-        ("c.csv", b"text,label\na,1\nb, c,0\n", "Expected 2 fields in line 3, saw 3"),
+        ("c.csv", b"", "it is empty, without a header"),
+        ("c.csv", b"text,label\ncaf\xe9,1\nb,0\n", "row 0 is not UTF-8 (byte 0xe9 at 3)"),
+        ("c.csv", b"text,label\n" + b"a,1\n" * 20_000 + b"b", "row 20000 has 1 fields, the header"),
+        ("c.csv", "text,label\na,1\n".encode("utf-16"), "its header is not UTF-8 (byte 0xff at 0)"),
+        ("c.csv", b'text,label\n"open,1\nb,0\n', "row 0 opens a quote that nothing closes"),
+        ("c.csv", b'text,label\nb,0\n"op,1\n"en",0\n', "row 1 (up to line 4) has a quote within"),
+        ("c.csv", b'text,label\n"he "said" so",1\nb,0\n', "row 0 (up to line 2) has a quote"),
+        ("c.csv", b"text,label\na,1\nb, c,0\n", "row 1 has 3 fields, the header 2 names"),
+        ("c.csv", b"text,label\na,1\nlone\rreturn,0\n", "row 1 has 1 fields, the header 2 names"),
+        ("c.csv", b"text,label\na,1\nb,0\n\0\0\0\0", "row 2 has 1 fields, the header 2 names"),
         ("c.csv.gz", b"text,label\na,1\nb,0\n", "Not a gzipped file"),
         ("c.csv.gz", gzip.compress(b"text,label\na,1\n" * 99)[:-12], "ended before"),
         ("c.zip", b"PK\x03\x04 no zip", "not a zip file"),
         ("c.parquet", b"PAR1 no parquet", "Parquet"),
     ],
 )
-def test_damaged_files(name: str, data: bytes, said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_read_whole_is_refused_by_row(
+    name: str, data: bytes, said: str, tmp_path: Path
+) -> None:
     path = tmp_path / name
     path.write_bytes(data)
-    message = error_of(lambda: load_comments(str(path)))
-    assert message.startswith(f"{path} cannot be read (") and said in message
-    assert message.endswith("expected a whole UTF-8 CSV or Parquet file; fetch it again")
+    for message in (
+        error_of(lambda: load_comments(str(path))),
+        error_of(lambda: load_curated([str(path)])),
+        error_of(lambda: load_texts(str(path))),
+    ):
+        assert message.startswith(f"{path} cannot be read (") and said in message
+        assert "), expected a whole file of its kind in UTF-8; " in message
+
+
+@pytest.mark.parametrize(
+    ("data", "texts"),
+    [
+        (b'text,label\n"good\0bad",0\nb\0,1\n', ["good\0bad", "b\0"]),
+        (b"\xef\xbb\xbftext,label\na,0\nb,1\n", ["a", "b"]),
+        (b'\xef\xbb\xbf"text",label\n\xef\xbb\xbfa,0\nb,1\n', ["\ufeffa", "b"]),
+        (b"text,label\ra,0\rb,1\r", ["a", "b"]),
+        (b"text,label\r\na,0\r\nb,1", ["a", "b"]),
+        (b'text,label\n"a\r\nb\rc\nd",0\nb,1\n', ["a\r\nb\rc\nd", "b"]),
+        (b'text,label\nshe said "no",0\n"""b""",1\n', ['she said "no"', '"b"']),
+        (b"\n\ntext,label\n\na,0\n\t\nb,1\n\n", ["a", "b"]),
+        ("text,label\na\u2028b\x85c\x1cd\x0b,0\nb,1\n".encode(), ["a\u2028b\x85c\x1cd\x0b", "b"]),
+    ],
+)
+def test_no_character_is_lost(data: bytes, texts: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_bytes(data)
+    assert load_comments(str(path)).texts == load_texts(str(path)) == texts
+    with open_source(str(path)) as source:  # as `score --file` reads it
+        rows = [row for chunk in source.chunks(source.names) for row in chunk.payload]
+    assert [row[0] for row in rows if len(row) == 2] == texts
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.large_string()])
+@pytest.mark.parametrize("words", [False, True])
+def test_parquet_texts_of_every_type(kind: Any, words: bool, tmp_path: Path) -> None:
+    """Exporters of public data sets write bytes."""
+    texts, labels = ["café 🙂", "x\0y", "b", "", None], [b"1", b"0", b"false", b"1", b"1"]
+    column = pa.array([t if t is None else t.encode() for t in texts], pa.binary()).cast(kind)
+    path = tmp_path / "c.parquet"
+    table = {"text": column.dictionary_encode() if words else column, "label": labels}
+    pq.write_table(pa.table(table), path)
+    comments = load_comments(str(path))
+    assert comments.texts == load_texts(str(path)) == texts[:3]
+    assert comments.labels.tolist() == [1, 0, 0]
+    assert comments.source["dropped_no_text"] == 2
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.string()])
+def test_parquet_bytes_that_are_no_text_are_refused_by_row(kind: Any, tmp_path: Path) -> None:
+    column = pa.array([b"fine", b"caf\xe9"], pa.binary()).cast(kind, safe=False)
+    for name, other in (("text", "label"), ("label", "text")):
+        pq.write_table(pa.table({name: column, other: ["1", "0"]}), tmp_path / "c.parquet")
+        message = error_of(lambda: load_comments(str(tmp_path / "c.parquet")))
+        assert f"row 1 of the column '{name}' is not UTF-8 (byte 0xe9 at 3)" in message
+        assert "caf" not in message
+
+
+def test_a_column_of_another_type_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"text": [1, 2], "label": [1, 0]}), path)
+    assert "column 'text' of" in (message := error_of(lambda: load_comments(str(path))))
+    assert "holds int64, expected text; name another with --text-column" in message
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [[1], [0]]}), path)
+    assert "the column 'label' holds list" in error_of(lambda: load_comments(str(path)))
 
 
 def test_a_flipped_byte_in_a_gzip_is_seen(tmp_path: Path) -> None:
@@ -239,8 +323,8 @@ def test_a_comma_without_quotes_never_shifts_the_columns(rows: str, tmp_path: Pa
     source = csv_file(tmp_path, "text,label\n" + rows)
     message = error_of(lambda: load_comments(source))
     assert message == (
-        f"{source} has rows with more fields than its header has names, expected as many; "
-        "put comments that hold a comma in quotes"
+        f"{source} cannot be read (row 0 has 3 fields, the header 2 names), expected a whole file "
+        "of its kind in UTF-8; put comments that hold a comma or a line end in quotes"
     )
 
 
@@ -257,8 +341,7 @@ def test_a_zip_holds_one_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["nowhere.csv", "/", ""])
 def test_no_file(source: str) -> None:
     assert error_of(lambda: load_comments(source)) == (
-        f"no file at {source}, expected labelled comments; "
-        "give another path with --data, or 'synthetic'"
+        f"no file at {source}, expected comments; name another, or 'synthetic' for generated ones"
     )
 
 
@@ -303,10 +386,21 @@ def test_missing_columns(header: str, asked: dict[str, str], said: str, tmp_path
     assert message == f"the columns of {source} are {said}"
 
 
-def test_a_file_without_a_header_is_one_short_line(tmp_path: Path) -> None:
-    csv = '"' + "many words\n" * 500 + '",1\nb,0\n'
-    message = error_of(lambda: load_comments(csv_file(tmp_path, csv)))
+@pytest.mark.parametrize(
+    "first",
+    ['"' + "secret words\n" * 500 + '",toxic', "secret,1", "a secret word,toxic", '"secret\n",x'],
+)
+def test_a_file_without_a_header_shows_no_comment(first: str, tmp_path: Path) -> None:
+    source = csv_file(tmp_path, f"{first}\nb,0\n")
+    message = error_of(lambda: load_comments(source))
     assert "--text-column" in message and len(message) < 700
+    assert "secret" not in message
+
+
+def test_two_columns_of_a_name_are_refused(tmp_path: Path) -> None:
+    source = csv_file(tmp_path, "text,label,text\na,1,x\nb,0,y\n")
+    message = error_of(lambda: load_comments(source))
+    assert message == f"{source} has 2 columns 'text', expected one; rename them"
 
 
 @pytest.mark.parametrize(
@@ -321,8 +415,8 @@ def test_a_file_without_a_header_is_one_short_line(tmp_path: Path) -> None:
 def test_both_classes_are_needed(rows: str, found: str, tmp_path: Path) -> None:
     source = csv_file(tmp_path, "text,label\n" + rows)
     assert error_of(lambda: load_comments(source)) == (
-        f"{source} has {found} a label in [0, 1]), expected both classes; check the columns "
-        "'text' and 'label', or name others with --text-column and --label-column"
+        f"{source} has {found} a label, 0 dropped by their label), expected both classes; check "
+        "the columns 'text' and 'label', or name others with --text-column and --label-column"
     )
 
 

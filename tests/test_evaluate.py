@@ -22,7 +22,8 @@ from evaluate.measure import bars
 from evaluate.metrics import bootstrap, interval
 from evaluate.misspell import KINDS, misspell_all
 from evaluate.models import load_model
-from export.repository import load_scorer, publish
+from export.publish import publish
+from export.repository import load_scorer
 from export.serving_graph import build
 from serve import triton
 from train.artifacts import WEIGHTS_FILE, load_checkpoint, sha256_of

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ import export.__main__ as export_main
 from contract import BadInput, GateFailed
 from export import gates, parity
 from export.config import ExportConfig
+from export.manifest import check_gates
 from export.parity import Comment, batch_invariance, onnx_runner, shape_parity, torch_runner
 from export.qdq import _OneByOne, linear_nodes
 from export.repository import load_scorer, read_artifact, versions
@@ -27,6 +31,7 @@ from export.serving_graph import build, build_int8, linear_layers
 from export.trace import trace
 from train.artifacts import Checkpoint, load_checkpoint, sha256_of
 from train.data import load_comments
+from train.locks import LOCK_FILE, locked
 from train.model import ToxicityEncoder
 
 SMALL = {"calibration_comments": 64, "instances": 1}
@@ -51,7 +56,7 @@ def subject(exported: Exported) -> gates.Subject:
 def comments(checkpoint: Checkpoint) -> list[Comment]:
     texts = load_comments(checkpoint.config["train"]["data"]).texts[:24]
     edge = ["", "a", "you are fine . " * 200]
-    return [parity.named(i, t, checkpoint.tokenizer.encode(t)) for i, t in enumerate(texts + edge)]
+    return [parity.named(i, checkpoint.tokenizer.encode(t)) for i, t in enumerate(texts + edge)]
 
 
 def test_every_gate_holds_and_is_in_the_report(
@@ -80,6 +85,33 @@ def test_every_gate_holds_and_is_in_the_report(
     assert gates["int8_batch_invariance"]["value"] == 0.0
 
 
+def test_report_is_kept_by_version_and_never_replaced(exported: Exported, tmp_path: Path) -> None:
+    config, report = exported
+    assert json.loads((config.out / "report-1.json").read_text()) == report
+    for name in ("report-1.json", "report-1-2.json", "report-1-3.json"):
+        export_main._write_report(tmp_path, {"published": {"version": 1}, "of": name})
+        assert json.loads((tmp_path / "report.json").read_text())["of"] == name
+    for path in tmp_path.glob("report-*.json"):
+        assert json.loads(path.read_text())["of"] == path.name
+
+
+def test_second_export_into_the_same_folder_is_refused(trained_run: Path, tmp_path: Path) -> None:
+    config = ExportConfig(
+        checkpoint=trained_run, repository=tmp_path / "repository", out=tmp_path / "out", **SMALL
+    )
+    with (
+        locked(config.out / LOCK_FILE, "it", ""),
+        pytest.raises(BadInput, match=rf"--out .*/out is in use by process {os.getpid()} "),
+    ):
+        export_main.export(config)
+    with pytest.raises(BadInput, match=r"none.pem is missing"):
+        export_main.export(dataclasses.replace(config, sign_key=tmp_path / "none.pem"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"cannot be used .*another folder with --out"):
+        export_main.export(dataclasses.replace(config, out=tmp_path / "file" / "out"))
+    assert not config.repository.exists()
+
+
 def test_report_and_artifact_name_the_published_bytes(
     exported: Exported,
 ) -> None:
@@ -93,6 +125,8 @@ def test_report_and_artifact_name_the_published_bytes(
     assert artifact["precision"] == "int8"
     assert artifact["tolerances"]["int8_logit_max"] == contract.INT8_LOGIT_ATOL
     assert artifact["calibration"]["slope"] > 0
+    assert datetime.fromisoformat(artifact["created"]) <= datetime.now(UTC)
+    check_gates(artifact, folder)
 
 
 def test_graph_has_the_contracts_names_types_and_dynamic_axes(
@@ -328,7 +362,7 @@ def damaged_int8(
     [
         (all_operators_int8, r"gate int8_\w+ is"),
         (float_in_disguise, r"gate int8_layers_in_float is 8, expected at most 0"),
-        (damaged_int8, r"gate int8_\w+ is .*comment \d+ \(\d+ tokens\)"),
+        (damaged_int8, r"gate int8_\w+ is .*comment \d+ \(\d+ tokens, row \d+ of the val"),
     ],
 )
 def test_failed_gate_publishes_nothing_and_keeps_the_old_version(

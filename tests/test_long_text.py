@@ -41,15 +41,10 @@ from contract import (
 from core.binding import Admission
 from export import gates, parity
 from export.config import ExportConfig
+from export.model_config import batch_size, encoder_config, ragged_config
 from export.parity import Comment
-from export.repository import (
-    batch_size,
-    encoder_config,
-    load_scorer,
-    publish,
-    ragged_config,
-    read_artifact,
-)
+from export.publish import publish
+from export.repository import load_scorer, read_artifact
 from export.scorer import CUT, LongText, Scorer
 from export.serving_graph import build_int8
 from serve import triton

@@ -22,7 +22,8 @@ from export import rates
 from export.config import ExportConfig
 from export.parity import Comment, feeds_of
 from export.placement import Placement, Row, layers_in_float, off_the_gpu, placement_of
-from export.repository import publish, read_artifact
+from export.publish import publish
+from export.repository import read_artifact
 from export.scorer import open_session
 from export.serving_graph import build, build_int8, linear_layers
 from tests.conftest import TinyModel

@@ -1,11 +1,14 @@
-"""A version is published whole or not at all, and an altered one is noticed."""
+"""A version is published whole or not at all, and what is loaded is what was published."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,6 +18,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 import contract
+from bench import fault_child
 from contract import (
     ARTIFACT_FILE,
     ENCODER_MODEL,
@@ -24,18 +28,23 @@ from contract import (
     ORT_FILE,
     PUBLIC_MODEL,
     RAGGED_MODEL,
+    SERVING_FILE,
     TOKENIZER_FILE,
     BadInput,
 )
 from core import build
 from core.binding import onnxruntime_library
 from core.build import LIBRARY
+from export import publish as publishing
 from export import repository as repo
+from export import switch
+from export.model_config import CONFIG_FILE, MODELS
 from export.scorer import Scorer, probability
+from train.files import sha256_of
 
 
 def _parsed(repository: Path, model: str) -> model_config_pb2.ModelConfig:
-    text = (repository / model / repo.CONFIG_FILE).read_text("utf-8")
+    text = (repository / model / CONFIG_FILE).read_text("utf-8")
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
@@ -64,6 +73,7 @@ def test_configurations_say_what_the_contract_and_the_graph_say(
         assert config.max_batch_size == most
         assert config.HasField("dynamic_batching")
         assert [group.count for group in config.instance_group] == [3]
+        assert [*config.version_policy.specific.versions] == [1]
 
 
 def _assert_names_types_and_dims_are_the_graphs(
@@ -114,13 +124,7 @@ def test_versions_count_up_and_old_ones_are_pruned_untouched(
 def test_public_version_shares_the_bytes_of_the_devices_form(
     tiny_model: TinyModel, tmp_path: Path, device: str, form: str
 ) -> None:
-    repo.publish(
-        tmp_path,
-        onnx_path=tiny_model.onnx_path,
-        ragged_path=tiny_model.ragged_path,
-        tokenizer_path=tiny_model.tokenizer_path,
-        artifact={"device": device, "max_len": 16},
-    )
+    tiny_model.publish(tmp_path, artifact={**tiny_model.artifact, "device": device})
     public = tmp_path / PUBLIC_MODEL / "1" / ONNX_FILE
     for model in (ENCODER_MODEL, RAGGED_MODEL):
         assert public.samefile(tmp_path / model / "1" / ONNX_FILE) is (model == form)
@@ -160,76 +164,140 @@ def test_versions_share_one_runtime_but_not_one_that_was_altered(
         repo.verify(tmp_path, 2)
 
 
+# --- Whole or not at all -----------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("step", "call"),
+    ("module", "step", "call"),
     [
-        *((step, n) for step in ("write_atomically", "_fsync_folder", "_put") for n in (1, 2, 3)),
-        *(("_link_or_copy", n) for n in (1, 2)),
-        ("write_json", 1),
+        *((publishing, "put_folder", n) for n in (1, 2, 3)),
+        *((publishing, "_copy", n) for n in (1, 2, 3)),
+        *((publishing, step, 1) for step in ("_link_or_copy", "write_atomically", "announce")),
+        *((switch, "write_atomically", n) for n in (1, 2, 3, 4)),
     ],
 )
 def test_failure_at_any_step_leaves_the_older_version_alone(
-    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int
+    tiny_model: TinyModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    step: str,
+    call: int,
 ) -> None:
     tiny_model.publish(tmp_path)
     before = _everything(tmp_path)
-    real, calls = getattr(repo, step), 0
+    real, calls = getattr(module, step), 0
 
     def failing(*args: object) -> None:
         nonlocal calls
         calls += 1
         if calls == call:
-            raise OSError("disk full")
+            raise OSError(28, "No space left on device", str(args[0]))
         real(*args)
 
-    monkeypatch.setattr(repo, step, failing)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(module, step, failing)
+    with pytest.raises(BadInput, match=r"No space left on device.*free some space"):
         tiny_model.publish(tmp_path)
     monkeypatch.undo()
     assert _everything(tmp_path) == before
     assert tiny_model.publish(tmp_path) == 2
 
 
-def test_killed_publish_shows_nothing_and_the_next_one_cleans_up(
+def test_a_kill_at_any_step_of_publishing_loses_nothing(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:
-    tiny_model.publish(tmp_path)
-    process = multiprocessing.get_context("spawn").Process(
-        target=_publish_and_die,
-        args=(tmp_path, tiny_model.onnx_path, tiny_model.ragged_path, tiny_model.tokenizer_path),
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == 9
-    assert repo.versions(tmp_path) == [1]
-    assert repo.verify(tmp_path)["version"] == 1
-    assert tiny_model.publish(tmp_path) == 2
-    assert not list(tmp_path.rglob(".staging-*"))
+    """A step is an opening, a rename, a removal, ...; the old version is removed at the end."""
+    base, copy = tmp_path / "base", tmp_path / "copy"
+    tiny_model.publish(base)
+    old = _everything(base / PUBLIC_MODEL / "1")
+    publish = partial(tiny_model.publish, copy, keep_versions=1)
+
+    def renew() -> None:
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(base, copy, copy_function=os.link, ignore=shutil.ignore_patterns(".lock"))
+
+    renew()
+    steps = fault_child.run(publish, copy).steps
+    assert steps > 40
+    served = set()
+    for step in range(1, steps + 1, 4):
+        renew()
+        assert fault_child.run(publish, copy, fault_child.Limits(kill_at=step)).signal == 9
+        served.add(repo.current(copy))
+        for version in repo.versions(copy):
+            repo.verify(copy, version)
+        if 1 in repo.versions(copy):
+            assert _everything(copy / PUBLIC_MODEL / "1") == old
+        assert publish() in (2, 3)
+        repo.verify(copy)
+        assert not [path for path in copy.rglob(".*") if path.name != ".lock"]
+        for model in MODELS:
+            folders = [int(path.name) for path in (copy / model).iterdir() if path.is_dir()]
+            assert sorted(folders) == repo.versions(copy)
+    assert served == {1, 2}
 
 
-def _publish_and_die(
-    repository: Path, onnx_path: Path, ragged_path: Path, tokenizer_path: Path
+def test_a_change_that_was_killed_is_finished_or_undone_by_the_next(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = repo._put, []
+    for _ in range(2):
+        tiny_model.publish(tmp_path)
+    real = switch.write_atomically
 
-    def dying(staged: Path, target: Path) -> None:
-        calls.append(target)
-        if len(calls) == 3:  # the encoders are in place, the public model is not
+    def stop_before_the_public_config(path: Path, data: Any) -> None:
+        if path == tmp_path / PUBLIC_MODEL / CONFIG_FILE:
             os._exit(9)
-        real(staged, target)
+        real(path, data)
 
-    repo._put = dying
-    repo.publish(
-        repository,
-        onnx_path=onnx_path,
-        ragged_path=ragged_path,
-        tokenizer_path=tokenizer_path,
-        artifact={"device": "cpu", "max_len": 16},
-        instances=1,
-    )
+    monkeypatch.setattr(switch, "write_atomically", stop_before_the_public_config)
+    fault_child.run(partial(switch.rollback, tmp_path), tmp_path)
+    monkeypatch.undo()
+    said = json.loads((tmp_path / PUBLIC_MODEL / SERVING_FILE).read_text())
+    assert said["now"]["served"]["version"] == 1 and said["before"]["served"]["version"] == 2
+    assert repo.current(tmp_path) == repo.verify(tmp_path)["version"] == 2
+    assert switch.rollback(tmp_path) == repo.verify(tmp_path)["version"] == 1
+    assert repo.versions(tmp_path) == [1, 2]
 
 
-@pytest.mark.parametrize("name", [LIBRARY, ORT_FILE, TOKENIZER_FILE, ONNX_FILE])
+def test_a_full_disk_is_one_line_and_nothing_half_written(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """A real limit: no file may be longer than what the core's library needs half of."""
+    tiny_model.publish(tmp_path)
+    before = _everything(tmp_path)
+    for most in (10, 5_000, 100_000):
+        limits = fault_child.Limits(file_bytes=most)
+        ended = fault_child.run(partial(tiny_model.publish, tmp_path), tmp_path, limits)
+        assert ended.status == 2 and "\n" not in ended.words, ended
+        assert "File too large" in ended.words and str(tmp_path) in ended.words
+        assert _everything(tmp_path) == before
+
+
+def test_a_read_only_repository_is_one_line(tiny_model: TinyModel, tmp_path: Path) -> None:
+    tiny_model.publish(tmp_path)
+    before = _everything(tmp_path)
+    folders = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
+    above = [path for path in tmp_path.parents if path.stat().st_uid == os.getuid()]
+    modes = {path: path.stat().st_mode for path in [*folders, *above]}
+
+    def work(change: Callable[[Path], object]) -> None:
+        if os.geteuid() == 0:
+            os.seteuid(65534)  # root may write anywhere
+        change(tmp_path)
+
+    try:
+        for path in modes:
+            path.chmod(0o555 if path in folders else modes[path] | 0o555)
+        for change in (tiny_model.publish, switch.serve_version, switch.rollback):
+            ended = fault_child.run(partial(work, change), tmp_path)
+            assert ended.status == 2 and "\n" not in ended.words, ended
+            assert "Permission denied" in ended.words
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+    assert _everything(tmp_path) == before
+
+
+# --- What is loaded is what was published ------------------------------------------------
+@pytest.mark.parametrize("name", [LIBRARY, ORT_FILE, TOKENIZER_FILE, ONNX_FILE, ARTIFACT_FILE])
 def test_one_altered_byte_is_refused_by_name(
     tiny_model: TinyModel, tmp_path: Path, name: str
 ) -> None:
@@ -263,14 +331,159 @@ def test_missing_pieces_are_named(tiny_model: TinyModel, tmp_path: Path) -> None
     (folder / LIBRARY).unlink()
     with pytest.raises(BadInput, match=rf"{LIBRARY} is missing"):
         repo.verify(tmp_path)
-    artifact = json.loads((folder / ARTIFACT_FILE).read_text())
-    del artifact["files"][ORT_FILE]
-    (folder / ARTIFACT_FILE).write_text(json.dumps(artifact))
-    with pytest.raises(BadInput, match=rf"artifact\.json does not list {ORT_FILE}"):
-        repo.verify(tmp_path)
-    (folder / ARTIFACT_FILE).write_text("{")
-    with pytest.raises(BadInput, match=r"artifact\.json is not valid JSON"):
-        repo.verify(tmp_path)
+    (tmp_path / PUBLIC_MODEL / CONFIG_FILE).unlink()
+    with pytest.raises(BadInput, match=rf"{CONFIG_FILE} is missing.*make publish"):
+        repo.current(tmp_path)
+
+
+def _write(text: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(text)
+
+
+def _replace(old: str, new: str) -> Callable[[Path], object]:
+    def edit(path: Path) -> None:
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    return edit
+
+
+def _link_to_itself(path: Path) -> None:
+    moved = path.parent.parent.parent / "moved"
+    path.rename(moved)
+    path.symlink_to(moved)
+
+
+def _folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _file_instead(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("")
+
+
+def _pipe_instead(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+CONFIG, SERVING = f"{PUBLIC_MODEL}/{CONFIG_FILE}", f"{PUBLIC_MODEL}/{SERVING_FILE}"
+FIRST = f"{PUBLIC_MODEL}/1"
+DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
+    (
+        CONFIG,
+        _replace("67108864", "-1"),
+        r"cache_bytes\.stringValue '-1', expected",
+    ),
+    (CONFIG, _replace('"64"', '"99999"'), r"max_batch\.stringValue '99999'"),
+    (CONFIG, _replace("count: 1", "count: 0"), r"instanceGroup\.0\.count"),
+    (CONFIG, _replace("versions: 1", "versions: 2"), r"versions\.0 '2'"),
+    (CONFIG, _replace("\n", "\n\n"), "another layout"),
+    (CONFIG, _write("model {"), "is no model configuration"),
+    (CONFIG, _link_to_itself, "is a link"),
+    (f"{ENCODER_MODEL}/{CONFIG_FILE}", _replace("count: 1", "count: 9"), "count 9, expected 1"),
+    (f"{RAGGED_MODEL}/{CONFIG_FILE}", _folder_instead, "no regular file"),
+    (SERVING, _replace('"instances": 1', '"instances": 0'), "instances is 0"),
+    (SERVING, _replace('"cache_bytes": 6', '"cache_bytes": -6'), "cache_bytes is"),
+    (SERVING, _replace('"max_batch": 64', '"max_batch": 65'), "max_batch is 65"),
+    (SERVING, _replace('"window_ms": 0.0', '"window_ms": "0"'), "window_ms is '0'"),
+    (SERVING, _replace('"version": 1', '"version": true'), "version is True"),
+    (SERVING, _write("[" * 100_000), "is not valid: Invalid JSON"),
+    (SERVING, _write("{}"), "Field required"),
+    (SERVING, lambda path: path.write_bytes(b"\xff"), "not valid: Invalid JSON"),
+    (f"{FIRST}/{ARTIFACT_FILE}", _replace('"cpu"', '"gpu"'), "is damaged"),
+    (f"{FIRST}/{ARTIFACT_FILE}", _link_to_itself, "is a link"),
+    (f"{FIRST}/{TOKENIZER_FILE}", _link_to_itself, "is a link"),
+    (f"{FIRST}/{TOKENIZER_FILE}", _folder_instead, "is no regular file"),
+    (f"{FIRST}/{TOKENIZER_FILE}", _pipe_instead, "is no regular file"),
+    (FIRST, _link_to_itself, "is no folder"),
+    (FIRST, _file_instead, "cannot be read"),
+    (f"{FIRST}/numpy.py", _write("raise SystemExit"), "is not of the published version.*delete it"),
+    (f"{FIRST}/__pycache__", Path.mkdir, "is not of the published version"),
+    (f"{FIRST}/artifact.sig", Path.mkdir, "is no regular file"),
+    (f"{ENCODER_MODEL}/1/model.py", _write(""), "is not of the published version"),
+    (f"{RAGGED_MODEL}/1", _file_instead, "is no folder"),
+    (ENCODER_MODEL, _link_to_itself, "is no folder"),
+    (PUBLIC_MODEL, _file_instead, "is no folder"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "words"), DAMAGES, ids=range(len(DAMAGES)))
+def test_what_was_not_published_is_refused_by_name(
+    tiny_model: TinyModel,
+    tmp_path: Path,
+    name: str,
+    damage: Callable[[Path], object],
+    words: str,
+) -> None:
+    repository = tmp_path / "model repository"
+    tiny_model.publish(repository)
+    damage(repository / name)
+    with pytest.raises(BadInput, match=words) as caught:
+        repo.verify(repository)
+    assert str(repository / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_of_the_artifact_are_checked_whoever_wrote_them(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    for changes, words in (
+        ({"device": "tpu"}, "device is 'tpu', expected 'cpu' or 'cuda'"),
+        ({"max_len": 0}, "max_len is 0, expected greater than or equal to 1"),
+        ({"max_len": "16"}, "max_len is '16', expected a valid integer"),
+        ({"precision": 8}, "precision is 8, expected 'fp32', 'fp16' or 'int8'"),
+        ({"long_text": {"rule": "cut"}}, "long_text.stride: Field required"),
+        ({"long_text": {"rule": "max", "stride": 16, "windows": 2}}, "long_text.stride is not"),
+        ({"long_text": {"rule": "last", "stride": 1, "windows": 1}}, "long_text.rule is 'last'"),
+        ({"comments_per_s": -1}, "comments_per_s is -1"),
+    ):
+        with pytest.raises(BadInput) as caught:
+            tiny_model.publish(tmp_path, artifact={**tiny_model.artifact, **changes})
+        assert words in str(caught.value)
+    assert repo.versions(tmp_path) == []
+
+
+def test_a_repository_older_than_serving_json_is_to_be_exported_again(
+    tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model.publish(tmp_path)
+    (tmp_path / PUBLIC_MODEL / SERVING_FILE).unlink()
+    for look in (repo.verify, repo.current, repo.versions, switch.rollback, switch.serve_version):
+        with pytest.raises(BadInput, match=rf"has version 1 but no .*{SERVING_FILE}.*make export"):
+            look(tmp_path)
+    old = _everything(tmp_path / PUBLIC_MODEL / "1")
+    assert tiny_model.publish(tmp_path) == 2
+    assert repo.versions(tmp_path) == [2]
+    assert _everything(tmp_path / PUBLIC_MODEL / "1") == old
+    assert "has versions [1] that its serving.json does not list" in capsys.readouterr().err
+
+
+def test_a_version_is_described_by_checked_values(tiny_model: TinyModel, tmp_path: Path) -> None:
+    for _ in range(2):
+        tiny_model.publish(tmp_path)
+    text = (tmp_path / PUBLIC_MODEL / CONFIG_FILE).read_text("utf-8")
+    assert repo.serving_config(tmp_path) == repo.serving_config(tmp_path, 2) == text
+    assert repo.serving_config(tmp_path, 1) == text.replace("versions: 2", "versions: 1")
+    for version in (1, 2):
+        folder = repo.version_folder(tmp_path, version)
+        assert repo.served_files(tmp_path, version) == {
+            path.name: sha256_of(path) for path in folder.iterdir()
+        }
+
+
+@pytest.mark.parametrize("name", ["two words", "it's", "a;b", "$HOME", "(x)", "für", "[a-z]*"])
+def test_any_path_will_do(tiny_model: TinyModel, tmp_path: Path, name: str) -> None:
+    repository = tmp_path / name / name
+    for _ in range(2):
+        tiny_model.publish(repository, keep_versions=1)
+    assert repo.verify(repository)["version"] == 2
+    assert repo.versions(repository) == [2]
+    scores = repo.load_scorer(repository).score(["you are kind"])
+    assert scores.logit[0] == pytest.approx(tiny_model.logit("you are kind"), abs=1e-4)
 
 
 @pytest.mark.parametrize("form", ["onnx_path", "ragged_path"])

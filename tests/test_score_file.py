@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -25,15 +26,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import TinyModel
+from disk_limit import largest_file
 
 from contract import LOGIT, MAX_COMMENT_BYTES, MODEL_VERSION, PROBABILITY, TEXT, BadInput
 from core.binding import probability
 from export.repository import load_scorer, version_folder
-from serve import offline_rows, score_file
-from serve.offline_rows import CHUNK_ROWS, Chunk, open_source
+from serve import score_file
+from serve.offline_rows import CHUNK_BYTES, CHUNK_ROWS, Chunk, open_source
 from serve.offline_worker import ROW, Done, Job, Part, csv_line, open_scorer
 from serve.score_file import ScoreFileConfig, Workers, scored
-from train.cli import make_config
+from train import tables
+from train.cli import make_config, run
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = ['a "quoted", one', "two\nlines", "a\rreturn", "x\0y", "", " ", "é😀", "\u2028", "=1+1"]
@@ -432,7 +435,7 @@ def test_chunks_are_bounded_and_reading_is_lazy(tmp_path: Path) -> None:
         assert max(chunk.rows for chunk in chunks) <= CHUNK_ROWS
         assert sum(chunk.rows for chunk in chunks) == len(texts)
         sizes = [len(chunk.payload) for chunk in chunks if isinstance(chunk.payload, bytes)]
-        assert max(sizes, default=0) < 2 * offline_rows.CHUNK_BYTES
+        assert max(sizes, default=0) < 2 * CHUNK_BYTES
         ends = np.cumsum([0, *(chunk.rows for chunk in chunks)])
         assert [chunk.first_row for chunk in chunks] == ends[:-1].tolist()
         assert len(chunks) >= 7
@@ -481,6 +484,9 @@ BAD: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     "column asked for": ("a.csv", b"a,b\n1,2\n", {"text_column": "c"}, "expected 'c'"),
     "empty": ("a.csv", b"", {}, "it is empty"),
     "open quote": ("a.csv", b'text\nyou\n"are\nkind\n', {}, "row 1 opens a quote"),
+    "single quote": ("a.csv", b'text\nyou\n"are "so" kind"\n', {}, "row 1 (up to line 3) has a"),
+    "no header": ("a.csv", b"you are kind\nb\n", {}, "are (one of 3 words), expected one of"),
+    "two texts": ("a.csv", b"text,text\na,b\n", {}, "has 2 columns 'text', expected one"),
     "not UTF-8": ("a.csv", "text\nyou\n".encode("utf-16"), {}, "header is not UTF-8"),
     "cut gzip": ("a.csv.gz", gzip.compress(b"text\n" + os.urandom(99))[:-20], {}, "cannot be read"),
     "no gzip": ("a.txt.gz", b"you\n", {}, "cannot be read"),
@@ -510,6 +516,70 @@ def test_what_cannot_be_used_is_named(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def limited(size: int, *flags: Any) -> subprocess.CompletedProcess[str]:
+    """The command, where no file may grow beyond `size` bytes: as on a full disk."""
+    limit = (resource.RLIMIT_FSIZE, (size, size))
+    return command(*flags, preexec_fn=lambda: resource.setrlimit(*limit))
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "jsonl"])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    form: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = tmp_path / "a.txt", tmp_path / f"out.{form}"
+    file.write_text("you are kind and awful and bad\n" * (2 * CHUNK_ROWS))
+    flags = ("--file", file, "--out", out, "--repository", repository, "--processes", 1)
+    done = limited(6_000, *flags)  # room for the state of the job, and no part
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"{out}.parts/00000000 cannot be used (File too large), expected" in done.stderr
+    assert done.stderr.endswith("; nothing is kept; begin again\n")
+    assert list(tmp_path.iterdir()) == [file]
+    if form != "csv":
+        return
+    monkeypatch.setattr("sys.argv", ["score", *map(str, flags)])
+    written = out.with_name(f".{out.name}.partial")
+    real = score_file._join
+
+    def join(*arguments: Any) -> None:  # the parts had room
+        with largest_file(300_000):
+            real(*arguments)
+
+    monkeypatch.setattr(score_file, "_join", join)
+    with pytest.raises(OSError, match="File too large") as error:
+        score_file.score_file(
+            make_config(
+                ScoreFileConfig,
+                {"file": str(file), "out": out, "repository": repository, "processes": 1},
+            )
+        )
+    assert error.value.filename == str(out)
+    assert not out.exists() and not written.exists()
+    assert Path(f"{out}.parts").is_dir()  # the same command goes on
+
+
+def test_a_folder_in_place_of_the_output_is_seen_at_once(tmp_path: Path, score: Any) -> None:
+    (tmp_path / "a.txt").write_text("you\n")
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(BadInput, match="a folder, expected a file; set another"):
+        score(tmp_path / "a.txt", out=tmp_path / "out.csv", overwrite=True)
+
+
+def test_a_worker_that_fails_says_so_in_one_line(
+    tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Job(version_folder(repository), tmp_path, "csv", (TEXT,), TEXT, None)
+
+    def main() -> None:
+        with Workers(job, 1) as workers:
+            list(scored([Chunk(0, 0, 1, "no payload", 1)], workers))  # type: ignore[arg-type]
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and said.count("\n") == 1
+    assert "internal error: " in said and said.endswith("=1 to see where\n")
+
+
 def test_a_column_of_numbers_is_no_text(tmp_path: Path, score: Any) -> None:
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(BadInput, match="holds int64, expected text"):
@@ -519,7 +589,7 @@ def test_a_column_of_numbers_is_no_text(tmp_path: Path, score: Any) -> None:
 def test_a_field_beyond_all_bounds_is_an_error(
     tmp_path: Path, score: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offline_rows, "MOST_FIELD_BYTES", 1000)
+    monkeypatch.setattr(tables, "MOST_FIELD_BYTES", 1000)
     (tmp_path / "a.csv").write_text("text\n" + "a" * 2000 + "\n")
     with pytest.raises(BadInput, match="a line is longer than"):
         score(tmp_path / "a.csv")

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from contract import BadInput
-from train.split import Split, split_comments
+from train.split import Split, overlap, split_comments
 from train.synthetic import generate
 
 FRACTIONS = [(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.34, 0.33, 0.33), (0.1, 0.2, 0.7)]
@@ -172,3 +172,12 @@ def test_copies_do_not_make_up_for_few_texts() -> None:
         "2 different comments, 1 of them toxic, are too few for a stratified split into "
         "[0.8, 0.1, 0.1]; give more comments"
     )
+
+
+def test_comments_that_stand_elsewhere_too_are_counted() -> None:
+    known = ["You are kind!", "the same", "I love 🙂", "???", "naïve"]
+    texts = ["the same", "you  are, KIND", "THE SAME.", "i love 🙁", "I love 🙂 !", "!!!", "? ??"]
+    found = overlap(texts, known)
+    assert (found.comments, found.same, found.alike) == (7, 1, 4)
+    assert found.words() == "1 of 7 comments, and 4 but for case, punctuation and spaces"
+    assert overlap(["new"], known).words() == "0 of 1 comments"

@@ -8,8 +8,10 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
+from bench import fault_child
 from contract import CLS_ID, PAD_ID, TOKENIZER_FILE, BadInput
 from train.__main__ import StopRequest, train
 from train.artifacts import (
@@ -171,6 +174,66 @@ def test_new_run_replaces_the_old_only_when_it_is_finished(tmp_path: Path) -> No
     assert (config.out / WEIGHTS_FILE).read_bytes() == before
     train(other, CPU)
     assert (config.out / WEIGHTS_FILE).read_bytes() != before
+
+
+# --- Kills, a full disk, a second training -------------------------------------------------
+def test_a_second_training_into_the_same_folder_is_refused(tmp_path: Path) -> None:
+    config = small(tmp_path / "run", epochs=1)
+
+    def meanwhile(process: Any) -> None:
+        while not (tmp_path / "run.partial").exists():
+            assert fault_child.pause(process, 0.01)
+        os.kill(process.pid, signal.SIGSTOP)
+        second = fault_child.run(partial(train, config, CPU), tmp_path)
+        os.kill(process.pid, signal.SIGCONT)
+        words = rf"--out .*/run is in use by process {process.pid} \(`.*`\) since 20.*--out"
+        assert second.status == 2 and re.search(words, second.words), second
+
+    first = fault_child.run(partial(train, config, CPU), tmp_path, meanwhile=meanwhile)
+    assert first.status == 0, first
+    load_checkpoint(config.out)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", ".run.lock"}
+
+
+def test_a_kill_while_a_run_becomes_finished_loses_nothing(tmp_path: Path) -> None:
+    """From the last step of the training on: the old run or the new one, and either goes on."""
+    base, root = tmp_path / "base", tmp_path / "root"
+    config = small(root / "run", epochs=1, seed=1)
+    train(dataclasses.replace(config, out=base / "run", seed=0), CPU)
+    old = (base / "run" / WEIGHTS_FILE).read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        train(dataclasses.replace(config, out=base / "run"), CPU, stop=StopAfter(14))
+    work = partial(train, config, CPU)
+    shutil.copytree(base, root)
+    steps = fault_child.run(work, root).steps
+    new = (config.out / WEIGHTS_FILE).read_bytes()
+    assert new != old
+    seen = []
+    for step in range(steps - 26, steps + 1, 5):
+        shutil.rmtree(root)
+        shutil.copytree(base, root)
+        assert fault_child.run(work, root, fault_child.Limits(kill_at=step)).signal == 9
+        load_checkpoint(config.out)
+        seen.append((config.out / WEIGHTS_FILE).read_bytes())
+        assert seen[-1] in (old, new)
+        train(config, CPU)
+        assert (config.out / WEIGHTS_FILE).read_bytes() == new
+        assert {path.name for path in root.iterdir()} == {"run", ".run.lock"}
+    assert {*seen} == {old, new}
+
+
+def test_a_full_disk_or_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
+    config = small(tmp_path / "run", epochs=1)
+    limits = fault_child.Limits(file_bytes=4_000)
+    full = fault_child.run(partial(train, config, CPU), tmp_path, limits)
+    assert full.status == 2 and "\n" not in full.words, full
+    assert re.search(r"run.partial/.* cannot be used \(File too large\).*--out", full.words)
+    assert not config.out.exists()
+    train(config, CPU)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", ".run.lock"}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"cannot be used .*another folder with --out"):
+        train(small(tmp_path / "file" / "run"), CPU)
 
 
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 from bench.comments import SYNTHETIC
 from bench.tune import TuneConfig, bars, choose
 from contract import MAX_BATCH, PUBLIC_MODEL
-from export.repository import CONFIG_FILE, Tuning, read_tuning, tune, verify
+from export.model_config import CONFIG_FILE, Tuning
+from export.repository import read_tuning, served_tuning, verify
+from export.switch import tune
 
 
 def test_only_a_gain_above_the_margin_replaces_what_stands() -> None:
@@ -43,11 +45,14 @@ def test_what_was_chosen_is_served_and_stays(tiny_model: TinyModel, tmp_path: Pa
         assert served.instance_group[0].count == 3
         assert served.dynamic_batching.max_queue_delay_microseconds == 2500
         assert served.parameters[MAX_BATCH].string_value == "16"
-        assert read_tuning(tmp_path) == chosen
+        assert read_tuning(tmp_path) == served_tuning(tmp_path) == chosen
         verify(tmp_path)
         tiny_model.publish(tmp_path, instances=None)
-    evidence = json.loads((tmp_path / PUBLIC_MODEL / "tuning.json").read_text())
-    assert evidence == {
-        "tuning": {"instances": 3, "window_ms": 2.5, "max_batch": 16},
+    path = tmp_path / PUBLIC_MODEL / "tuning.json"
+    assert json.loads(path.read_text()) == {
+        "tuning": {"instances": 3, "window_ms": 2.5, "max_batch": 16, "batching": True},
         "evidence": {"rows": [1]},
     }
+    path.write_text("{")  # evidence for people: what serves does not come from it
+    assert served_tuning(tmp_path) == chosen
+    verify(tmp_path)

@@ -6,11 +6,13 @@
     python -m train --distill runs/model --d-model 64 --n-layers 1   # see train/distill.py
     python -m train --pretrain-epochs 2  # learn to guess masked words first, see train/pretrain.py
 
-Ctrl-C saves the progress; the same command goes on at the same step.
+Ctrl-C saves the progress; the same command goes on at the same step. One training at a time
+writes an --out: its lock is `.<name>.lock` beside the folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -35,14 +37,16 @@ from train import artifacts, calibration, debias, distill, pretrain, qat
 from train.batches import Batch, CommentIds, TokenizedOnTheFly, pretokenize, training_batches
 from train.cli import parse_config, run
 from train.cls_only import ClsOnlyEncoder
-from train.config import TrainConfig
+from train.config import WRITTEN_BEFORE, TrainConfig
 from train.curves import plot_curves
 from train.data import Comments, load_comments
 from train.embeddings import cooccurrence_embeddings, spelled_alike, start_from
 from train.evaluate import classification_metrics, logits_of
+from train.files import clear_removed, clear_unfinished, recover, refusing_disk_errors, remove
+from train.locks import LOCK_FILE, SHARED_WAIT_S, locked
 from train.model import ToxicityEncoder
 from train.optimizer import make_optimizer, prepare_step, update
-from train.split import split_comments
+from train.split import overlap, split_comments
 from train.throughput import flops_per_token, matmul_peak
 from train.tokenizer import Respelling, build_tokenizer, oov_rates
 
@@ -88,9 +92,22 @@ def train(
     """Run one training from the data to the finished folder `config.out`.
 
     Every process of a `torchrun` calls this with its `rank`; rank 0 evaluates and writes.
-    Raises KeyboardInterrupt at the first step after `stop` was requested, progress saved.
+    Raises KeyboardInterrupt at the first step after `stop` was requested, progress saved, and
+    BadInput while another training writes `config.out` or when it cannot be written.
     """
-    stop = stop or StopRequest()
+    remedy = "free some space or allow writing there, or give another folder with --out"
+    with contextlib.ExitStack() as held:
+        held.enter_context(refusing_disk_errors(config.out, remedy))
+        if rank == 0:
+            lock = config.out.with_name(f".{config.out.name}{LOCK_FILE}")
+            remedy = "wait for it, or give another folder with --out"
+            held.enter_context(locked(lock, f"--out {config.out}", remedy))
+        _train(config, device, stop or StopRequest(), rank, world)
+
+
+def _train(
+    config: TrainConfig, device: torch.device, stop: StopRequest, rank: int, world: int
+) -> None:
     say = _Printer(rank)
     began = time.monotonic()
     _check_machine(config, device, world)
@@ -98,16 +115,20 @@ def train(
     # --- Data: the same on every process, from the same seed -----------------------------
     start = qat.load_start(config) if config.qat else None
     teachers = distill.load_teachers(config) if config.distill else []
-    comments = load_comments(
-        config.data, text_column=config.text_column, label_column=config.label_column
-    )
+    columns: dict[str, Any] = {
+        "text_column": config.text_column,
+        "label_column": config.label_column,
+        "label_map": config.label_map,
+    }
+    comments = load_comments(config.data, **columns)
     say(comments.summary())
     test_file = None
     if config.test_data:
-        test_file = load_comments(
-            config.test_data, text_column=config.text_column, label_column=config.label_column
-        )
+        test_file = load_comments(config.test_data, **columns)
         say(f"test file: {test_file.summary()}")
+        seen = overlap(test_file.texts, comments.texts)
+        if seen.same or seen.alike:
+            say(f"WARNING: {seen.words()} are in --data, too: its metrics promise too much")
     split = split_comments(
         comments.texts, comments.labels, fractions=config.fractions, seed=config.seed
     )
@@ -171,12 +192,15 @@ def train(
     identity = _identity(config, comments, split.fingerprint, global_batch)
     work = config.out.with_name(config.out.name + ".partial")
     if rank == 0:
-        _prepare(work, identity, restart=config.restart)
+        _prepare(work, config.out, identity, restart=config.restart)
     targets = _targets(config, comments)
     folder = config.out.parent / "teacher_logits"
     taught = config, teachers, comments, extra, split.train, folder, device, say
     if teachers and rank == 0:
-        targets = distill.soft_targets(*taught)
+        lock, what = folder / LOCK_FILE, str(folder)
+        with locked(lock, what, "wait for it", SHARED_WAIT_S):
+            clear_unfinished(folder)
+            targets = distill.soft_targets(*taught)
     _wait_for_all(world)
     if teachers and rank != 0:  # reads what rank 0 wrote
         targets = distill.soft_targets(*taught)
@@ -309,7 +333,10 @@ def train(
     validation_logits = logits_of(trained, ids, split.validation)
     platt = calibration.fit_platt(validation_labels, validation_logits)
     calibration.fold_in(model, platt)
-    artifacts.save_weights(work, model)
+    finished = work / artifacts.FINISHED_FOLDER
+    if finished.exists():
+        remove(finished)
+    artifacts.save_weights(finished, model)
     results = {
         "synthetic_data": bool(comments.source["synthetic"]),
         "best_epoch": best["epoch"],
@@ -330,6 +357,7 @@ def train(
         test_ids = TokenizedOnTheFly(test_file.texts, tokenizer)
         results["test_file"] = {
             "source": test_file.source,
+            "in_data": dataclasses.asdict(seen),
             **_metrics_on(trained, test_ids, rows, test_file.labels),
         }
     quantization = None
@@ -342,9 +370,9 @@ def train(
             "start_validation_auroc": table["float"]["auroc"],
             "activation_ranges": ranges,
         }
-    artifacts.write_atomically(work / TOKENIZER_FILE, tokenizer.to_json())
+    artifacts.write_atomically(finished / TOKENIZER_FILE, tokenizer.to_json())
     artifacts.write_json(
-        work / artifacts.CONFIG_FILE,
+        finished / artifacts.CONFIG_FILE,
         {
             "model": dataclasses.asdict(model.config),
             "train": config.to_json(),
@@ -362,12 +390,10 @@ def train(
             "distillation": distill.record(config, teachers, extra) if teachers else None,
         },
     )
-    artifacts.write_json(work / artifacts.SPLIT_FILE, split.to_json())
-    artifacts.write_json(work / artifacts.METRICS_FILE, results)
-    plot_curves(history, work / artifacts.CURVES_FILE)
-    artifacts.clear_progress(work)
-    pretrain.clear(work)
-    artifacts.replace_folder(work, config.out)
+    artifacts.write_json(finished / artifacts.SPLIT_FILE, split.to_json())
+    artifacts.write_json(finished / artifacts.METRICS_FILE, results)
+    plot_curves(history, finished / artifacts.CURVES_FILE)
+    artifacts.finish(work, config.out)
     say(calibration.summary(results["calibration"]))
     for name in ("validation", "test", "test_file"):
         if name in results:
@@ -484,19 +510,27 @@ def _identity(
     }
 
 
-def _prepare(work: Path, identity: dict[str, Any], *, restart: bool) -> None:
-    """Make the working folder; refuse to mix two different runs in it."""
-    if restart:
-        shutil.rmtree(work, ignore_errors=True)
+def _prepare(work: Path, out: Path, identity: dict[str, Any], *, restart: bool) -> None:
+    """Make the working folder, mend what a kill left; refuse to mix two different runs in it."""
+    clear_removed(out.parent)
+    recover(out)
+    artifacts.drop_finished(work, out)
     before = work / pretrain.FOLDER
-    for progress in (
-        work / artifacts.PROGRESS_FILE,
-        before / artifacts.PROGRESS_FILE,
-        before / pretrain.RESULT,
-    ):
-        if not progress.exists():
-            continue
-        earlier = artifacts.read_json(progress, "start over with --restart")["identity"]
+    known = [
+        progress
+        for progress in (
+            work / artifacts.PROGRESS_FILE,
+            before / artifacts.PROGRESS_FILE,
+            before / pretrain.RESULT,
+        )
+        if progress.exists()
+    ]
+    if os.path.lexists(work) and (restart or not known):
+        remove(work)
+        known = []
+    for progress in known:
+        read = artifacts.read_json(progress, "start over with --restart")
+        earlier = WRITTEN_BEFORE | (read.get("identity") or {})
         for name, value in identity.items():
             if earlier.get(name) != value:
                 raise BadInput(
@@ -504,6 +538,7 @@ def _prepare(work: Path, identity: dict[str, Any], *, restart: bool) -> None:
                     f"{value!r}; give the same settings to go on, or --restart to drop it"
                 )
     work.mkdir(parents=True, exist_ok=True)
+    clear_unfinished(work, below=True)
 
 
 def _stalled(history: list[dict[str, Any]], patience: int) -> bool:

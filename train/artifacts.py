@@ -1,18 +1,15 @@
-"""Files of a training run: atomic writes, checkpoints without pickle, and loading them back.
+"""Files of a training run: checkpoints without pickle, progress, and loading them back.
 
 A finished run is a folder with `model.safetensors`, `config.json`, `tokenizer.json`,
 `split.json`, `metrics.json` and `curves.png`. It appears whole or not at all: the run works in
-`<out>.partial`, and one rename makes it `<out>`.
+`<out>.partial`, fills a folder there when it ends, and one rename makes that `<out>`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,11 @@ from torch import nn
 
 from contract import TOKENIZER_FILE, BadInput
 from train.cli import make_config
+from train.files import read_json as read_json
+from train.files import remove, replace_folder
+from train.files import sha256_of as sha256_of
+from train.files import write_atomically as write_atomically
+from train.files import write_json as write_json
 from train.model import ModelConfig, ToxicityEncoder
 from train.tokenizer import Tokenizer
 
@@ -35,58 +37,10 @@ CURVES_FILE = "curves.png"
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _AVERAGE_FILE = "average.safetensors"
 PROGRESS_FILE = "progress.json"
+FINISHED_FOLDER = "finished"
+"""The finished run before it is `<out>`, in the folder of the progress."""
 BEST_FOLDER = "best"
 """Weights of the best epoch so far, before they are calibrated, in the folder of the progress."""
-
-
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write `data` (text as UTF-8) to `path`: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # noqa: PTH101  mkstemp's 0600 would hide it from a server's user
-        os.replace(name, path)  # noqa: PTH105
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Write a JSON document for people and programs: indented, keys in the order given."""
-    write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """JSON object in `path`. Raises BadInput that ends with `remedy`."""
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise BadInput(f"{path} is missing, expected a JSON file; {remedy}") from error
-    except ValueError as error:
-        raise BadInput(f"{path} is not valid JSON ({error}); {remedy}") from error
-    if not isinstance(document, dict):
-        raise BadInput(f"{path} holds a JSON {type(document).__name__}, not an object; {remedy}")
-    return document
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def replace_folder(staged: Path, target: Path) -> None:
-    """Put the finished folder `staged` in the place of `target`, which may exist."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    staged.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_weights(folder: Path, model: nn.Module) -> None:
@@ -221,14 +175,30 @@ def load_progress(
 
 
 def clear_progress(folder: Path) -> None:
-    """Drop what only an interrupted run needs, before the folder becomes the finished one."""
+    """Drop what only an interrupted run needs."""
     (folder / PROGRESS_FILE).unlink(missing_ok=True)
-    shutil.rmtree(folder / BEST_FOLDER, ignore_errors=True)  # pre-training has none
     for step in folder.glob("step-*"):
         shutil.rmtree(step)
 
 
-import contextlib
-@contextlib.contextmanager
-def locked(folder, what):
-    yield
+def finish(work: Path, out: Path) -> None:
+    """Put the finished run that lies in `work` in the place of `out`, then drop `work`.
+
+    The progress stays until the finished run counts, and says which one that is.
+    """
+    remedy = "start over with --restart"
+    progress = read_json(work / PROGRESS_FILE, remedy)
+    progress["finished"] = sha256_of(work / FINISHED_FOLDER / WEIGHTS_FILE)
+    write_json(work / PROGRESS_FILE, progress)
+    replace_folder(work / FINISHED_FOLDER, out)
+    remove(work)
+
+
+def drop_finished(work: Path, out: Path) -> None:
+    """Drop `work` if `finish` was killed after its run had become `out`."""
+    try:
+        finished = read_json(work / PROGRESS_FILE, "").get("finished")
+    except BadInput:
+        return  # there is none, or whoever goes on with it says what is wrong
+    if finished and (out / WEIGHTS_FILE).is_file() and sha256_of(out / WEIGHTS_FILE) == finished:
+        remove(work)

@@ -7,7 +7,6 @@ epoch alone.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,9 @@ import numpy as np
 import torch
 
 from contract import PAD_ID
-from train.artifacts import read_json, replace_folder, write_json
+from train.files import clear_unfinished, put_folder, read_json, staging, write_json
+from train.locks import LOCK_FILE, SHARED_WAIT_S, locked
+from train.system_errors import naming
 from train.tokenizer import Tokenizer
 
 BATCHES_PER_BUCKET = 50
@@ -79,17 +80,28 @@ def pretokenize(texts: Sequence[str], tokenizer: Tokenizer, folder: Path) -> Pre
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
     target = folder / digest.hexdigest()[:16]
     if not target.exists():
-        staged = folder / f".{target.name}.partial"
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
+        with locked(folder / LOCK_FILE, str(folder), "wait for it", SHARED_WAIT_S):
+            clear_unfinished(folder)
+            if not target.exists():  # another training may have made it meanwhile
+                _store(texts, tokenizer, target)
+    return Pretokenized(target)
+
+
+def _store(texts: Sequence[str], tokenizer: Tokenizer, target: Path) -> None:
+    with staging(target.parent) as staged:
         source = TokenizedOnTheFly(texts, tokenizer)
         rows = [source[row] for row in range(len(texts))]
-        np.save(staged / "ids.npy", np.concatenate(rows), allow_pickle=False)
         offsets = np.cumsum([0] + [len(row) for row in rows], dtype=np.int64)
-        np.save(staged / "offsets.npy", offsets, allow_pickle=False)
+        _save(staged / "ids.npy", np.concatenate(rows))
+        _save(staged / "offsets.npy", offsets)
         write_json(staged / "pretokenized.json", {"cut": source.cut, "comments": len(rows)})
-        replace_folder(staged, target)
-    return Pretokenized(target)
+        put_folder(staged, target)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    # Not by name: NumPy would write by itself, and forget why it could not.
+    with naming(path), path.open("w+b") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 @dataclass(frozen=True)

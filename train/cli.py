@@ -1,15 +1,22 @@
 """Command lines made from the frozen config dataclass of a stage.
 
 A flag is a field: its name, default and help text are declared once, in the dataclass, and
-pydantic checks its value. Every command ends through `run`, so that an error which the user
-is meant to read is one line on stderr and an exit status, never a traceback.
+pydantic checks its value. Every command ends through `run`, so that an error is one line on stderr
+and an exit status, never a traceback; TOXICITY_TRACEBACK=1 shows where an unexpected one came from.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import os
+import re
+import select
+import signal
 import sys
+import textwrap
+import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -18,11 +25,20 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from contract import BadInput, ToxicityError
+from train.system_errors import explained
 
 Config = TypeVar("Config")
+TRACEBACK = "TOXICITY_TRACEBACK"
+"""Environment variable: when it is set, an unexpected error shows its traceback, too."""
+_MOST_REASON = 300
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # "-1=drop" is a value, as "-1" is.
+        self._negative_number_matcher = re.compile(r"-(\d+|\d*\.\d+)(=\S+)?$")
+
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{self.prog}: {message}; see {self.prog} --help")
 
@@ -102,14 +118,89 @@ def make_config(config_class: type[Config], values: dict[str, Any]) -> Config:
         raise BadInput(f"{flag} is {got!r}: {reason}; set another value") from error
 
 
+# --- How a command ends ------------------------------------------------------------------
 def run(main: Callable[[], None]) -> NoReturn:
-    """Call `main` and exit: 0, the error's own status with its one line, or 130 on Ctrl-C."""
+    """Call `main` and exit.
+
+    Status 0; an error's own after its one line; 2 after a line that names the path and the remedy
+    for what the system refused (no room, no leave, a folder in place of a file); 1 for anything
+    unexpected; 130 on Ctrl-C. When nobody reads what it prints, it ends as other tools do: silent,
+    by SIGPIPE.
+    """
+    for stream in (sys.stdout, sys.stderr):  # a name that is no text, an alphabet that lacks a sign
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+    status: Any = 0
+    failed: Exception | None = None
     try:
         main()
-    except ToxicityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    except SystemExit as ended:
+        status = ended.code
     except KeyboardInterrupt:
-        print("interrupted; nothing was half-written", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        _say("interrupted; nothing was half-written")
+        status = 130
+    except Exception as error:
+        failed = error
+    unwritten = _flush_failed()
+    if isinstance(failed or unwritten, BrokenPipeError) and _nobody_reads():
+        _end_by_sigpipe()
+    if final := failed or unwritten:
+        status = _tell(final)
+    sys.exit(status)
+
+
+def _flush_failed() -> OSError | None:
+    """What keeps the last of the output from being written, if anything does."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # Python would try again at its end and complain in words of its own.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return error
+    return None
+
+
+def _nobody_reads() -> bool:
+    """Whether a pipe that this command prints into is closed at its other end."""
+    poll = select.poll()
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            with contextlib.suppress(ValueError):  # closed
+                poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _end_by_sigpipe() -> NoReturn:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
+    os._exit(128 + signal.SIGPIPE)  # where the signal is blocked
+
+
+def _tell(error: Exception) -> int:
+    """Print the error's one line; the exit status."""
+    if isinstance(error, ToxicityError):
+        _say(f"error: {error}")
+        return error.exit_status
+    if isinstance(error, OSError) and (words := explained(error)):
+        _say(f"error: {words}")
+        return 2
+    _say(unexpected(error))
+    return 1
+
+
+def unexpected(error: Exception) -> str:
+    """One line for an error that nobody foresaw; its traceback is printed where it is wanted."""
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    reason = textwrap.shorten(f"{type(error).__name__}: {error}", _MOST_REASON, placeholder=" ...")
+    return f"internal error: {reason.rstrip(' :')}; run again with {TRACEBACK}=1 to see where"
+
+
+def _say(line: str) -> None:
+    """Print on stderr, as one line whatever is in it."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    with contextlib.suppress(OSError):  # nobody reads that either
+        print(shown, file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from contract import MAX_LEN
+from train.labels import parse_label_map
 from train.model import Attention, ModelConfig, check_heads
 
 Embeddings = Literal["random", "cooccurrence", "spelling"]
@@ -17,6 +18,7 @@ Embeddings = Literal["random", "cooccurrence", "spelling"]
 WRITTEN_BEFORE = {
     **{"respell": False, "phrases": 0},
     **{"identity_balance": 0.0, "identity_insertion": 0.0},
+    "label_map": [],
 }
 """What a run did whose config.json is older than these fields."""
 
@@ -35,6 +37,11 @@ class TrainConfig:
     )
     text_column: str | None = Field(None, description="column of the comment, if not a known name")
     label_column: str | None = Field(None, description="column of the label, if not a known name")
+    label_map: tuple[str, ...] = Field(
+        (),
+        description="what labels mean that are no numbers in [0, 1], as in toxic=1 non-toxic=0: "
+        "VALUE=NUMBER, or VALUE=drop to leave its rows out",
+    )
     out: Path = Field(Path("runs/model"), description="folder of the finished run")
     qat: Path | None = Field(
         None,
@@ -140,6 +147,11 @@ class TrainConfig:
     restart: bool = Field(False, description="drop an interrupted run instead of resuming it")
 
     @model_validator(mode="after")
+    def _labels_are_known(self) -> TrainConfig:
+        parse_label_map(self.label_map)
+        return self
+
+    @model_validator(mode="after")
     def _heads_divide_width(self) -> TrainConfig:
         check_heads(self.d_model, self.n_heads)
         return self
@@ -198,4 +210,5 @@ class TrainConfig:
         """Every field as JSON, paths as they were given."""
         fields = dataclasses.asdict(self)
         fields["distill"] = [str(folder) for folder in self.distill]
+        fields["label_map"] = list(self.label_map)
         return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}

@@ -1,24 +1,35 @@
 """Labelled comments from a CSV, Parquet or hub data set, or from the embedded generator.
 
-One loader for every stage. Rows that cannot be used are counted, never silently lost.
+One loader for every stage. A row without a text or a label is left out and counted; one that cannot
+be read, or whose label is none, is refused by name: nothing is lost silently.
 """
 
 from __future__ import annotations
 
-import textwrap
-import zipfile
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from contract import LABEL_THRESHOLD, BadInput
 from train.artifacts import sha256_of
+from train.labels import read_labels
 from train.synthetic import DEFAULT_ROWS, generate
+from train.tables import (
+    CSV_SUFFIXES,
+    PARQUET_SUFFIX,
+    Choose,
+    distinct,
+    explained,
+    find_column,
+    is_text,
+    number_of,
+    read_table,
+    texts_of,
+)
 
 TEXT_COLUMNS = ("comment_text", "text", "comment")
 LABEL_COLUMNS = ("target", "toxicity", "toxic", "label")
@@ -49,7 +60,8 @@ IDENTITY_COLUMNS = (
     "other_disability",
 )
 """Identity columns of Civil Comments (Borkan et al. 2019, as published with the data set)."""
-_TRUTH = {"true": 1.0, "false": 0.0}
+FLAGS = "--"
+"""What the names of the flags begin with that say how a source is read."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,8 @@ class Comments:
     """Usable comments of one source, row by row."""
 
     texts: list[str]
+    rows: np.ndarray
+    """int64 [n], row of the source that each is, counted from 0 without a header."""
     labels: np.ndarray
     """float32 [n], 1 where the target is at least LABEL_THRESHOLD, else 0."""
     targets: np.ndarray
@@ -74,11 +88,16 @@ class Comments:
         made_up = (
             "SYNTHETIC comments (generated, not written by people): " if s["synthetic"] else ""
         )
-        return (
+        line = (
             f"{made_up}{s['kept']:,} comments from {s['name']}, "
             f"{100 * float(self.labels.mean()):.1f} % toxic; dropped {s['dropped_no_text']:,} "
             f"without text and {s['dropped_no_label']:,} without a label"
         )
+        if s["label_map"]:
+            line += f", {s['dropped_by_label_map']:,} by --label-map"
+        if s["identities_of_words"]:
+            line += f"; no numbers, so not used: {', '.join(s['identities_of_words'])}"
+        return line
 
 
 def load_comments(
@@ -86,8 +105,10 @@ def load_comments(
     *,
     text_column: str | None = None,
     label_column: str | None = None,
+    label_map: Sequence[str] = (),
     both_classes: bool = True,
     extra_columns: tuple[str, ...] = (),
+    flags: str = FLAGS,
 ) -> Comments:
     """Load labelled comments.
 
@@ -98,49 +119,117 @@ def load_comments(
         text_column: column of the comment; else the first of TEXT_COLUMNS that is there.
         label_column: column of the label in [0, 1]; else the first of LABEL_COLUMNS. `true` and
             `false` count as 1 and 0.
+        label_map: what other labels mean, as `train.labels.parse_label_map` takes it.
         both_classes: False takes comments of one class too, as in a set of harmless ones that
             measures false alarms.
         extra_columns: columns to take along as they are, where the source has them.
+        flags: what the flags of these choices begin with, for errors.
 
     Raises:
-        BadInput: for a source that is missing, damaged, or without usable comments.
+        BadInput: for a source that is missing, damaged, or without usable comments, and for labels
+            that are neither numbers in [0, 1] nor named by `label_map`.
     """
-    if source == "synthetic" or source.startswith("synthetic:"):
-        frame, details = _synthetic(source), {"kind": "generator"}
-    elif source.startswith("hub:"):
-        frame, details = _from_hub(source), {"kind": "hub"}
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise BadInput(
-                f"no file at {source}, expected labelled comments; give another path with --data, "
-                "or 'synthetic'"
-            )
-        frame = _read_file(path)
-        details = {"kind": "file", "sha256": sha256_of(path)}
-    comments = _from_frame(frame, source, details, text_column, label_column, extra_columns)
-    _check_usable(comments, both_classes=both_classes)
+    columns = _Columns(source, flags, text_column, label_column, extra_columns)
+    table, details = _read(source, columns.choose)
+    with explained(source):
+        texts = _texts_of(table, source, columns.text, f"{flags}text-column")
+        has_text = np.array([bool(text and text.strip()) for text in texts], bool)
+        column = table.column(columns.label)
+        labels = read_labels(
+            column, has_text, label_map, source=source, name=columns.label, flags=flags
+        )
+        shares = {
+            name: _numbers(table.column(column), column)
+            for name, column in columns.identities.items()
+        }
+        extra = {name: np.array(_words(table.column(name), name), object) for name in columns.extra}
+    has_label = ~np.isnan(labels.targets)
+    rows = np.flatnonzero(has_text & has_label)
+    toxic = (labels.targets[rows] >= LABEL_THRESHOLD).astype(np.float32)
+    identities = {
+        name: share[rows].astype(np.float32) for name, share in shares.items() if share is not None
+    }
+    about = {
+        "name": source,
+        **details,
+        "synthetic": details["kind"] == "generator",
+        "text_column": columns.text,
+        "label_column": columns.label,
+        "label_map": list(label_map),
+        "rows": len(texts),
+        "dropped_no_text": int((~has_text).sum()),
+        "dropped_no_label": int((has_text & ~has_label & ~labels.dropped).sum()),
+        "dropped_by_label_map": int((has_text & labels.dropped).sum()),
+        "kept": len(rows),
+        "positives": int(toxic.sum()),
+        "identities": list(identities),
+        "identities_of_words": [name for name, share in shares.items() if share is None],
+    }
+    comments = Comments(
+        texts=[text for text in map(texts.__getitem__, rows) if text is not None],
+        rows=rows,
+        labels=toxic,
+        targets=labels.targets[rows].astype(np.float32),
+        identities=identities,
+        extra={name: words[rows] for name, words in extra.items()},
+        source=about,
+    )
+    _check_usable(comments, both_classes=both_classes, flags=flags)
     return comments
 
 
-def load_texts(path: Path, text_column: str | None = None) -> list[str]:
-    """Comments of a file as in `load_comments`, which needs no labels here; empty ones dropped."""
+def load_texts(
+    source: str, *, text_column: str | None = None, flag: str | None = "--text-column"
+) -> list[str]:
+    """Comments of a source as in `load_comments`, which needs no labels here; empty ones left out.
+
+    `flag` names another column of the text, in errors; None where there is no such flag.
+    """
+    found: list[str] = []
+
+    def choose(names: Sequence[str]) -> list[str]:
+        found.append(
+            find_column(names, source, "text", asked=text_column, known=TEXT_COLUMNS, flag=flag)
+        )
+        return found
+
+    table, _ = _read(source, choose)
+    with explained(source):
+        texts = _texts_of(table, source, found[0], flag)
+    return [text for text in texts if text and text.strip()]
+
+
+# --- Sources -----------------------------------------------------------------------------
+def _read(source: str, choose: Choose) -> tuple[Any, dict[str, Any]]:
+    """Chosen columns as an Arrow table, and what is to be said of where they came from."""
+    if source == "synthetic" or source.startswith("synthetic:"):
+        return _synthetic(source, choose), {"kind": "generator"}
+    if source.startswith("hub:"):
+        return _from_hub(source, choose), {"kind": "hub"}
+    path = Path(source)
     if not path.is_file():
-        raise BadInput(f"no file at {path}, expected comments; give another with --unlabelled")
-    frame = _read_file(path)
-    texts = frame[_column(frame, str(path), "text", text_column, TEXT_COLUMNS)]
-    return [text for text in texts if isinstance(text, str) and text.strip()]
+        raise BadInput(
+            f"no file at {source}, expected comments; name another, or 'synthetic' for generated "
+            "ones"
+        )
+    if not path.name.lower().endswith((*CSV_SUFFIXES, PARQUET_SUFFIX)):
+        raise BadInput(
+            f"{path} ends in {path.suffix or 'nothing'}, expected .csv, .csv.gz, .zip or .parquet; "
+            "convert or rename it"
+        )
+    return read_table(path, choose), {"kind": "file", "sha256": sha256_of(path)}
 
 
-def _synthetic(source: str) -> pd.DataFrame:
+def _synthetic(source: str, choose: Choose) -> Any:
     rows = source.partition(":")[2] or str(DEFAULT_ROWS)
     if not rows.isdecimal() or int(rows) < 1:
         raise BadInput(f"{source} asks for {rows!r} rows, expected a number as in synthetic:5000")
     texts, targets = generate(int(rows))
-    return pd.DataFrame({"text": texts, "toxicity": targets})
+    table = pa.table({"text": texts, "toxicity": targets})
+    return table.select(choose(table.column_names))
 
 
-def _from_hub(source: str) -> pd.DataFrame:
+def _from_hub(source: str, choose: Choose) -> Any:
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -150,159 +239,93 @@ def _from_hub(source: str) -> pd.DataFrame:
         ) from error
     name, _, split = source.removeprefix("hub:").partition(":")
     try:
-        return datasets.load_dataset(name, split=split or "train").to_pandas()
+        table = datasets.load_dataset(name, split=split or "train").with_format("arrow")[:]
     except Exception as error:  # the library raises its own, its HTTP client's and OS errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(
             f"{source} could not be loaded ({reason}); check the name and the network"
         ) from error
+    return table.select(choose(table.column_names))
 
 
-def _read_file(path: Path) -> pd.DataFrame:
-    name = path.name.lower()
-    try:
-        if name.endswith(".parquet"):
-            return pd.read_parquet(path)
-        if name.endswith(".zip"):
-            return _read_zip(path)
-        if name.endswith((".csv", ".csv.gz")):
-            return _read_csv(path, path)
-    except (
-        ValueError,  # pandas, PyArrow and text that is not UTF-8
-        OSError,
-        EOFError,
-        RuntimeError,  # an encrypted zip
-        zlib.error,
-        zipfile.BadZipFile,
-        pa.ArrowException,
-    ) as error:
-        reason = " ".join((str(error) or type(error).__name__).split())
-        raise BadInput(
-            f"{path} cannot be read ({reason}), expected a whole UTF-8 CSV or Parquet file; "
-            "fetch it again"
-        ) from error
-    raise BadInput(
-        f"{path} ends in {path.suffix or 'nothing'}, expected .csv, .csv.gz, .zip or .parquet; "
-        "convert or rename it"
-    )
+# --- Columns -----------------------------------------------------------------------------
+@dataclass
+class _Columns:
+    """Which columns of a source are read; known once `choose` has seen their names."""
 
+    source: str
+    flags: str
+    asked_text: str | None
+    asked_label: str | None
+    asked_extra: tuple[str, ...]
+    text: str = ""
+    label: str = ""
+    identities: dict[str, str] = field(default_factory=dict)
+    """Column by name in IDENTITY_COLUMNS."""
+    extra: list[str] = field(default_factory=list)
 
-def _read_zip(path: Path) -> pd.DataFrame:
-    with zipfile.ZipFile(path) as archive:
-        names = [
-            name
-            for name in archive.namelist()
-            if name.lower().endswith(".csv") and not name.startswith("__MACOSX/")
-        ]
-        if len(names) != 1:
-            raise BadInput(
-                f"{path} holds {len(names)} CSV files, expected one; unpack it and name the file"
-            )
-        with archive.open(names[0]) as file:
-            return _read_csv(file, path)
-
-
-def _read_csv(file: Path | IO[bytes], path: Path) -> pd.DataFrame:
-    # Everything as it stands: a comment that reads "NA" or "1e5" is a comment.
-    compression = "infer" if isinstance(file, Path) else None
-    frame = pd.read_csv(
-        file, dtype=str, keep_default_na=False, encoding="utf-8", compression=compression
-    )
-    # pandas takes the surplus fields of the first row for an index and shifts the columns.
-    if len(frame) and not isinstance(frame.index, pd.RangeIndex):
-        raise BadInput(
-            f"{path} has rows with more fields than its header has names, expected as many; "
-            "put comments that hold a comma in quotes"
+    def choose(self, names: Sequence[str]) -> list[str]:
+        text, label = f"{self.flags}text-column", f"{self.flags}label-column"
+        self.text = find_column(
+            names, self.source, "text", asked=self.asked_text, known=TEXT_COLUMNS, flag=text
         )
-    return frame
+        self.label = find_column(
+            names, self.source, "label", asked=self.asked_label, known=LABEL_COLUMNS, flag=label
+        )
+        if self.text == self.label:
+            raise BadInput(
+                f"{self.source} has its text and its label in {self.text!r}, expected two columns; "
+                f"name another with {text} or {label}"
+            )
+        lower = {name.lower(): name for name in names}
+        self.identities = {name: lower[name] for name in IDENTITY_COLUMNS if name in lower}
+        self.extra = [name for name in self.asked_extra if name in names]
+        return list(dict.fromkeys((self.text, self.label, *self.identities.values(), *self.extra)))
 
 
-def _from_frame(
-    frame: pd.DataFrame,
-    source: str,
-    details: dict[str, Any],
-    text_column: str | None,
-    label_column: str | None,
-    extra_columns: tuple[str, ...],
-) -> Comments:
-    text_name = _column(frame, source, "text", text_column, TEXT_COLUMNS)
-    label_name = _column(frame, source, "label", label_column, LABEL_COLUMNS)
-    text, target = frame[text_name], _numbers(frame[label_name])
-    has_text = text.map(lambda value: isinstance(value, str) and bool(value.strip())).to_numpy(bool)
-    has_label = (target >= 0) & (target <= 1)  # False for NaN
-    keep = has_text & has_label
-    targets = target[keep].astype(np.float32)
-    labels = (target[keep] >= LABEL_THRESHOLD).astype(np.float32)
-    lower = {str(name).lower(): name for name in frame.columns}
-    identities = {
-        name: _numbers(frame[lower[name]])[keep].astype(np.float32)
-        for name in IDENTITY_COLUMNS
-        if name in lower
-    }
-    extra = {
-        name: frame[name].astype(str).to_numpy(dtype=object)[keep]
-        for name in extra_columns
-        if name in frame.columns
-    }
-    counts = {
-        "rows": len(frame),
-        "dropped_no_text": int((~has_text).sum()),
-        "dropped_no_label": int((has_text & ~has_label).sum()),
-        "kept": int(keep.sum()),
-        "positives": int(labels.sum()),
-    }
-    about = {
-        "name": source,
-        **details,
-        "synthetic": details["kind"] == "generator",
-        "text_column": text_name,
-        "label_column": label_name,
-        **counts,
-        "identities": list(identities),
-    }
-    return Comments(text[keep].tolist(), labels, targets, identities, extra, about)
+def _texts_of(table: Any, source: str, name: str, flag: str | None) -> list[str | None]:
+    column = table.column(name)
+    if not is_text(column.type):
+        raise BadInput(
+            f"column {name!r} of {source} holds {column.type}, expected text; "
+            f"{f'name another with {flag}' if flag else 'convert it'}"
+        )
+    return texts_of(column, name)
 
 
-def _check_usable(comments: Comments, *, both_classes: bool) -> None:
+def _numbers(column: Any, name: str) -> np.ndarray | None:
+    """float64 [n], NaN where there is none; None for a column that holds words."""
+    values, at = distinct(column, name)
+    numbers = [number_of(value) for value in values]
+    for place, value in enumerate(values):
+        word = value.strip().lower()
+        if numbers[place] is None and word not in ("", "nan"):
+            if word not in ("true", "false"):
+                return None
+            numbers[place] = float(word == "true")
+    known = np.array([*(np.nan if number is None else number for number in numbers), np.nan])
+    return known[at]
+
+
+def _words(column: Any, name: str) -> list[str]:
+    values, at = distinct(column, name)
+    return [values[place] if place >= 0 else "" for place in at]
+
+
+def _check_usable(comments: Comments, *, both_classes: bool, flags: str) -> None:
     s = comments.source
     usable = 0 < s["positives"] < s["kept"] if both_classes else s["kept"] > 0
     if usable:
         return
     raise BadInput(
         f"{s['name']} has {s['kept']} usable comments, {s['positives']} of them toxic "
-        f"({s['dropped_no_text']} rows without text, {s['dropped_no_label']} without a label in "
-        f"[0, 1]), expected {'both classes' if both_classes else 'at least one'}; "
+        f"({s['dropped_no_text']} rows without text, {s['dropped_no_label']} without a label, "
+        f"{s['dropped_by_label_map']} dropped by their label), expected "
+        f"{'both classes' if both_classes else 'at least one'}; "
         + (
             "ask for more rows"
             if s["synthetic"]
             else f"check the columns {s['text_column']!r} and {s['label_column']!r}, or name "
-            "others with --text-column and --label-column"
+            f"others with {flags}text-column and {flags}label-column"
         )
     )
-
-
-def _column(
-    frame: pd.DataFrame, source: str, what: str, asked: str | None, known: tuple[str, ...]
-) -> str:
-    names = [str(name) for name in frame.columns]
-    lower = {name.lower(): name for name in reversed(names)}
-    for name in (asked,) if asked else known:
-        if name in names:
-            return name
-        if name.lower() in lower:
-            return lower[name.lower()]
-    wanted = repr(asked) if asked else f"one of {', '.join(known)}"
-    # In a file without a header these are its first comment, of any length and many lines.
-    found = textwrap.shorten(", ".join(names), 300, placeholder=" ...")
-    raise BadInput(
-        f"the columns of {source} are {found}, expected {wanted} for the {what}; "
-        f"name it with --{what}-column"
-    )
-
-
-def _numbers(column: pd.Series) -> np.ndarray:
-    """float64 [n]; true and false count as 1 and 0, anything else that is no number as NaN."""
-    if column.dtype == bool or pd.api.types.is_numeric_dtype(column):
-        return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    words = column.map(lambda value: _TRUTH.get(str(value).strip().lower(), value))
-    return pd.to_numeric(words, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)

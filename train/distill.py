@@ -41,7 +41,7 @@ from train.tokenizer import Tokenizer
 NGRAM_TEACHER = 1.0
 """Weight of the regression on letters beside a run's 1, by the validation AUROC of students of
 64 x 1 on Jigsaw Wikipedia."""
-_SOURCE = ("data", "text_column", "label_column")
+_SOURCE = ("data", "text_column", "label_column", "label_map")
 _FIXED = ("fractions", "seed", "max_vocab", "respell", "phrases", "max_len")
 """What a teacher fixes: the split and the tokenizer."""
 
@@ -101,7 +101,7 @@ def extra_comments(
     fresh: list[str] = []
     if config.unlabelled:
         known = set(comments.texts)
-        read = dict.fromkeys(load_texts(config.unlabelled, config.text_column))
+        read = dict.fromkeys(load_texts(str(config.unlabelled), text_column=config.text_column))
         fresh = [text for text in read if text not in known]
     texts, sources = augment.passages(
         [comments.texts[row] for row in train], tokenizer, count=config.augment, seed=config.seed

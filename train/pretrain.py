@@ -17,7 +17,6 @@ The progress lies in `<out>.partial/pretrain`; an interrupted run goes on as tra
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -192,8 +191,3 @@ def pretrain(
     artifacts.write_json(folder / RESULT, {"identity": identity, "result": result})
     artifacts.clear_progress(folder)
     return result
-
-
-def clear(work: Path) -> None:
-    """Drop the pre-trained weights, before the folder becomes the finished one."""
-    shutil.rmtree(work / FOLDER, ignore_errors=True)

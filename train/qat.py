@@ -59,7 +59,10 @@ _SCHEDULE = {
 }
 """Defaults of a fine-tuning: a tenth of a training's learning rate or less. bf16 has too few
 digits to hold eight exact bits and a scale."""
-_CARRIED = ("data", "text_column", "label_column", "identity_balance", "identity_insertion")
+_CARRIED = (
+    *("data", "text_column", "label_column", "label_map"),
+    *("identity_balance", "identity_insertion"),
+)
 """What a fine-tuning does as the training did, unless a flag says otherwise."""
 _FIXED = (
     *("fractions", "seed", "max_vocab", "respell", "phrases"),

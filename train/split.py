@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,49 @@ def split_comments(
     return Split(rows[0], rows[1], rows[2], fingerprint, seed, fractions)
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """How many comments of one source stand in another, too."""
+
+    comments: int
+    same: int
+    """Word for word."""
+    alike: int
+    """More of them but for case, punctuation and spaces."""
+
+    def words(self) -> str:
+        """What to say of it."""
+        more = f", and {self.alike:,} but for case, punctuation and spaces" if self.alike else ""
+        return f"{self.same:,} of {self.comments:,} comments{more}"
+
+
+def overlap(texts: Sequence[str], known: Iterable[str]) -> Overlap:
+    """Of `texts`, those that are among the `known` ones."""
+    known = set(known)
+    same = [text in known for text in texts]
+    known_keys = {_essence(text) for text in known}
+    alike = [_essence(text) in known_keys for text in texts]
+    return Overlap(len(same), sum(same), sum(alike) - sum(same))
+
+
+class _Essential(dict[int, str | None]):
+    """For `str.translate`: drops spaces, control characters and punctuation, ASCII's signs too."""
+
+    def __missing__(self, code: int) -> str | None:
+        category = unicodedata.category(chr(code))[0]
+        drop = category in "PZC" or (category == "S" and code < 128)  # an emoji means something
+        self[code] = None if drop else chr(code)
+        return self[code]
+
+
+_ESSENTIAL = _Essential()
+
+
+def _essence(text: str) -> str:
+    folded = text.casefold()
+    return folded.translate(_ESSENTIAL) or "".join(folded.split())
+
+
 def comments_of_run(folder: Path, data: str | None = None) -> tuple[Comments, Split]:
     """Comments and split of the finished training run in `folder`.
 
@@ -109,7 +154,10 @@ def comments_of_run(folder: Path, data: str | None = None) -> tuple[Comments, Sp
     settings = read_json(folder / CONFIG_FILE, "run `make train`")["train"]
     source = data or settings["data"]
     comments = load_comments(
-        source, text_column=settings["text_column"], label_column=settings["label_column"]
+        source,
+        text_column=settings["text_column"],
+        label_column=settings["label_column"],
+        label_map=settings.get("label_map", ()),
     )
     fractions, seed = tuple(settings["fractions"]), settings["seed"]
     split = split_comments(comments.texts, comments.labels, fractions=fractions, seed=seed)

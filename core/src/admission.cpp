@@ -18,8 +18,11 @@ constexpr double kShortest_s = 0.5, kLongest_s = 8;  // stay in it, the first ti
 std::size_t Admission::admit(const std::vector<int>& rows, double now_s, std::int64_t comments) {
     leave_if_time(now_s);
     const double limit = overloaded_ ? OVERLOADED_WAIT_S : CALM_WAIT_S;
+    // A slow model takes its whole batch all the same: no queue is shorter than what runs together.
+    const double least = overloaded_ ? 0 : MAX_BATCH_SIZE;
     std::size_t admitted = 0;
-    for (double ahead = 0; admitted < rows.size() && ahead * seconds_a_row_ <= limit; admitted++)
+    for (double ahead = 0;
+         admitted < rows.size() && (ahead * seconds_a_row_ <= limit || ahead < least); admitted++)
         ahead += rows[admitted];
     // A full call says that more waits behind it. With full calls alone for so long, what waits may
     // have waited as long; one of them may be but a pause of the machine.

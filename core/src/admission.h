@@ -2,8 +2,8 @@
 //
 // Triton hands over everything that waits, up to MAX_REQUEST_COMMENTS, in one call, and queues what
 // arrives during the call, unseen and without a bound; its own bounds stall (deploy/README.md). So
-// the call is what must stay short. Normally it takes on what can begin within CALM_WAIT_S and
-// refuses the rest. Once it had to, it takes on what can begin within OVERLOADED_WAIT_S only, until
+// the call is what must stay short. Normally it takes on what can begin within CALM_WAIT_S,
+// or a whole batch if that is more, and refuses the rest. Once it had to, it takes on what can begin within OVERLOADED_WAIT_S only, until
 // that was enough for a while: Triton's queue is emptied every few milliseconds and cannot grow, a
 // refusal comes that quickly, and the model works without a pause.
 //

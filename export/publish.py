@@ -1,0 +1,224 @@
+"""Add a version to a model repository, whole or not at all; `python -m export` calls it.
+
+Its folders are filled under temporary names and put in place before `export.switch` lets it serve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import contract
+from contract import (
+    ARTIFACT_FILE,
+    ENCODER_MODEL,
+    ONNX_FILE,
+    ORT_FILE,
+    PUBLIC_MODEL,
+    RAGGED_MODEL,
+    REQUIRE_SIGNATURE,
+    SERVING_FILE,
+    TOKENIZER_FILE,
+    BadInput,
+)
+from core import build
+from core.binding import onnxruntime_library
+from core.build import LIBRARY
+from export.manifest import SERVED, Artifact, fingerprint, validated
+from export.model_config import MODELS, Tuning
+from export.repository import Snapshot, numbered
+from export.serving import Served
+from export.signing import check_signature, load_private_key, required_key
+from export.switch import (
+    announce,
+    prune,
+    sign,
+    state_of,
+    undone_on_failure,
+    write_configs,
+    writing,
+)
+from train.cli import make_config
+from train.files import json_text, put_folder, sha256_of, staging, write_atomically
+
+_CORES = os.cpu_count() or 1
+_FAST_COMMENTS_PER_S, _FAST_WINDOW_MS = 10_000, 2.0
+"""From this rate of one core on, the HTTP front end costs more than the encoder (bench.road)."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Files that become a version; see `publish`."""
+
+    onnx: Path
+    ragged: Path
+    served: Path
+    tokenizer: Path
+
+
+def publish(
+    repository: Path,
+    *,
+    onnx_path: Path,
+    ragged_path: Path,
+    tokenizer_path: Path,
+    artifact: dict[str, Any],
+    served_path: Path | None = None,
+    instances: int | None = None,
+    cache_bytes: int = contract.DEFAULT_CACHE_BYTES,
+    keep_versions: int = 3,
+    sign_key: Path | None = None,
+) -> int:
+    """Add one version, make it the one that serves and return its number.
+
+    Args:
+        repository: folder, made when it is missing.
+        onnx_path: graph with the tensors of the contract, one file.
+        ragged_path: the same graph with the ragged interface.
+        tokenizer_path: JSON of `train.tokenizer.Tokenizer`.
+        artifact: what the version is, as `export.manifest.Artifact` says. The version number and
+            the size and sha256 of every file are added to it.
+        served_path: graph of the public model, if another than these two's form for the device.
+        instances: sessions of each server; of each GPU when `device` is "cuda". Left out:
+            what `make tune` found in this repository, else by `default_tuning`.
+        cache_bytes: memory of a server for the logits of repeated comments, 0 for none.
+        keep_versions: versions that stay: the new one, the one that served before it, the newest.
+        sign_key: file of the private key that signs it, see `export.signing`.
+
+    Raises BadInput when it cannot; what served before then serves on.
+    """
+    _require_key(sign_key)
+    # On a CPU the ragged form: no padding is made for a batch of mixed lengths. For a GPU
+    # the dense one: its shapes are known before the run.
+    by_device = onnx_path if artifact["device"] == "cuda" else ragged_path
+    sources = Sources(onnx_path, ragged_path, served_path or by_device, tokenizer_path)
+    with writing(repository) as found, contextlib.ExitStack() as stack:
+        known = found.versions if found else []
+        version = _next_version(repository, found)
+        # Inside the model's own folder, where Triton skips names that are not numbers.
+        staged = {model: stack.enter_context(staging(repository / model)) for model in MODELS}
+        document = _fill(repository, known, sources, staged, {**artifact, "version": version})
+        if sign_key:
+            sign(staged[PUBLIC_MODEL], staged[PUBLIC_MODEL], sign_key)
+        if key := required_key(None):
+            check_signature(staged[PUBLIC_MODEL], key)
+        before = found.state if found else None
+        tuned = before.tuned if before else None
+        tuning = _tuning(tuned or default_tuning(document["device"], document), instances)
+        sha256 = sha256_of(staged[PUBLIC_MODEL] / ARTIFACT_FILE)
+        served = Served(version, sha256, tuning, cache_bytes)
+        state = state_of(before, served, tuned, document)
+        with undone_on_failure(repository, version):
+            announce(repository, found, state)
+            for model in MODELS:
+                put_folder(staged[model], repository / model / str(version))
+            write_configs(repository, served, document)
+        with contextlib.suppress(OSError):  # it is published; the next one removes the rest
+            prune(repository, [*known, version], state, keep_versions)
+    return version
+
+
+def _next_version(repository: Path, found: Snapshot | None) -> int:
+    """A number that no version had; says which ones there cannot serve any more."""
+    there = {number for model in MODELS for number in numbered(repository / model)}
+    listed = {served.version for served in found.serving.published} if found else set()
+    if lost := sorted(there - listed):
+        print(
+            f"{repository} has versions {lost} that its {SERVING_FILE} does not list: they cannot "
+            "be verified and never serve again; delete their folders when no server reads them",
+            file=sys.stderr,
+        )
+    return 1 + max(there | listed, default=0)
+
+
+def _tuning(tuning: Tuning, instances: int | None) -> Tuning:
+    if instances is None:
+        return tuning
+    return make_config(Tuning, {**asdict(tuning), "instances": instances})
+
+
+def _fill(
+    repository: Path,
+    known: list[int],
+    sources: Sources,
+    staged: Mapping[str, Path],
+    artifact: dict[str, Any],
+) -> dict[str, Any]:
+    """Put every file of a version in its staged folder; returns what artifact.json says."""
+    public, encoder, ragged = (staged[m] for m in (PUBLIC_MODEL, ENCODER_MODEL, RAGGED_MODEL))
+    _copy(sources.onnx, encoder / ONNX_FILE)
+    _copy(sources.ragged, ragged / ONNX_FILE)
+    own = {sources.onnx: encoder, sources.ragged: ragged}.get(sources.served)
+    if own:
+        _link_or_copy(own / ONNX_FILE, public / ONNX_FILE)
+    else:
+        _copy(sources.served, public / ONNX_FILE)
+    _copy(sources.tokenizer, public / TOKENIZER_FILE)
+    _copy(build.library(), public / LIBRARY)
+    _put_runtime(repository, known, public / ORT_FILE)
+    document = {
+        **artifact,
+        "files": {name: fingerprint(public / name) for name in SERVED},
+        "encoder": fingerprint(encoder / ONNX_FILE),
+        "ragged": fingerprint(ragged / ONNX_FILE),
+        "core": build.described(),
+    }
+    text = json_text(document)
+    validated(Artifact, text.encode(), public / ARTIFACT_FILE)
+    write_atomically(public / ARTIFACT_FILE, text)
+    return document
+
+
+def default_tuning(device: str, artifact: Mapping[str, Any]) -> Tuning:
+    """What serves until `make tune` has measured.
+
+    An encoder that scores more comments on one core than the front end takes requests on the
+    others needs no second session; a short wait then makes full batches of single comments. A
+    slower one gets a session a core, and batches form by themselves.
+    """
+    if device == "cuda":
+        return Tuning(1)
+    if artifact.get("comments_per_s", 0) >= _FAST_COMMENTS_PER_S:
+        return Tuning(1, window_ms=_FAST_WINDOW_MS)
+    return Tuning(_CORES)
+
+
+# --- Files -------------------------------------------------------------------------------
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    target.chmod(0o644)  # whatever the umask: a server's user reads it
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # a filesystem without hard links
+        _copy(source, target)
+
+
+def _put_runtime(repository: Path, known: list[int], target: Path) -> None:
+    """ONNX Runtime's library beside the model: 35 MB that versions share where they can."""
+    source = onnxruntime_library()
+    sha256 = sha256_of(source)
+    for version in reversed(known):
+        shared = repository / PUBLIC_MODEL / str(version) / ORT_FILE
+        if shared.is_file() and not shared.is_symlink() and sha256_of(shared) == sha256:
+            return _link_or_copy(shared, target)
+    return _copy(source, target)
+
+
+def _require_key(sign_key: Path | None) -> None:
+    """Raise BadInput for a key that cannot sign, and for none where signatures are required."""
+    if sign_key:
+        load_private_key(sign_key)
+    elif key := required_key(None):
+        raise BadInput(
+            f"{REQUIRE_SIGNATURE} is {key} and no key signs the version, expected one; give its "
+            "file with --sign-key"
+        )

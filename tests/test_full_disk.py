@@ -1,0 +1,102 @@
+"""Train, export, publish and evaluate where no file has room: one line, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TinyModel
+from disk_limit import largest_file
+
+import evaluate.__main__ as evaluate_main
+import export.__main__ as export_main
+from export.config import ExportConfig
+from export.repository import verify, versions
+from train.__main__ import train
+from train.artifacts import PROGRESS_FILE
+from train.cli import run
+from train.config import TrainConfig
+
+CPU = torch.device("cpu")
+
+
+def line_of(main: Callable[[], object], capsys: pytest.CaptureFixture[str], room: int) -> str:
+    """The one line of a command that ends for want of room."""
+
+    def limited() -> None:
+        with largest_file(room):
+            main()
+
+    with pytest.raises(SystemExit) as ended:
+        run(limited)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1, said
+    assert "cannot be used (File too large), expected" in said
+    return said
+
+
+def names_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_training_keeps_its_last_progress(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = {"max_vocab": 500, "max_len": 24, "d_model": 16, "n_layers": 1, "n_heads": 2}
+    config = TrainConfig(
+        data="synthetic:600",
+        out=tmp_path / "run",
+        epochs=1,
+        batch_size=32,
+        checkpoint_steps=5,
+        device="cpu",
+        **shape,
+    )
+    assert "step-5/model.safetensors" in line_of(lambda: train(config, CPU), capsys, 20_000)
+    assert not names_in(tmp_path)
+    # The weights have room, their moments not.
+    assert "step-5/optimizer.safetensors" in line_of(lambda: train(config, CPU), capsys, 70_000)
+    assert not names_in(tmp_path)
+    train(config, CPU)  # the same command goes on when there is room
+    assert (config.out / "metrics.json").is_file()
+    assert not (tmp_path / "run.partial" / PROGRESS_FILE).exists()
+
+
+def test_export_publishes_nothing(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ExportConfig(
+        checkpoint=trained_run, repository=tmp_path / "repository", out=tmp_path / "out"
+    )
+    assert "traced.onnx" in line_of(lambda: export_main.export(config), capsys, 50_000)
+    assert not names_in(tmp_path)
+
+
+def test_publishing_leaves_the_versions_that_are_there(
+    tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model.publish(tmp_path)
+    before = names_in(tmp_path)
+    for room in (1_000, 20_000, 200_000):
+        line_of(lambda: tiny_model.publish(tmp_path), capsys, room)
+        assert names_in(tmp_path) == before
+        assert versions(tmp_path) == [1]
+    verify(tmp_path)
+
+
+def test_an_evaluation_keeps_the_report_that_is_there(
+    trained_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "evaluation.json").write_text("{}")
+    flags = ["--run", trained_run, "--models", trained_run, "--resamples", 100, "--out", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, flags)])
+    assert "evaluation.json" in line_of(evaluate_main.main, capsys, 1_000)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == {}
+    assert names_in(tmp_path) == {"evaluation.json"}

@@ -1,0 +1,129 @@
+"""The Makefile hands on what it is given, letter by letter, and runs nothing that is in it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from contract import HOST
+from serve import triton
+from serve.client import score_comments
+
+ROOT = Path(__file__).parent.parent
+NASTY = [
+    "it costs $HOME",
+    "$$ $x ${HOME} $(HOME) $(shell touch ran) `touch ran` $(error no)",
+    "a'b\"c`d\\e\\",
+    "'; touch ran; '",
+    '"; touch ran; "',
+    "$'\\n' !! !x ~ * ? [a-z] {a,b} <x >x | x & ; ( ) #x %x",
+    "two\nlines\n\tand\ttabs\n",
+    "a \\\nb # c",
+    "-",
+    "--",
+    "--json",
+    "-n",
+    "@echo",
+    "+= := , $(TEXT) $(value TEXT)",
+    "ünï 🙂 \u2028 \u00a0",
+    "",
+]
+HANDED_ON = {
+    "train": ("DATA", "TEST_DATA"),
+    "export": ("PRECISION", "REPOSITORY"),
+    "serve": ("GRPC_PORT", "HTTP_PORT", "METRICS_PORT", "REPLICAS", "REPOSITORY"),
+    "score": ("FILE", "REPOSITORY"),
+    "bench": ("USERS", "RATE", "SECONDS_EACH", "COMMENTS"),
+    "bench-road": ("REPOSITORY", "COMMENTS"),
+    "overload": ("CAPACITY", "COMMENTS"),
+    "native": ("SANITIZE", "TARGET"),
+}
+_STUB = """#!/bin/sh
+printf '%s\\0' "$@" > arguments
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where `make` finds a Python that only says what it was called with."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(_STUB)
+    python.chmod(0o755)
+    return tmp_path
+
+
+def make(folder: Path, target: str, *given: str, venv: str = "venv") -> list[str]:
+    """What the recipe calls Python with."""
+    command = ["make", "-f", str(ROOT / "Makefile"), "-o", f"{venv}/.ready", f"VENV={venv}"]
+    done = subprocess.run(
+        [*command, target, *given], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    if (folder / "arguments").exists():
+        return (folder / "arguments").read_text("utf-8").split("\0")[:-1]
+    return [done.stdout]
+
+
+def test_the_text_arrives_as_it_was_given(folder: Path) -> None:
+    for text in NASTY:
+        assert make(folder, "score", f"TEXT={text}")[-2:] == ["--", text]
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("target", HANDED_ON)
+def test_a_value_arrives_as_it_was_given(target: str, folder: Path) -> None:
+    names = HANDED_ON[target]
+    for text in filter(None, NASTY):  # an empty one is not given
+        arguments = make(folder, target, *(f"{name}={name} {text}" for name in names))
+        values = [a.partition("=")[2] for a in arguments if a.startswith("--")]
+        assert set(values) == {f"{name} {text}" for name in names}, arguments
+    assert not (folder / "ran").exists()
+
+
+def test_the_environment_gives_them_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in [*NASTY, " \n spaces, which make itself strips on its command line"]:
+        monkeypatch.setenv("TEXT", text)
+        assert make(folder, "score")[-1] == text
+    assert not (folder / "ran").exists()
+
+
+def test_flags_are_a_piece_of_a_command_line(folder: Path) -> None:
+    given = "TRAIN_ARGS=--out 'my $runs' --seed 3\n--data \"a b\""
+    assert make(folder, "train", given)[-6:] == [
+        "--out",
+        "my $runs",
+        "--seed",
+        "3",
+        "--data",
+        "a b",
+    ]
+
+
+def test_several_files_stand_between_spaces(folder: Path) -> None:
+    """And one that is there may have spaces in its name."""
+    assert make(folder, "eval", "DATA=a$x.csv b;.csv", "MODELS=m *")[2:] == [
+        *("--data", "a$x.csv", "b;.csv", "--models", "m", "*")
+    ]
+    (folder / "a $(touch ran) b.csv").touch()
+    arguments = make(folder, "baseline", "DATA=a $(touch ran) b.csv", "CURATED=c d")
+    assert arguments[2:7] == ["--data", "a $(touch ran) b.csv", "--curated", "c", "d"]
+    assert arguments[7:] == [*("--models", "baseline", "baseline-words", "--out", "runs/baseline")]
+    assert not (folder / "ran").exists()
+
+
+def test_the_scored_text_is_the_given_one(served: triton.ServeConfig) -> None:
+    venv = sys.prefix
+    for text in ("you $are a kind person $HOME", "-", "'awful';\n\"idea\" `not`\\"):
+        expected = score_comments([text], url=f"{HOST}:{served.http_port}")
+        (said,) = make(ROOT, "score", f"TEXT={text}", f"HTTP_PORT={served.http_port}", venv=venv)
+        row = said.partition("\n")[2]
+        probability, logit, _, shown = row.split(maxsplit=3)
+        assert shown == text + "\n"
+        assert (float(probability), float(logit)) == (
+            pytest.approx(float(expected.probability[0]), abs=1e-4),
+            pytest.approx(float(expected.logit[0]), abs=1e-4),
+        )
