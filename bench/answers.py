@@ -81,7 +81,7 @@ def take_answer(buffer: bytearray, *, bodiless: bool = False) -> Answer | None:
     while True:
         end = buffer.find(b"\r\n\r\n")
         if end < 0:
-            if len(buffer) > 9 and not _STATUS.match(buffer):
+            if len(buffer) > 12 and not _STATUS.match(buffer):
                 raise ValueError(f"no answer of HTTP/1: {bytes(buffer[:40])!r}")
             return None
         head = bytes(buffer[: end + 2])
@@ -108,7 +108,7 @@ def take_answer(buffer: bytearray, *, bodiless: bool = False) -> Answer | None:
 
 
 def _unchunked(buffer: bytearray, at: int) -> tuple[bytes | None, int]:
-    pieces = []
+    pieces: list[bytes] = []
     while (end := buffer.find(b"\r\n", at)) >= 0:
         size = int(buffer[at:end].split(b";")[0], 16)
         at = end + 2

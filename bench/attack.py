@@ -28,17 +28,16 @@ from pydantic import dataclasses as pydantic_dataclasses
 
 from bench import attackers, honest, tally, watch
 from bench.answers import ATOL
-from bench.children import SPAWN, Children
-from bench.comments import default_source
+from bench.children import Children, Signals
+from bench.comments import default_source, load_pool
 from bench.hostile import GRPC, HYPOTHESIS
-from bench.run import hardware, report_broken_bars
 from bench.tally import FamilyTally
 from contract import IDLE_TIMEOUT_S, ToxicityError
 from export.repository import current, load_scorer, read_artifact
 from serve import control, door, haproxy
 from serve.supervisor import Supervisor
-from train.artifacts import write_json
 from train.cli import parse_config, run
+from train.files import write_json
 
 _END_MARGIN_S = 10
 _SETTLE_S = 2.0
@@ -105,6 +104,8 @@ class Measured:
 
 
 def main() -> None:
+    from bench.run import hardware, report_broken_bars  # the children need no plots
+
     config = parse_config(
         AttackConfig, None, prog="python -m bench.attack", description="Attack a door."
     )
@@ -112,7 +113,7 @@ def main() -> None:
         signal.signal(signum, signal.default_int_handler)
     with watch.opened(config.repository, grpc=config.grpc) as door_config:
         measured = _measure(config, door_config)
-    document = _document(config, measured)
+    document = _document(config, measured, hardware())
     write_json(config.out / "attack.json", document)
     print(tally.table(measured.families))
     for words in _words(measured):
@@ -130,40 +131,45 @@ def main() -> None:
 # --- Measuring -----------------------------------------------------------------------------
 def _measure(config: AttackConfig, door_config: door.DoorConfig) -> Measured:
     with tempfile.TemporaryDirectory() as folder, Children() as children:
-        record = Path(folder) / "honest.npz"
-        plan = honest.HonestPlan(
-            port=door_config.http_port,
-            comments=config.comments,
-            record=record,
-            rate=config.rate,
-            seed=config.seed,
+        texts, record = Path(folder) / "texts.json", Path(folder) / "honest.npz"
+        pool = load_pool(config.comments).texts
+        texts.write_text(json.dumps(pool), "utf-8")
+        clients = children.start(
+            honest.send_honestly,
+            honest.HonestPlan(
+                port=door_config.http_port,
+                texts=texts,
+                record=record,
+                rate=config.rate,
+                seed=config.seed,
+            ),
         )
-        stop, sent = SPAWN.Event(), SPAWN.Value("Q", 0)
-        clients = children.start(honest.serve_honestly, plan, sent, stop)
-        children.wait_until(lambda: sent.value > 0)
+        attackers_ = _start(config, door_config, children, texts)
+        children.wait_until_ready([clients, *attackers_.all])
+        clients.go.set()
         time.sleep(_SETTLE_S)
         calm = time.monotonic()
         time.sleep(config.calm_s)
         attacked, watched = time.monotonic(), watch.Watch(door_config, _interval_s(config))
-        families, left_open = _attack(config, door_config, children)
+        families, left_open = _attack(config, children, attackers_)
         ended = time.monotonic()
         watched.stop()
         time.sleep(_SETTLE_S)
-        stop.set()
-        clients.join()
+        clients.finish.set()
+        children.wait_until(record.exists)
         most_s = (IDLE_TIMEOUT_S if config.leave_idle else 0) + _END_MARGIN_S
         closed_s, open_at_end = watch.closed_after_s(door_config, most_s)
+        attackers_.finish()
+        children.join()
         socket = Supervisor(door_config.run_dir).program_folder(watch.REPLICA)
-        memory = watched.memory([watch.REPLICA, haproxy.NAME])
+        programs = (watch.REPLICA, haproxy.NAME, *([watch.GRPC] if config.grpc else []))
+        read = honest.read_record(record)
         return Measured(
             families=families,
-            honest=_judge_honest(config, honest.read_record(record), (calm, attacked, ended)),
+            honest=_judge_honest(config.repository, pool, read, (calm, attacked, ended)),
             starts=watched.starts(),
-            memory_growth=watch.growth(memory),
-            memory_mib={
-                name: watch.ends_mib(watched.memory([name]))
-                for name in (watch.REPLICA, haproxy.NAME, *([watch.GRPC] if config.grpc else []))
-            },
+            memory_growth=watch.growth(watched.memory([watch.REPLICA, haproxy.NAME])),
+            memory_mib={name: watch.ends_mib(watched.memory([name])) for name in programs},
             left_open=left_open,
             open_at_end=open_at_end,
             closed_after_s=closed_s,
@@ -176,10 +182,27 @@ def _interval_s(config: AttackConfig) -> float:
     return 1.0 if config.requests > 100_000 else 0.25
 
 
-def _attack(
-    config: AttackConfig, door_config: door.DoorConfig, children: Children
-) -> tuple[dict[str, FamilyTally], int]:
-    """Run the phases; what became of the requests, and how many connections are left open."""
+@dataclass(frozen=True)
+class _Attackers:
+    """The processes that attack, by phase."""
+
+    explorer: list[Signals]
+    raw: list[Signals]
+    grpc: list[Signals]
+
+    @property
+    def all(self) -> list[Signals]:
+        return [*self.explorer, *self.raw, *self.grpc]
+
+    def finish(self) -> None:
+        for one in self.all:
+            one.finish.set()
+
+
+def _start(
+    config: AttackConfig, door_config: door.DoorConfig, children: Children, texts: Path
+) -> _Attackers:
+    """Have all of them loaded before the calm begins."""
     version = current(config.repository)
 
     def plan(number: int, count: int, **more: Any) -> attackers.Plan:
@@ -188,7 +211,7 @@ def _attack(
             grpc_port=door_config.grpc_port,
             repository=config.repository,
             version=version,
-            comments=config.comments,
+            texts=texts,
             seed=1000 * config.seed + number,
             count=count,
             sources=tuple(f"127.0.{number}.{last}" for last in range(2, 10)),
@@ -196,37 +219,48 @@ def _attack(
             **more,
         )
 
-    finish, stop_grpc = SPAWN.Event(), SPAWN.Event()
-    calls = [SPAWN.Value("Q", 0) for _ in range(config.processes + 2)]
-    found: list[tuple[str, dict[str, FamilyTally], int]] = []
-
-    def start(target: Any, plan: attackers.Plan, progress: Any, end: Any) -> None:
-        children.start(target, plan, progress, children.reports, end)
-
-    if config.grpc:
-        start(attackers.give_up, plan(0, 0, connections=4), calls[0], stop_grpc)
-    if config.examples:
-        explored = plan(99, config.examples)
-        start(attackers.explore, explored, calls[1], finish)
-        found += children.collect(1, calls[1:2], config.examples, HYPOTHESIS)
     share = -(-config.requests // config.processes)
-    for number in range(config.processes):
-        wanted = plan(number + 1, share, connections=config.connections, slow=config.slow)
-        start(attackers.attack, wanted, calls[number + 2], finish)
-    found += children.collect(config.processes, calls[2:], config.requests, "hostile")
-    stop_grpc.set()
-    found += children.collect(int(config.grpc), [], 0, GRPC)
-    return tally.merged([families for _, families, _ in found]), sum(n for *_, n in found)
+    size = {"connections": config.connections, "slow": config.slow}
+    return _Attackers(
+        explorer=[children.start(attackers.explore, plan(99, config.examples))]
+        if config.examples
+        else [],
+        raw=[
+            children.start(attackers.attack, plan(number + 1, share, **size))
+            for number in range(config.processes)
+        ],
+        grpc=[children.start(attackers.give_up, plan(0, 0, connections=4))] if config.grpc else [],
+    )
+
+
+def _attack(
+    config: AttackConfig, children: Children, attackers_: _Attackers
+) -> tuple[dict[str, FamilyTally], int]:
+    """Run the phases; what became of the requests, and how many connections are left open."""
+    found = []
+    for phase, total, words in (
+        (attackers_.grpc, 0, GRPC),
+        (attackers_.explorer, config.examples, HYPOTHESIS),
+        (attackers_.raw, config.requests, "hostile"),
+    ):
+        for one in phase:
+            one.go.set()
+        if phase is not attackers_.grpc:
+            found += children.collect(phase, total, words)
+    for one in attackers_.grpc:
+        one.finish.set()
+    found += children.collect(attackers_.grpc)
+    return tally.merged([families for families, _ in found]), sum(count for _, count in found)
 
 
 def _judge_honest(
-    config: AttackConfig, record: honest.Record, times: tuple[float, float, float]
+    repository: Path, texts: list[str], record: honest.Record, times: tuple[float, float, float]
 ) -> Honest:
     calm, attacked, ended = times
-    version = current(config.repository)
-    atol = ATOL[read_artifact(config.repository, version)["precision"]]
-    scorers = {version: load_scorer(config.repository, version)}
-    wrong, words = honest.verify(record, config.comments, scorers, atol)
+    version = current(repository)
+    atol = ATOL[read_artifact(repository, version)["precision"]]
+    scorers = {version: load_scorer(repository, version)}
+    wrong, words = honest.verify(record, texts, scorers, atol)
 
     def latency_ms(since: float, until: float) -> dict[str, float]:
         rows = (record.due_s >= since) & (record.due_s < until) & (record.ending == honest.OK)
@@ -268,18 +302,18 @@ def bars(measured: Measured) -> dict[str, dict[str, Any]]:
         "scores_no_more": (int(not measured.scores), 0),
     }
     return {
-        name: {"value": value, "bar": bar, "holds": value <= bar}
+        name: {"value": value, "bar": bar, "holds": bool(value <= bar)}
         for name, (value, bar) in most.items()
     }
 
 
 # --- Telling -------------------------------------------------------------------------------
-def _document(config: AttackConfig, measured: Measured) -> dict[str, Any]:
+def _document(config: AttackConfig, measured: Measured, hardware: dict[str, Any]) -> dict[str, Any]:
     settings = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(config).items()}
     return {
         "bench": "attack",
         "config": settings,
-        "hardware": hardware(),
+        "hardware": hardware,
         "seconds": round(measured.seconds, 1),
         "sent": tally.total(measured.families, "sent"),
         "families": tally.to_json(measured.families),

@@ -6,6 +6,7 @@ They are children of that command, end with it, and are not meant to be run alon
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import threading
 import time
@@ -14,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.children import begin
-from bench.comments import load_pool
-from bench.draws import INFER_PATH, Draw
+from bench.bodies import INFER_PATH
+from bench.children import Signals, begin
+from bench.draws import Draw
 from bench.legality import Served
 from bench.tally import Tally
 from contract import HOST, LOGIT, PUBLIC_MODEL, TEXT
 
 _NICE = 10
 """Attackers would have machines of their own; here they take what the servers leave."""
-_POOL, _VERSIONS = 1000, 10_000
+_VERSIONS = 10_000
 _GRPC_DEADLINES_S = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.012, 5.0)
 _GRPC_PAUSE_S = 0.01
 
@@ -37,7 +38,8 @@ class Plan:
     repository: Path
     version: int | None
     """That serves; None where that changes meanwhile."""
-    comments: str
+    texts: Path
+    """JSON list of comments."""
     seed: int
     count: int
     """Requests, or examples of hypothesis."""
@@ -62,12 +64,14 @@ class Plan:
 
         return Tally(Oracle(self.repository, self.version), self.served())
 
-    def texts(self) -> list[str]:
-        return load_pool(self.comments, size=_POOL, seed=self.seed).texts
+    def read_texts(self) -> list[str]:
+        """The comments."""
+        texts: list[str] = json.loads(self.texts.read_text("utf-8"))
+        return texts
 
 
 # --- Raw sockets ---------------------------------------------------------------------------
-def attack(plan: Plan, progress: Any, results: Any, finish: Any) -> None:
+def attack(plan: Plan, signals: Signals) -> None:
     """Send `plan.count` requests of all families and report; then hold on to what is left open."""
     begin(_NICE)
     import gevent
@@ -75,8 +79,9 @@ def attack(plan: Plan, progress: Any, results: Any, finish: Any) -> None:
     from bench.exchange import Caller
     from bench.hostile import draw_all
 
-    tally, texts = plan.tally(), plan.texts()
+    tally, texts = plan.tally(), plan.read_texts()
     caller = Caller(plan.port, list(plan.sources))
+    finish, progress = signals.finish, signals.progress
     fast = draw_all(plan.seed, plan.port, texts)
     slow = draw_all(plan.seed, plan.port, texts, slow=True)
 
@@ -88,20 +93,21 @@ def attack(plan: Plan, progress: Any, results: Any, finish: Any) -> None:
             tally.count(exchange, outcome)
             gevent.sleep(plan.pause_s)
 
+    signals.wait_to_begin()
     dawdlers = [gevent.spawn(work, slow) for _ in range(plan.slow)]
     gevent.joinall([gevent.spawn(work, fast) for _ in range(plan.connections)], raise_error=True)
     gevent.killall(dawdlers)  # their connections stay open
     if not plan.leave_idle:
         while caller.idle:
             caller.idle.pop().close()
-    results.put(("attack", tally.families, len(caller.idle) + len(caller.busy)))
+    signals.reports.put((tally.families, len(caller.idle) + len(caller.busy)))
     while not finish.wait(0.1):
         pass
     caller.close()
 
 
 # --- Hypothesis ----------------------------------------------------------------------------
-def explore(plan: Plan, progress: Any, results: Any, _finish: Any) -> None:
+def explore(plan: Plan, signals: Signals) -> None:
     """Send `plan.count` JSON-like bodies that hypothesis makes; it shrinks one that fails."""
     begin(_NICE)
     import hypothesis
@@ -127,14 +133,15 @@ def explore(plan: Plan, progress: Any, results: Any, _finish: Any) -> None:
         path = GENERATE_PATH if generate else INFER_PATH
         exchange = single(HYPOTHESIS, draw.post(body, path=path))
         outcome = caller.perform(exchange)
-        progress.value += 1
+        signals.progress.value += 1
         assert not tally.count(exchange, outcome)
         assert outcome.ending != "hung"
 
+    signals.wait_to_begin()
     with contextlib.suppress(AssertionError, hypothesis.errors.FlakyFailure):
         answered_rightly()  # what is wrong is in the tally
     caller.close()
-    results.put(("explore", tally.families, 0))
+    signals.reports.put((tally.families, 0))
 
 
 def _bodies() -> Any:
@@ -191,25 +198,25 @@ def _bodies() -> Any:
 
 
 # --- gRPC ----------------------------------------------------------------------------------
-def give_up(plan: Plan, progress: Any, results: Any, finish: Any) -> None:
-    """Call with short deadlines and cancel, until `finish`; complete answers are compared."""
+def give_up(plan: Plan, signals: Signals) -> None:
+    """Call with short deadlines and cancel until the end; complete answers are compared."""
     begin(_NICE)
     import grpc
 
     from bench.hostile import GRPC
 
-    tally, texts = plan.tally(), plan.texts()
+    tally, texts = plan.tally(), plan.read_texts()
     lock = threading.Lock()
 
     def client(seed: int) -> None:
         rng = random.Random(seed)
         with grpc.insecure_channel(f"{HOST}:{plan.grpc_port}") as channel:
-            while not finish.is_set():
+            while not signals.finish.is_set():
                 code, found = _call(channel, rng, rng.choice(texts))
                 with lock:
                     family = tally.of(GRPC)
                     family.sent += 1
-                    progress.value += 1
+                    signals.progress.value += 1
                     family.answers[code] += 1
                     if found and (fault := _fault(tally, *found)):
                         family.wrong += 1
@@ -219,11 +226,12 @@ def give_up(plan: Plan, progress: Any, results: Any, finish: Any) -> None:
     threads = [
         threading.Thread(target=client, args=(plan.seed + n,)) for n in range(plan.connections)
     ]
+    signals.wait_to_begin()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    results.put(("give_up", tally.families, 0))
+    signals.reports.put((tally.families, 0))
 
 
 def _call(channel: Any, rng: random.Random, text: str) -> tuple[str, tuple[str, Any] | None]:

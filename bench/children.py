@@ -10,6 +10,7 @@ import queue
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
@@ -18,6 +19,27 @@ from contract import ToxicityError
 
 SPAWN = multiprocessing.get_context("spawn")
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a child and its parent tell each other."""
+
+    reports: Any
+    """Queue of what children found, when they are done."""
+    progress: Any
+    """Shared number of what it did so far."""
+    ready: Any
+    """Set by the child when it could begin."""
+    go: Any
+    """Set by the parent when it is to begin."""
+    finish: Any
+    """Set by the parent when it is to end."""
+
+    def wait_to_begin(self) -> None:
+        """Tell that this child could begin, and wait until it shall."""
+        self.ready.set()
+        self.go.wait()
 
 
 def begin(nice: int = 0) -> None:
@@ -33,8 +55,7 @@ class Children:
 
     def __init__(self) -> None:
         self._processes: list[Any] = []
-        self.reports = SPAWN.Queue()
-        """What they report when they are done."""
+        self._reports = SPAWN.Queue()
 
     def __enter__(self) -> Children:
         return self
@@ -45,26 +66,34 @@ class Children:
         for process in self._processes:
             process.join()
 
-    def start(self, target: Callable[..., None], *arguments: Any) -> Any:
-        """Start one; `target` calls `begin` first."""
-        process = SPAWN.Process(target=target, args=arguments)
+    def start(self, target: Callable[[Any, Signals], None], plan: Any) -> Signals:
+        """Start one, which calls `begin` first and does nothing before `go`."""
+        events = (SPAWN.Event() for _ in range(3))
+        signals = Signals(self._reports, SPAWN.Value("Q", 0), *events)
+        process = SPAWN.Process(target=target, args=(plan, signals))
         process.start()
         self._processes.append(process)
-        return process
+        return signals
 
-    def collect(self, count: int, progress: Sequence[Any], total: int, words: str) -> list[Any]:
-        """So many reports, with a bar for those who wait.
+    def collect(self, of: Sequence[Signals], total: int = 0, words: str = "") -> list[Any]:
+        """Reports of these, with a bar for those who wait; of one report each at a time.
 
         Raises ToxicityError when a process fails before.
         """
         found: list[Any] = []
-        with tqdm(total=total, desc=words, unit="request", disable=not total) as bar:
-            while len(found) < count:
+        with tqdm(total=total, desc=words, unit="request", disable=None if total else True) as bar:
+            while len(found) < len(of):
                 with contextlib.suppress(queue.Empty):
-                    found.append(self.reports.get(timeout=0.2))
-                bar.update(min(total, sum(one.value for one in progress)) - bar.n)
+                    found.append(self._reports.get(timeout=0.2))
+                bar.update(min(total, sum(one.progress.value for one in of)) - bar.n)
                 self.refuse_failed()
         return found
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that they do; raises as `collect` does."""
+        while not condition():
+            self.refuse_failed()
+            time.sleep(0.05)
 
     def join(self) -> None:
         """Wait for the end of all; raises as `collect` does."""
@@ -72,11 +101,9 @@ class Children:
             process.join()
         self.refuse_failed()
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait for them to come so far; raises as `collect` does."""
-        while not condition():
-            self.refuse_failed()
-            time.sleep(0.05)
+    def wait_until_ready(self, of: Sequence[Signals]) -> None:
+        """Wait until all of these could begin; raises as `collect` does."""
+        self.wait_until(lambda: all(one.ready.is_set() for one in of))
 
     def refuse_failed(self) -> None:
         """Raise ToxicityError when one of them failed."""

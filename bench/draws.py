@@ -39,7 +39,7 @@ class Draw:
     def text(self) -> str:
         return self.one(*self.texts)
 
-    def bytes(self, count: int) -> bytes:
+    def noise(self, count: int) -> bytes:
         return self.rng.randbytes(count)
 
     # --- Messages ------------------------------------------------------------------------

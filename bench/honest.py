@@ -9,11 +9,12 @@ offline scores of the version that each answer names.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ import numpy as np
 from bench import arrivals
 from bench.answers import Scores, scores_in
 from bench.bodies import INFER_PATH, Comments, packed
-from bench.children import begin
-from bench.comments import load_pool
+from bench.children import Signals, begin
 from contract import HOST, LOGIT, MODEL_VERSION, PROBABILITY, PUBLIC_MODEL, TEXT
 from export.scorer import Scorer, probability
 
@@ -40,7 +40,8 @@ class HonestPlan:
     """What a process of honest clients is told."""
 
     port: int
-    comments: str
+    texts: Path
+    """JSON list of comments."""
     record: Path
     """File that it writes at the end."""
     rate: float = 100.0
@@ -77,12 +78,13 @@ class Record:
 
 
 # --- The process ---------------------------------------------------------------------------
-def serve_honestly(plan: HonestPlan, progress: Any, stop: Any) -> None:
-    """Send until `stop` is set, then write the record."""
+def send_honestly(plan: HonestPlan, signals: Signals) -> None:
+    """Send until the end, then write the record."""
     begin()
+    clients = _Clients(plan, signals.progress)
+    signals.wait_to_begin()
     _hurry()
-    clients = _Clients(plan, progress)
-    (clients.run_grpc if plan.grpc else clients.run_http)(stop)
+    (clients.run_grpc if plan.grpc else clients.run_http)(signals.finish)
     clients.write()
 
 
@@ -98,8 +100,8 @@ class _Clients:
     def __init__(self, plan: HonestPlan, progress: Any) -> None:
         self._plan, self._progress = plan, progress
         self._rng = random.Random(plan.seed)
-        texts = load_pool(plan.comments).texts
-        self._texts = texts
+        texts = json.loads(plan.texts.read_text("utf-8"))
+        self._texts: list[str] = texts
         self._hot = arrivals.hot_rows(len(texts), _REPEAT_SHARE)
         self._fresh = itertools.count(self._hot)
         self._requests: list[tuple[float, float, int]] = []
@@ -241,13 +243,15 @@ def _scores_of_grpc(answer: Any) -> Scores:
         length = int.from_bytes(raw[MODEL_VERSION][at : at + 4], "little")
         version.append(raw[MODEL_VERSION][at + 4 : at + 4 + length].decode())
         at += 4 + length
-    floats = (np.frombuffer(raw[name], "<f4").tolist() for name in (LOGIT, PROBABILITY))
-    return Scores(*floats, version)
+    logit, probability_ = (
+        np.frombuffer(raw[name], "<f4").tolist() for name in (LOGIT, PROBABILITY)
+    )
+    return Scores(logit, probability_, version)
 
 
 # --- Afterwards ----------------------------------------------------------------------------
 def read_record(path: Path) -> Record:
-    """What `serve_honestly` wrote."""
+    """What `send_honestly` wrote."""
     with np.load(path, allow_pickle=False) as file:
         requests, scores = file["requests"], file["scores"]
         return Record(
@@ -265,13 +269,12 @@ def read_record(path: Path) -> Record:
 
 
 def verify(
-    record: Record, comments: str, scorers: Mapping[int, Scorer], atol: float
+    record: Record, texts: Sequence[str], scorers: Mapping[int, Scorer], atol: float
 ) -> tuple[int, str]:
     """How many comments got another score than the version that their answer names gives offline.
 
     Also words about the first of them. `scorers` by version; any other version counts as wrong.
     """
-    texts = load_pool(comments).texts
     hot = arrivals.hot_rows(len(texts), _REPEAT_SHARE)
     wrong = np.zeros(len(record.number), bool)
     logit = np.full(len(record.number), np.nan, np.float32)

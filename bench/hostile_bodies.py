@@ -147,7 +147,9 @@ def tensors(draw: Draw) -> Exchange:
 
 
 _OUTPUT_PARAMETERS: tuple[list[dict[str, Any]], ...] = (
-    *([{}], [{}, {}], [{"binary_data": True}], [{"classification": 1}], [{"classification": -1}]),
+    [{}],
+    [{}, {}],
+    *([{"binary_data": True}], [{"classification": 1}], [{"classification": -1}]),
     *([{"binary_data": "x"}], [{"shared_memory_region": "x", "shared_memory_byte_size": 8}]),
     *([{"classification": 10**9}], [{"binary_data_output": True}], [{"sequence_id": 1}]),
     *([{"timeout": 1}], [{"timeout": -1}], [{"priority": 10**18}], [{"sequence_start": True}]),
@@ -260,9 +262,9 @@ def binary(draw: Draw) -> Exchange:
         shape = draw.one(0, count + 1, count - 1, MAX_REQUEST_COMMENTS + 1, 2**40, -1)
         message = _binary(draw, raw, shape)
     elif kind == 4:
-        message = _binary(draw, raw + draw.bytes(draw.size(1, 100)), count, size=len(raw))
+        message = _binary(draw, raw + draw.noise(draw.size(1, 100)), count, size=len(raw))
     elif kind == 5:
-        message = draw.post(draw.bytes(draw.size(1, 2000)), headers=[(HEADER_LENGTH, "0")])
+        message = draw.post(draw.noise(draw.size(1, 2000)), headers=[(HEADER_LENGTH, "0")])
     elif kind == 6:
         twice = [(HEADER_LENGTH, str(draw.one(0, 5, 100))) for _ in range(2)]
         message = draw.post(infer_body([draw.text()]), headers=twice)
@@ -302,7 +304,7 @@ def _mutated(draw: Draw, data: bytes) -> bytes:
         at = draw.rng.randrange(len(data) + 1)
         end = min(len(data), at + draw.size(1, 20))
         change: Callable[[], bytes] = draw.one(
-            lambda a=at, d=data: d[:a] + draw.bytes(1) + d[a + 1 :],
+            lambda a=at, d=data: d[:a] + draw.noise(1) + d[a + 1 :],
             lambda a=at, d=data: d[:a] + draw.one(*_TOKENS) + d[a:],
             lambda a=at, e=end, d=data: d[:a] + d[e:],
             lambda a=at, e=end, d=data: d[:e] + d[a:e] + d[e:],

@@ -99,7 +99,7 @@ def http2(draw: Draw) -> Exchange:
     elif kind == 4:
         frames += _request(draw, 1, body, draw.one(*_ODD_FIELDS))
     elif kind == 5:
-        frames.append(_frame(draw.rng.randrange(256), draw.rng.randrange(256), 1, draw.bytes(40)))
+        frames.append(_frame(draw.rng.randrange(256), draw.rng.randrange(256), 1, draw.noise(40)))
     else:
         size = draw.one(0, 2**14, 2**24 - 1)
         frames += [_frame(_WINDOW, 0, 0, struct.pack(">I", draw.one(0, 1, 2**31 - 1)))] * 3

@@ -31,7 +31,9 @@ from contract import (
     TOKENIZER_FILE,
     ToxicityError,
 )
-from export.repository import current, publish, read_artifact, versions
+from export.publish import publish
+from export.repository import current, read_artifact, versions
+from export.switch import rollback
 from serve import control, door, haproxy, triton
 from serve.supervisor import Supervisor
 
@@ -99,13 +101,14 @@ class Incidents:
 
     # --- Versions ------------------------------------------------------------------------
     def _publish(self) -> str:
-        return self._serve(publish_shifted(self._repository, _SHIFT))
+        version = publish_shifted(self._repository, _SHIFT)
+        self.published.append(version)
+        return self._serve(version)
 
     def _roll_back(self) -> str:
-        return self._serve(roll_back(self._repository))
+        return self._serve(rollback(self._repository))
 
     def _serve(self, version: int) -> str:
-        self.published.append(version)
         quietly(door.start, self._config)
         return f"version {version}"
 
@@ -148,21 +151,9 @@ def copy_of(repository: Path, folder: Path) -> Path:
 
 def publish_shifted(repository: Path, by: float) -> int:
     """Publish the current version anew with another constant in its logit; the new number."""
-    return _publish_again(repository, current(repository), by)
-
-
-def roll_back(repository: Path) -> int:
-    """Have the version before the current one serve again; the number that serves then.
-
-    A repository whose newest version serves goes back by publishing the older files anew.
-    """
-    before = versions(repository)[-2:][0]
-    return _publish_again(repository, before, 0.0)
-
-
-def _publish_again(repository: Path, version: int, by: float) -> int:
+    version = current(repository)
     artifact = read_artifact(repository, version)
-    with tempfile.TemporaryDirectory(dir=repository) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         graphs = [
             _shifted(repository / model / str(version) / ONNX_FILE, Path(folder) / model, by)
             for model in (ENCODER_MODEL, RAGGED_MODEL, PUBLIC_MODEL)
@@ -180,18 +171,18 @@ def _publish_again(repository: Path, version: int, by: float) -> int:
 
 def _shifted(source: Path, target: Path, by: float) -> Path:
     """A copy of a graph whose logit is larger by a constant."""
-    graph = onnx.load(source)
-    if by:
-        number = sum(node.name.startswith("shift_") for node in graph.graph.node)
-        before = f"logit_before_shift_{number}"
-        for node in graph.graph.node:
-            node.output[:] = [before if name == LOGIT else name for name in node.output]
-            node.input[:] = [before if name == LOGIT else name for name in node.input]
-        constant = numpy_helper.from_array(np.array(by, np.float32), f"shift_by_{number}")
-        graph.graph.initializer.append(constant)
-        add = helper.make_node("Add", [before, constant.name], [LOGIT], name=f"shift_{number}")
-        graph.graph.node.append(add)
-    onnx.save(graph, target)
+    model = onnx.load(source)
+    graph = model.graph
+    number = sum(node.name.startswith("shift_") for node in graph.node)
+    before = f"logit_before_shift_{number}"
+    for node in graph.node:
+        node.output[:] = [before if name == LOGIT else name for name in node.output]
+        node.input[:] = [before if name == LOGIT else name for name in node.input]
+    constant = numpy_helper.from_array(np.array(by, np.float32), f"shift_by_{number}")
+    graph.initializer.append(constant)
+    add = helper.make_node("Add", [before, constant.name], [LOGIT], name=f"shift_{number}")
+    graph.node.append(add)
+    onnx.save(model, target)
     return target
 
 

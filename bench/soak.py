@@ -29,15 +29,13 @@ from tqdm import tqdm
 
 from bench import attackers, honest, tally, watch
 from bench.answers import ATOL
-from bench.children import SPAWN, Children
-from bench.comments import default_source
+from bench.children import Children
+from bench.comments import default_source, load_pool
 from bench.incidents import Incident, Incidents, copy_of, deaths_not_caused, schedule
-from bench.plot import plot_soak
-from bench.run import hardware, report_broken_bars
 from export.repository import load_scorer, read_artifact
 from serve import door, haproxy
-from train.artifacts import write_json
 from train.cli import parse_config, run
+from train.files import write_json
 
 RETRY_AFTER_S = 3.0
 _WARM_S = 2.0
@@ -93,6 +91,9 @@ class Measured:
 
 
 def main() -> None:
+    from bench.plot import plot_soak  # the children need no plots
+    from bench.run import hardware, report_broken_bars
+
     config = parse_config(SoakConfig, None, prog="python -m bench.soak", description="Soak a door.")
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.default_int_handler)
@@ -100,7 +101,7 @@ def main() -> None:
         repository = copy_of(config.repository, Path(folder))
         with watch.opened(repository, grpc=config.grpc) as door_config:
             measured = _measure(config, door_config, Path(folder))
-    document = _document(config, measured)
+    document = _document(config, measured, hardware())
     write_json(config.out / "soak.json", document)
     plot_soak(document, config.out / "soak.png")
     for words in _words(document):
@@ -114,34 +115,36 @@ def main() -> None:
 
 # --- Measuring -----------------------------------------------------------------------------
 def _measure(config: SoakConfig, door_config: door.DoorConfig, folder: Path) -> Measured:
+    texts, pool = folder / "texts.json", load_pool(config.comments).texts
+    texts.write_text(json.dumps(pool), "utf-8")
     records = {"http": folder / "http.npz"} | ({"grpc": folder / "grpc.npz"} if config.grpc else {})
-    stop, finish = SPAWN.Event(), SPAWN.Event()
     with Children() as children:
-        sent = []
-        for protocol, path in records.items():
-            sent.append(SPAWN.Value("Q", 0))
-            plan = _honest_plan(config, door_config, protocol, path)
-            children.start(honest.serve_honestly, plan, sent[-1], stop)
-        children.wait_until(lambda: all(one.value for one in sent))
-        if config.hostile:
-            plan_ = _hostile_plan(config, door_config)
-            progress = SPAWN.Value("Q", 0)
-            children.start(attackers.attack, plan_, progress, children.reports, finish)
+        clients = [
+            children.start(
+                honest.send_honestly, _honest_plan(config, door_config, protocol, texts, path)
+            )
+            for protocol, path in records.items()
+        ]
+        hostile = [children.start(attackers.attack, _hostile_plan(config, door_config, texts))]
+        children.wait_until_ready([*clients, *hostile])
+        for one in [*clients, *(hostile if config.hostile else [])]:
+            one.go.set()
         time.sleep(_WARM_S)
         incidents, watched = Incidents(door_config), watch.Watch(door_config, _interval_s(config))
         began = time.monotonic()
         caused = _run(config, incidents, children, began)
         ended = time.monotonic()
         watched.stop()
-        finish.set()
-        reports = children.collect(int(bool(config.hostile)), [], 0, "")
-        stop.set()
+        for one in [*hostile, *clients]:
+            one.finish.set()
+            one.go.set()
+        reports = children.collect(hostile)
         children.join()
     read = {protocol: honest.read_record(path) for protocol, path in records.items()}
     programs = [watch.REPLICA, haproxy.NAME, *([watch.GRPC] if config.grpc else [])]
     return Measured(
         records=read,
-        wrong=_compared(config, door_config.repository, incidents.published, read),
+        wrong=_compared(door_config.repository, pool, incidents.published, read),
         published=incidents.published,
         incidents=caused,
         deaths_not_caused=deaths_not_caused(
@@ -150,7 +153,7 @@ def _measure(config: SoakConfig, door_config: door.DoorConfig, folder: Path) -> 
         memory=watched.memory(programs),
         began_s=began,
         ended_s=ended,
-        hostile=tally.merged([families for _, families, _ in reports]),
+        hostile=tally.merged([families for families, _ in reports]),
     )
 
 
@@ -159,12 +162,12 @@ def _interval_s(config: SoakConfig) -> float:
 
 
 def _honest_plan(
-    config: SoakConfig, door_config: door.DoorConfig, protocol: str, path: Path
+    config: SoakConfig, door_config: door.DoorConfig, protocol: str, texts: Path, path: Path
 ) -> honest.HonestPlan:
     grpc = protocol == "grpc"
     return honest.HonestPlan(
         port=door_config.grpc_port if grpc else door_config.http_port,
-        comments=config.comments,
+        texts=texts,
         record=path,
         rate=config.grpc_rate if grpc else config.rate,
         seed=config.seed + grpc,
@@ -173,13 +176,13 @@ def _honest_plan(
     )
 
 
-def _hostile_plan(config: SoakConfig, door_config: door.DoorConfig) -> attackers.Plan:
+def _hostile_plan(config: SoakConfig, door_config: door.DoorConfig, texts: Path) -> attackers.Plan:
     return attackers.Plan(
         port=door_config.http_port,
         grpc_port=door_config.grpc_port,
         repository=door_config.repository,
         version=None,
-        comments=config.comments,
+        texts=texts,
         seed=config.seed,
         count=10**12,
         connections=config.hostile,
@@ -217,12 +220,12 @@ def _run(
 
 
 def _compared(
-    config: SoakConfig, repository: Path, published: Sequence[int], records: dict[str, Any]
+    repository: Path, texts: list[str], published: Sequence[int], records: dict[str, Any]
 ) -> dict[str, tuple[int, str]]:
     scorers = {version: load_scorer(repository, version) for version in published}
     atol = ATOL[read_artifact(repository)["precision"]]
     return {
-        protocol: honest.verify(record, config.comments, scorers, atol)
+        protocol: honest.verify(record, texts, scorers, atol)
         for protocol, record in records.items()
     }
 
@@ -244,7 +247,7 @@ def bars(measured: Measured) -> dict[str, dict[str, Any]]:
         "memory_growth": (round(growth, 4), 0.05),
     }
     return {
-        name: {"value": value, "bar": bar, "holds": value <= bar}
+        name: {"value": value, "bar": bar, "holds": bool(value <= bar)}
         for name, (value, bar) in values.items()
     }
 
@@ -258,12 +261,12 @@ def _quiet(measured: Measured) -> list[tuple[float, int]]:
     ]
 
 
-def _document(config: SoakConfig, measured: Measured) -> dict[str, Any]:
+def _document(config: SoakConfig, measured: Measured, hardware: dict[str, Any]) -> dict[str, Any]:
     settings = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(config).items()}
     return {
         "bench": "soak",
         "config": settings,
-        "hardware": hardware(),
+        "hardware": hardware,
         "retry_rule": f"a request without any answer is sent once more after {RETRY_AFTER_S:g} s",
         "seconds": round(measured.ended_s - measured.began_s, 1),
         "published": measured.published,
