@@ -84,10 +84,10 @@ defaults
     timeout queue 5s
     balance leastconn
     http-reuse always
-    # Scoring is a pure function: a request that no answer came to is sent again, for as long as a
-    # server takes to start anew.
+    # Scoring is a pure function: a request that no answer came to is sent again. To another replica
+    # at once; to the only one after a pause (that of the connect), until it has started anew.
     retries 14
-    option redispatch 1
+    $redispatch
     retry-on conn-failure empty-response junk-response
 $errors
 """)
@@ -100,7 +100,7 @@ backend $name
     http-check send meth POST uri /v2/models/$model/infer ver HTTP/1.1 hdr Host localhost \
 hdr Content-Type application/json body '$body'
     http-check expect status 200
-    default-server check inter 500ms fastinter 100ms downinter 100ms fall $fall rise 1
+    default-server check inter 500ms fastinter 100ms downinter 100ms rise 1 $when_down
     # What release $release calls its own failure though the request cannot be read.
     http-response wait-for-body time 1s if { status 500 }
     http-response set-status 400 if { status 500 } { res.body -m reg $clients_fault }
@@ -173,11 +173,10 @@ def render(door: Door) -> str:
         header_s=contract.HEADER_TIMEOUT_S,
         idle_s=contract.IDLE_TIMEOUT_S,
         errors="\n".join(_errors()),
+        redispatch="option redispatch 1" if len(door.replicas) > 1 else "no option redispatch",
     )
     text += "\n".join(["frontend http", *(f"    {line}" for line in _http_rules(door))]) + "\n"
-    text += _backend(
-        HTTP_BACKEND, _servers(door.replicas), fall=30 if len(door.replicas) < 2 else 2
-    )
+    text += _backend(door.replicas)
     for key in door.keys:
         tracked = [
             f"    server {one.name} unix@{one.http_socket} track {HTTP_BACKEND}/{one.name}"
@@ -369,11 +368,7 @@ def _key_backend(name: str) -> str:
     return f"key_{name}"
 
 
-def _servers(replicas: Sequence[Replica]) -> list[str]:
-    return [f"    server {one.name} unix@{one.http_socket}" for one in replicas]
-
-
-def _backend(name: str, servers: Sequence[str], *, fall: int) -> str:
+def _backend(replicas: Sequence[Replica]) -> str:
     tensor = {
         "name": contract.TEXT,
         "datatype": "BYTES",
@@ -381,14 +376,16 @@ def _backend(name: str, servers: Sequence[str], *, fall: int) -> str:
         "data": [_READY_COMMENT],
     }
     wanted = [{"name": contract.LOGIT}]
+    # The only replica stays in for as long as it takes to start anew: requests wait for it.
+    alone, one_of_many = "fall 30", "fall 2 observe layer4 error-limit 1 on-error mark-down"
     return _BACKEND.substitute(
-        name=name,
+        name=HTTP_BACKEND,
         model=PUBLIC_MODEL,
         body=json.dumps({"inputs": [tensor], "outputs": wanted}),
-        fall=fall,
+        when_down=alone if len(replicas) == 1 else one_of_many,
         release=_RELEASE,
         clients_fault=f"'{_CLIENTS_FAULT}'",
-        servers="\n".join(servers),
+        servers="\n".join(f"    server {one.name} unix@{one.http_socket}" for one in replicas),
     )
 
 
