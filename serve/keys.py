@@ -20,8 +20,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from contract import BadInput
-from train.artifacts import read_json, write_json
 from train.cli import parse_config, run
+from train.files import read_json, write_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
