@@ -195,9 +195,10 @@ def _opened(path: Path, remedy: str) -> Iterator[BinaryIO]:
     try:
         # A pipe would wait for its writer, and a link may lead anywhere.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise BadInput(f"{path} is no regular file, expected one; {remedy}")
         with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise BadInput(f"{path} is no regular file, expected one; {remedy}")
             yield file
     except FileNotFoundError as error:
         raise BadInput(f"{path} is missing from the published version; {remedy}") from error
