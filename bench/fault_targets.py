@@ -25,6 +25,7 @@ from export.publish import publish
 from export.serving_graph import build
 from train.__main__ import StopRequest, train
 from train.artifacts import load_checkpoint
+from train.cli import make_config
 from train.config import TrainConfig
 from train.files import sha256_of
 from train.locks import LOCK_FILE
@@ -48,10 +49,13 @@ INVARIANTS = ("orderly", "verifies", "old_versions_stay", "noticed", "next_works
 class Target(Protocol):
     """A command and its files."""
 
-    share: int
-    """Of all trials, in relation to the other targets'."""
-    base: str
-    """Name of what its trials start from; targets may have one together."""
+    @property
+    def share(self) -> int:
+        """Of all trials, in relation to the other targets'."""
+
+    @property
+    def base(self) -> str:
+        """Name of what its trials start from; targets may have one together."""
 
     def make(self, base: Path) -> None:
         """Make what every trial starts from; runs in a child, once."""
@@ -85,7 +89,13 @@ def make_repository(base: Path) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     tokenizer = build_tokenizer(["you are a kind awful person"], max_vocab=50, max_len=16)
-    shape = ModelConfig(len(tokenizer.vocabulary), d_model=16, n_layers=1, n_heads=2, max_len=16)
+    shape = make_config(
+        ModelConfig,
+        {
+            **{"vocab_size": len(tokenizer.vocabulary), "max_len": 16},
+            **{"d_model": 16, "n_layers": 1, "n_heads": 2},
+        },
+    )
     build(ToxicityEncoder(shape).eval(), base / "dense.onnx", (8, 16), base / "ragged.onnx")
     (base / TOKENIZER_FILE).write_text(tokenizer.to_json(), "utf-8")
     for _ in range(_VERSIONS):
@@ -256,7 +266,7 @@ class TrainTarget:
         torch.set_num_threads(1)
         stop = StopRequest()
         stop.listen()
-        config = TrainConfig(**{**_SMALL, "out": folder / "model", **changes})
+        config = make_config(TrainConfig, {**_SMALL, "out": folder / "model", **changes})
         train(config, torch.device("cpu"), stop=stop)
 
 
@@ -272,15 +282,12 @@ class ExportTarget(TrainTarget):
 
     def work(self, scratch: Path) -> None:
         torch.set_num_threads(1)
-        config = ExportConfig(
-            checkpoint=scratch / "model",
-            repository=scratch / "repository",
-            out=scratch / "out",
-            precision="fp32",
-            device="cpu",
-            instances=1,
-        )
-        export(config)
+        folders = {"checkpoint": "model", "repository": "repository", "out": "out"}
+        settings = {
+            **{flag: scratch / name for flag, name in folders.items()},
+            **{"precision": "fp32", "device": "cpu", "instances": 1},
+        }
+        export(make_config(ExportConfig, settings))
 
     def again(self, scratch: Path) -> None:
         self.work(scratch)

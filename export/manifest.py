@@ -12,8 +12,9 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -70,14 +71,14 @@ class Artifact:
     files: dict[str, Fingerprint]
     encoder: Fingerprint
     ragged: Fingerprint
-    long_text: LongTextValues = Field(LongTextValues("cut", 1, 1))
-    comments_per_s: float = Field(0.0, ge=0)
+    long_text: LongTextValues = LongTextValues("cut", 1, 1)
+    comments_per_s: Annotated[float, Field(ge=0)] = 0.0
     attention_widths: tuple[int, ...] = ()
     qat: bool = False
-    tolerances: dict[str, float] = Field({})
-    measured: dict[str, float] = Field({})
-    versions: dict[str, str] = Field({})
-    core: dict[str, Any] = Field({})
+    tolerances: dict[str, float] = Field(default_factory=dict)
+    measured: dict[str, float] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    core: dict[str, Any] = Field(default_factory=dict)
     calibration: dict[str, Any] | None = None
     cascade: dict[str, Any] | None = None
     checkpoint_sha256: Sha256 | None = None
@@ -191,7 +192,7 @@ def fingerprint(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(path: Path, remedy: str) -> Iterator[BinaryIO]:
+def _opened(path: Path, remedy: str) -> Iterator[BufferedReader]:
     try:
         # A pipe would wait for its writer, and a link may lead anywhere.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
