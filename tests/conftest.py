@@ -34,7 +34,7 @@ torch.set_num_threads(1)
 
 _FAST_FIRST = (
     "layout cli labels tokenizer split data synthetic batches repository serving_graph packed "
-    "placement client train full_disk export privacy parity calibration evaluate admission cache "
+    "placement client train export full_disk privacy parity calibration evaluate admission cache "
     "serve makefile replicas bench"
 )
 _WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()
