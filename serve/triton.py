@@ -127,11 +127,16 @@ def start(config: ServeConfig) -> None:
     print_addresses(config.log, server)
 
 
-def launch(config: ServeConfig) -> Server:
-    """Start a server where none runs and wait until it answers; raises as `start` does."""
+def launch(config: ServeConfig, change: Callable[[Path], None] | None = None) -> Server:
+    """Start a server where none runs and wait until it answers; raises as `start` does.
+
+    `change`, for measuring, may change its view before it is loaded.
+    """
     for flag in ("http_port", "grpc_port", "metrics_port"):
         refuse_taken_port(getattr(config, flag), flag)
     view.stage(config.repository, config.run_dir / view.FOLDER)
+    if change:
+        change(config.run_dir / view.FOLDER)
     process = _spawn(config)
     server = Server(
         pid=process.pid,

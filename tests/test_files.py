@@ -130,7 +130,7 @@ def test_the_holder_of_a_lock_is_named_and_its_end_frees_it(tmp_path: Path) -> N
         [sys.executable, "-c", code, file], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        words = rf"--out x is in use by process {holder.pid} \(`.*python -c .*locked.*`\) since 20.*; wait"
+        words = rf"--out x is in use by process {holder.pid} \(`.*python -c .*`\) since 20.*; wait"
         with pytest.raises(BadInput, match=words) as caught, locked(file, "--out x", "wait"):
             pass
         assert "\n" not in str(caught.value)
