@@ -89,8 +89,13 @@ def make_repository(base: Path) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     tokenizer = build_tokenizer(["you are a kind awful person"], max_vocab=50, max_len=16)
-    values = {"d_model": 16, "n_layers": 1, "n_heads": 2, "max_len": 16}
-    shape = make_config(ModelConfig, {"vocab_size": len(tokenizer.vocabulary), **values})
+    shape = make_config(
+        ModelConfig,
+        {
+            **{"vocab_size": len(tokenizer.vocabulary), "max_len": 16},
+            **{"d_model": 16, "n_layers": 1, "n_heads": 2},
+        },
+    )
     build(ToxicityEncoder(shape).eval(), base / "dense.onnx", (8, 16), base / "ragged.onnx")
     (base / TOKENIZER_FILE).write_text(tokenizer.to_json(), "utf-8")
     for _ in range(_VERSIONS):
@@ -261,7 +266,7 @@ class TrainTarget:
         torch.set_num_threads(1)
         stop = StopRequest()
         stop.listen()
-        config = TrainConfig(**{**_SMALL, "out": folder / "model", **changes})
+        config = make_config(TrainConfig, {**_SMALL, "out": folder / "model", **changes})
         train(config, torch.device("cpu"), stop=stop)
 
 
@@ -277,15 +282,12 @@ class ExportTarget(TrainTarget):
 
     def work(self, scratch: Path) -> None:
         torch.set_num_threads(1)
-        values = {
-            "checkpoint": scratch / "model",
-            "repository": scratch / "repository",
-            "out": scratch / "out",
-            "precision": "fp32",
-            "device": "cpu",
-            "instances": 1,
+        folders = {"checkpoint": "model", "repository": "repository", "out": "out"}
+        settings = {
+            **{flag: scratch / name for flag, name in folders.items()},
+            **{"precision": "fp32", "device": "cpu", "instances": 1},
         }
-        export(make_config(ExportConfig, values))
+        export(make_config(ExportConfig, settings))
 
     def again(self, scratch: Path) -> None:
         self.work(scratch)

@@ -150,14 +150,12 @@ def _served(config: RoadConfig, name: str) -> Iterator[tuple[triton.Server, floa
                 "metrics_port": config.http_port + 2,
             },
         )
-        if name != _NATIVE:
-            _use_backend(repository, name)
         if name == _PYTHON:
             _lay_out_python(settings.run_dir / "backends" / "python")
         settings.run_dir.mkdir(parents=True, exist_ok=True)
         with _environment(name), contextlib.redirect_stdout(io.StringIO()):
             began = time.monotonic()
-            server = triton.launch(settings)
+            server = triton.launch(settings, lambda models: _use_backend(models, name))
             start_s = time.monotonic() - began
         try:
             yield server, start_s
@@ -165,8 +163,11 @@ def _served(config: RoadConfig, name: str) -> Iterator[tuple[triton.Server, floa
             triton.stop(settings, quiet=True)
 
 
-def _use_backend(repository: Path, name: str) -> None:
-    path = repository / PUBLIC_MODEL / CONFIG_FILE
+def _use_backend(models: Path, name: str) -> None:
+    """Let what a server loads be answered by another backend."""
+    if name == _NATIVE:
+        return
+    path = models / PUBLIC_MODEL / CONFIG_FILE
     served = text_format.Parse(path.read_text("utf-8"), pb.ModelConfig())
     served.backend = name
     write_atomically(path, text_format.MessageToString(served))

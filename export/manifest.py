@@ -71,14 +71,14 @@ class Artifact:
     files: dict[str, Fingerprint]
     encoder: Fingerprint
     ragged: Fingerprint
-    long_text: LongTextValues = Field(default=LongTextValues("cut", 1, 1))
-    comments_per_s: float = Field(default=0.0, ge=0)
+    long_text: LongTextValues = LongTextValues("cut", 1, 1)
+    comments_per_s: Annotated[float, Field(ge=0)] = 0.0
     attention_widths: tuple[int, ...] = ()
     qat: bool = False
-    tolerances: dict[str, float] = Field(default={})
-    measured: dict[str, float] = Field(default={})
-    versions: dict[str, str] = Field(default={})
-    core: dict[str, Any] = Field(default={})
+    tolerances: dict[str, float] = Field(default_factory=dict)
+    measured: dict[str, float] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    core: dict[str, Any] = Field(default_factory=dict)
     calibration: dict[str, Any] | None = None
     cascade: dict[str, Any] | None = None
     checkpoint_sha256: Sha256 | None = None
@@ -196,9 +196,10 @@ def _opened(path: Path, remedy: str) -> Iterator[BufferedReader]:
     try:
         # A pipe would wait for its writer, and a link may lead anywhere.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise BadInput(f"{path} is no regular file, expected one; {remedy}")
         with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise BadInput(f"{path} is no regular file, expected one; {remedy}")
             yield file
     except FileNotFoundError as error:
         raise BadInput(f"{path} is missing from the published version; {remedy}") from error

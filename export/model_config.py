@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from google.protobuf import json_format, text_format
 from pydantic import Field
@@ -34,10 +34,10 @@ MODELS = (RAGGED_MODEL, ENCODER_MODEL, PUBLIC_MODEL)
 class Tuning:
     """How the public model is served, as `make tune` measured it best on the machine."""
 
-    instances: int = Field(ge=1, le=MAX_INSTANCES)
-    window_ms: float = Field(default=0.0, ge=0, le=MAX_WINDOW_MS)
+    instances: Annotated[int, Field(ge=1, le=MAX_INSTANCES)]
+    window_ms: Annotated[float, Field(ge=0, le=MAX_WINDOW_MS)] = 0.0
     """Longest wait of a request for batch-mates."""
-    max_batch: int = Field(default=MAX_BATCH_SIZE, ge=1, le=MAX_BATCH_SIZE)
+    max_batch: Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)] = MAX_BATCH_SIZE
     """Most comments that the graph runs together."""
     batching: bool = True
     """False: each comment alone, a rung of `bench.capacity`."""

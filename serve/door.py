@@ -35,6 +35,7 @@ from train.locks import LOCK_FILE, locked
 
 _STATE_FILE, _KEYS_MAP = "serve.json", "keys.map"
 _GRPC = "grpc"
+_WAITING_SOCKET = "waiting.sock"
 _POLL_S = 0.05
 _LOCK_WAIT_S = 300
 
@@ -350,6 +351,7 @@ def _write_balancer(settings: Settings, supervisor: Supervisor) -> None:
             grpc_port=settings.grpc_port,
             metrics_port=settings.metrics_port,
             replicas=[replica(_replica(n)) for n in range(1, settings.replicas + 1)],
+            waiting_socket=str(folder / _WAITING_SOCKET),
             grpc=replica(_GRPC) if settings.grpc else None,
             certificate=certificate,
             keys=clients,

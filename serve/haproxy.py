@@ -53,6 +53,8 @@ class Door:
     grpc_port: int
     metrics_port: int
     replicas: Sequence[Replica]
+    waiting_socket: str
+    """Where haproxy makes requests wait for a replica that starts anew."""
     grpc: Replica | None = None
     stop_timeout_s: int = 30
     certificate: Path | None = None
@@ -84,11 +86,11 @@ defaults
     timeout queue 5s
     balance leastconn
     http-reuse always
-    # Scoring is a pure function: a request that no answer came to is sent again, for as long as a
-    # server takes to start anew.
-    retries 14
+    # Scoring is a pure function: a request that no answer came to is sent again, to another
+    # replica. Where none is left it goes to the waiting room, whose answer is to do so again.
+    retries $retries
     option redispatch 1
-    retry-on conn-failure empty-response junk-response
+    retry-on conn-failure empty-response junk-response $again
 $errors
 """)
 """Keywords as in the haproxy 2.6 configuration manual."""
@@ -100,12 +102,36 @@ backend $name
     http-check send meth POST uri /v2/models/$model/infer ver HTTP/1.1 hdr Host localhost \
 hdr Content-Type application/json body '$body'
     http-check expect status 200
-    default-server check inter 500ms fastinter 100ms downinter 100ms fall $fall rise 1
+    default-server inter 500ms fastinter 100ms downinter 100ms fall 2 rise 1 \
+observe layer4 error-limit 1 on-error mark-down
     # What release $release calls its own failure though the request cannot be read.
     http-response wait-for-body time 1s if { status 500 }
     http-response set-status 400 if { status 500 } { res.body -m reg $clients_fault }
 $servers
+    server waiting unix@$waiting backup
+    http-response set-status 503 if { status $again }
+
+frontend waiting
+    mode tcp
+    bind unix@$waiting mode 600
+    tcp-request inspect-delay ${waiting_ms}ms
+    tcp-request content accept if WAIT_END
+    default_backend waited
+
+backend waited
+    mode tcp
+    server waited unix@$waited
+
+frontend waited
+    bind unix@$waited mode 600
+    http-request return status $again content-type application/json string '$no_server' \
+hdr Connection close
 """)
+_WAITING_S, _WAIT_FOR_REPLICA_S = 0.25, 5
+"""A request that finds no replica waits so long before it is sent again, and in all."""
+_AGAIN = 425
+"""Status by which haproxy knows that it is to send it again; no server gives it."""
+_NO_SERVER = "no server is ready; try again"
 _RELEASE = "24.10"
 _CLIENTS_FAULT = (
     "(failed to parse|JSON|unexpected|Unable to parse|invalid|must be|expected|Unexpected)"
@@ -175,16 +201,19 @@ def render(door: Door) -> str:
         header_s=contract.HEADER_TIMEOUT_S,
         idle_s=contract.IDLE_TIMEOUT_S,
         errors="\n".join(_errors()),
+        retries=round(_WAIT_FOR_REPLICA_S / _WAITING_S),
+        again=_AGAIN,
     )
     text += "\n".join(["frontend http", *(f"    {line}" for line in _http_rules(door))]) + "\n"
-    text += _backend(
-        HTTP_BACKEND, _servers(door.replicas), fall=30 if len(door.replicas) < 2 else 2
-    )
+    text += _backend(door.replicas, door.waiting_socket)
     for key in door.keys:
         tracked = [
-            f"    server {one.name} unix@{one.http_socket} track {HTTP_BACKEND}/{one.name}"
+            f"    server {one.name} unix@{one.http_socket} track {HTTP_BACKEND}/{one.name} "
+            "on-error mark-down observe layer4 error-limit 1"
             for one in door.replicas
         ]
+        tracked.append(f"    server waiting unix@{door.waiting_socket} backup")
+        tracked.append(f"    http-response set-status 503 if {{ status {_AGAIN} }}")
         text += (
             "\n".join([f"\nbackend {_key_backend(key.name)}", *_key_rules(key), *tracked]) + "\n"
         )
@@ -214,8 +243,8 @@ def _errors() -> list[str]:
         408: f"the request took longer than {contract.HEADER_TIMEOUT_S} s (headers) or "
         f"{contract.BODY_TIMEOUT_S} s (body) to arrive; send it faster",
         500: "the balancer failed; try again",
-        502: "a server gave no answer that HTTP knows; try again",
-        503: "no server is ready; try again",
+        502: f"no server answered within {_WAIT_FOR_REPLICA_S} s; try again",
+        503: _NO_SERVER,
         504: f"no answer within {_TIMEOUT_S} s; try again",
     }
     return [
@@ -278,8 +307,11 @@ def _http_rules(door: Door) -> list[str]:
         *_origin_rules(door),
         *_key_check(door),
         _refuse(403, "this is not open on this port; see docs/security.md", "control"),
-        "http-request return status 200 if ready { nbsrv(" + HTTP_BACKEND + ") gt 0 }",
-        _refuse(503, "no server is ready; try again", "ready"),
+        *(
+            f"http-request return status 200 if ready {{ srv_is_up({HTTP_BACKEND}/{one.name}) }}"
+            for one in door.replicas
+        ),
+        _refuse(503, _NO_SERVER, "ready"),
         _refuse(404, "there is nothing at this path", "!infer !read"),
         _refuse(405, "a score is asked for with POST", "infer !{ method POST }"),
         _refuse(405, "this is read with GET", "read !{ method GET HEAD }"),
@@ -392,11 +424,7 @@ def _key_backend(name: str) -> str:
     return f"key_{name}"
 
 
-def _servers(replicas: Sequence[Replica]) -> list[str]:
-    return [f"    server {one.name} unix@{one.http_socket}" for one in replicas]
-
-
-def _backend(name: str, servers: Sequence[str], *, fall: int) -> str:
+def _backend(replicas: Sequence[Replica], waiting: str) -> str:
     tensor = {
         "name": contract.TEXT,
         "datatype": "BYTES",
@@ -405,13 +433,19 @@ def _backend(name: str, servers: Sequence[str], *, fall: int) -> str:
     }
     wanted = [{"name": contract.LOGIT}]
     return _BACKEND.substitute(
-        name=name,
+        name=HTTP_BACKEND,
         model=PUBLIC_MODEL,
         body=json.dumps({"inputs": [tensor], "outputs": wanted}),
-        fall=fall,
+        waiting=waiting,
+        waited=f"{waiting}.waited",
+        waiting_ms=round(1000 * _WAITING_S),
+        again=_AGAIN,
+        no_server=json.dumps({"error": _NO_SERVER}),
         release=_RELEASE,
         clients_fault=f"'{_CLIENTS_FAULT}'",
-        servers="\n".join(servers),
+        servers="\n".join(
+            f"    server {one.name} unix@{one.http_socket} check" for one in replicas
+        ),
     )
 
 
@@ -528,4 +562,6 @@ def states(metrics_port: int) -> dict[str, str]:
     except OSError:
         return {}
     line = rf'^haproxy_server_status{{proxy="{HTTP_BACKEND}",server="(.*)",state="(.*)"}} 1$'
-    return dict(re.findall(line, text, re.MULTILINE))
+    found = dict(re.findall(line, text, re.MULTILINE))
+    found.pop("waiting", None)
+    return found

@@ -119,7 +119,7 @@ def work(connection: Connection, job: Job) -> None:
     except (ToxicityError, OSError) as error:
         connection.send(error)
     except Exception as error:  # to be told by the command, in its one line
-        connection.send(ToxicityError(unexpected(error)))
+        connection.send(ToxicityError(f"a worker failed: {unexpected(error)}"))
 
 
 def score_chunk(scorer: NativeScorer, chunk: Chunk, job: Job) -> Done:

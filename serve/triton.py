@@ -36,8 +36,8 @@ from contract import GRPC_PORT, HOST, HTTP_PORT, METRICS_PORT, PUBLIC_MODEL, TEX
 from export.repository import current
 from serve import view
 from serve.process import alive, refuse_taken_port, spawn, wait_or_kill
-from train.files import write_json
 from train.cli import parse_config, run
+from train.files import write_json
 
 _EXAMPLE = "Thank you, that was a kind and thoughtful answer."
 PROCESS_FILE = "server.json"
@@ -127,11 +127,16 @@ def start(config: ServeConfig) -> None:
     print_addresses(config.log, server)
 
 
-def launch(config: ServeConfig) -> Server:
-    """Start a server where none runs and wait until it answers; raises as `start` does."""
+def launch(config: ServeConfig, change: Callable[[Path], None] | None = None) -> Server:
+    """Start a server where none runs and wait until it answers; raises as `start` does.
+
+    `change`, for measuring, may change its view before it is loaded.
+    """
     for flag in ("http_port", "grpc_port", "metrics_port"):
         refuse_taken_port(getattr(config, flag), flag)
     view.stage(config.repository, config.run_dir / view.FOLDER)
+    if change:
+        change(config.run_dir / view.FOLDER)
     process = _spawn(config)
     server = Server(
         pid=process.pid,

@@ -99,7 +99,11 @@ def test_files_that_cannot_be_written_name_path_and_remedy(
     for path, named, words in (
         (tmp_path / "folder", None, "Is a directory), expected a file; name a file, or move"),
         (tmp_path / "file" / "x", tmp_path / "file", "File exists), expected no such file there"),
-        (tmp_path / "file" / "x" / "y", None, "Not a directory), expected a folder; name"),
+        (
+            tmp_path / "file" / "x" / "y",
+            tmp_path / "file" / "x",
+            "Not a directory), expected a folder; name",
+        ),
         (tmp_path / ("x" * 250), None, "File name too long), expected a name that the file"),
         (Path("/proc/x"), None, "), expected "),
     ):
@@ -110,21 +114,24 @@ def test_files_that_cannot_be_written_name_path_and_remedy(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_folder_without_leave(tmp_path: Path) -> None:
-    """As a plain user, also where these tests run as root."""
-    tmp_path.chmod(0o555)
-    try:
-        done = python(
-            "from pathlib import Path; from train.cli import run; from train.files import *\n"
-            f"run(lambda: write_atomically(Path({str(tmp_path / 'a.json')!r}), '{{}}'))",
-            user=65534 if os.getuid() == 0 else None,
-        )
-    finally:
-        tmp_path.chmod(0o755)
-    assert (done.returncode, done.stderr) == (
-        2,
-        f"error: {tmp_path / 'a.json'} cannot be used (Permission denied), expected leave to use "
-        "it; change its permissions, or name another place\n",
+def test_a_folder_without_leave(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.json"
+
+    def main() -> None:
+        user = os.geteuid()
+        tmp_path.chmod(0o555)
+        os.seteuid(user or 65534)  # root has leave for everything
+        try:
+            write_atomically(path, "{}")
+        finally:
+            os.seteuid(user)
+            tmp_path.chmod(0o755)
+
+    status, said = ended(main, capsys)
+    assert status == 2 and said.count("\n") == 1
+    assert said.startswith(f"error: {tmp_path}") and said.endswith(
+        " cannot be used (Permission denied), expected leave to use it; change its permissions, or "
+        "name another place\n"
     )
 
 
@@ -209,35 +216,38 @@ MANY = "[print('line', n) for n in range(20_000)]"
     "main",
     [
         MANY,
-        "print('line ' * 100_000)",
-        "(print('line'), time.sleep(0.5))",  # written when it ends
-        "(print('line', flush=True), time.sleep(0.5), print('line'))",
-        "(print('line', flush=True), time.sleep(0.5), sys.exit(1), print())",
+        "print('line\\n' * 100_000)",
+        "(print('line'), time.sleep(0.3))",  # written when it ends
+        "(print('line', flush=True), time.sleep(0.3), print('line'))",
+        "(print('line', flush=True), time.sleep(0.3), sys.exit(1), print())",
+        "(time.sleep(0.3), argparse.ArgumentParser().parse_args(['--help']))",
     ],
 )
-def test_a_closed_pipe_is_silence(main: str) -> None:
-    code = f"import sys, time; from train.cli import run; run(lambda: {main})"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
-    )
-    assert process.stdout and process.stderr
-    if "flush" in main or "sleep" not in main:
-        assert process.stdout.read(4) == b"line"
-    process.stdout.close()
-    said = process.stderr.read()
-    process.stderr.close()
-    assert said == b""
-    assert process.wait() == (1 if "exit" in main else -signal.SIGPIPE)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_is_silence(main: str, unbuffered: str) -> None:
+    code = f"import argparse, sys, time; from train.cli import run; run(lambda: {main})"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    ) as process:
+        assert process.stdout and process.stderr
+        if "flush" in main or "sleep" not in main:
+            assert process.stdout.readline().startswith(b"line")
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    if "--help" in main and unbuffered:
+        assert process.returncode == 0  # argparse takes no notice
+    else:
+        assert process.returncode == (1 if "exit" in main else -signal.SIGPIPE)
 
 
 def test_the_first_line_of_a_real_command() -> None:
-    """Of `--help`, too, which ends by itself."""
-    for flags in ("serve.replicas status --run-dir nowhere", "serve.replicas --help"):
-        line = f"set -o pipefail; {sys.executable} -m {flags} | head -c 1; echo $?"
-        done = subprocess.run(
-            ["bash", "-c", line], capture_output=True, text=True, cwd=ROOT, timeout=60
-        )
-        assert done.stderr == "", flags
+    line = f"set -o pipefail; {sys.executable} -m serve.replicas status --run-dir nowhere | true"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize("main", ["print('a')", "print('a' * 100_000)", MANY])

@@ -72,7 +72,7 @@ def test_a_folder_is_replaced_whole_at_whatever_step_it_is_killed(
         assert _texts(target) in ({"old"}, {"new"})
         assert len(list(target.iterdir())) == 2
         seen |= _texts(target)
-    assert seen == {"old", "new"}
+    assert seen == ({"new"} if exchanges else {"old", "new"})  # an exchange is the first step
 
 
 def test_a_removed_folder_is_whole_or_out_of_sight(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_file_is_written_whole_with_its_mode(tmp_path: Path) -> None:
 def test_a_disks_error_names_the_file_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(BadInput, match=r"x.json cannot be used \(Not a directory\).*give --out"),
+        pytest.raises(BadInput, match=r"x.json cannot be used \(File exists\).*give --out"),
         refusing_disk_errors(tmp_path, "give --out"),
     ):
         write_atomically(tmp_path / "file" / "x.json", "")
@@ -130,7 +130,7 @@ def test_the_holder_of_a_lock_is_named_and_its_end_frees_it(tmp_path: Path) -> N
         [sys.executable, "-c", code, file], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        words = rf"--out x is in use by process {holder.pid} \(`.*time.sleep.*`\) since 20.*; wait"
+        words = rf"--out x is in use by process {holder.pid} \(`.*python -c .*`\) since 20.*; wait"
         with pytest.raises(BadInput, match=words) as caught, locked(file, "--out x", "wait"):
             pass
         assert "\n" not in str(caught.value)

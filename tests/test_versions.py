@@ -205,9 +205,7 @@ def test_commands_end_with_one_line_and_status_2(tmp_path: Path) -> None:
 def test_make_takes_any_path(tiny_model: TinyModel, tmp_path: Path) -> None:
     repository = tmp_path / "it's $HOME; (für)"
     tiny_model.publish(repository)
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / ".ready").touch()
-    (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
     command = ["make", "-f", ROOT / "Makefile", "-o", ".venv/.ready", "versions"]
     done = subprocess.run(
         [*command, f"REPOSITORY={repository}"],

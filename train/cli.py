@@ -144,6 +144,10 @@ def run(main: Callable[[], None]) -> NoReturn:
     unwritten = _flush_failed()
     if isinstance(failed or unwritten, BrokenPipeError) and _nobody_reads():
         _end_by_sigpipe()
+    if unwritten:  # Python would try again at its end, and complain in words of its own
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
     if final := failed or unwritten:
         status = _tell(final)
     sys.exit(status)
@@ -155,10 +159,6 @@ def _flush_failed() -> OSError | None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        # Python would try again at its end and complain in words of its own.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
         return error
     return None
 

@@ -45,6 +45,7 @@ def locked(file: Path, what: str, remedy: str, wait_s: float = 0) -> Iterator[No
         finally:
             with contextlib.suppress(OSError):
                 lock.truncate(0)
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing it is not enough if a child was forked
 
 
 def _acquire(lock: IO[str], what: str, remedy: str, wait_s: float) -> None:
