@@ -193,8 +193,7 @@ def _add_tensors(scores: Scores, tensors: Any, tail: bytes) -> None:
         if name == MODEL_VERSION:
             scores.version += map(str, data)
         elif name in (LOGIT, PROBABILITY):
-            # Of the classification extension a value is "value:index".
-            values = [float(str(value).split(":")[0]) for value in data]
+            values = [float(value) for value in data]
             (scores.logit if name == LOGIT else scores.probability).extend(values)
 
 

@@ -39,7 +39,10 @@ from serve.supervisor import Supervisor
 from train.cli import parse_config, run
 from train.files import write_json
 
-_END_MARGIN_S = 10
+_END_MARGIN_S = 25
+"""The bounds of headers and bodies, and some more."""
+_MEMORY_FROM = 100_000
+"""Requests from which on memory is judged."""
 _SETTLE_S = 2.0
 """Of honest load before the calm counts, and after the attack."""
 
@@ -53,7 +56,7 @@ class AttackConfig:
     examples: int = Field(3000, ge=0, description="bodies that hypothesis makes; 0 for none")
     grpc: bool = Field(True, description="also gRPC calls that are cancelled or run out of time")
     processes: int = Field(2, ge=1, le=64, description="processes that attack")
-    connections: int = Field(32, ge=1, le=512, description="connections of each at a time")
+    connections: int = Field(64, ge=1, le=512, description="connections of each at a time")
     slow: int = Field(64, ge=0, le=512, description="slow connections of each beside those")
     seed: int = Field(1, ge=0, description="of all that is drawn")
     rate: float = Field(100, gt=0, description="honest requests a second")
@@ -284,7 +287,10 @@ def _judge_honest(
 
 # --- Judging -------------------------------------------------------------------------------
 def bars(measured: Measured) -> dict[str, dict[str, Any]]:
-    """What must hold. gRPC's own server may end: its release does (docs/security.md)."""
+    """What must hold. gRPC's own server may end: its release does (docs/security.md).
+
+    Of a short run the memory is no bar: it grows until each buffer has held the largest body.
+    """
     families, clients = measured.families, measured.honest
     http = {name: one for name, one in families.items() if name != GRPC}
     p99_bar = max(50.0, 10 * clients.calm_ms["p99"])
@@ -297,10 +303,11 @@ def bars(measured: Measured) -> dict[str, dict[str, Any]]:
         "honest_lost": (clients.lost, 0),
         "honest_wrong": (clients.wrong, 0),
         "honest_p99_ms": (clients.attacked_ms["p99"], round(p99_bar, 3)),
-        "memory_growth": (round(measured.memory_growth, 4), 1.05),
         "open_at_end": (measured.open_at_end, 0),
         "scores_no_more": (int(not measured.scores), 0),
     }
+    if tally.total(families, "sent") >= _MEMORY_FROM:
+        most["memory_growth"] = round(measured.memory_growth, 4), 1.05
     return {
         name: {"value": value, "bar": bar, "holds": bool(value <= bar)}
         for name, (value, bar) in most.items()
@@ -320,6 +327,7 @@ def _document(config: AttackConfig, measured: Measured, hardware: dict[str, Any]
         "honest": asdict(measured.honest),
         "starts": measured.starts,
         "memory_mib": measured.memory_mib,
+        "memory_growth": round(measured.memory_growth, 4),
         "left_open": measured.left_open,
         "closed_after_s": round(measured.closed_after_s, 1),
         "bars": bars(measured),

@@ -98,8 +98,7 @@ def attack(plan: Plan, signals: Signals) -> None:
     gevent.joinall([gevent.spawn(work, fast) for _ in range(plan.connections)], raise_error=True)
     gevent.killall(dawdlers)  # their connections stay open
     if not plan.leave_idle:
-        while caller.idle:
-            caller.idle.pop().close()
+        caller.close_idle()
     signals.reports.put((tally.families, len(caller.idle) + len(caller.busy)))
     while not finish.wait(0.1):
         pass

@@ -27,6 +27,8 @@ PATIENCE_S = 75.0
 """Longest wait for an answer or the end of the connection, above every bound of the door."""
 BRIEF_S = 0.25
 """The same where the door may rightly wait for more than was sent."""
+_MORE_S = 0.05
+"""The same for an answer behind one that came."""
 
 Ending = Literal["answered", "closed", "left", "hung", "refused"]
 """All answers came; the door closed the connection; we left it, by plan or because more was
@@ -79,6 +81,8 @@ class Caller:
         self._port, self._sources = port, deque(sources)
         self.idle: list[Any] = []
         self.busy: set[Any] = set()
+        self.unread: set[Any] = set()
+        """Of those, the ones whose answers are hardly read."""
 
     def perform(self, exchange: Exchange) -> Outcome:
         """Do it. Never raises for what the door does."""
@@ -88,6 +92,8 @@ class Caller:
         except OSError:
             return Outcome("refused")
         self.busy.add(socket)
+        if exchange.reads_slowly:
+            self.unread.add(socket)
         outcome = Outcome("closed")
         buffer = bytearray()
         try:
@@ -99,6 +105,7 @@ class Caller:
             outcome.ending = "answered" if outcome.answers else "closed"
         # Otherwise it stays in `busy`, open, when this is stopped in the middle.
         self.busy.discard(socket)
+        self.unread.discard(socket)
         again = outcome.ending == "answered" and not exchange.fresh and not buffer
         if again and outcome.answers and not outcome.answers[-1].last:
             self.idle.append(socket)
@@ -106,7 +113,15 @@ class Caller:
             _close(socket, reset=exchange.leave != "close")
         return outcome
 
+    def close_idle(self) -> None:
+        """Close what the door would close after its idle time alone; half requests stay open."""
+        for socket in [*self.idle, *self.unread]:
+            _close(socket, reset=True)
+        self.busy -= self.unread
+        self.idle, self.unread = [], set()
+
     def close(self) -> None:
+        """Close all that is open."""
         for socket in [*self.idle, *self.busy]:
             _close(socket, reset=False)
 
@@ -141,11 +156,13 @@ class Caller:
         while not _over(exchange, outcome):
             if exchange.reads_slowly and time.monotonic() - began > _SLOW_READ_S:
                 return "left"
-            socket.settimeout(exchange.patience_s)
+            more_s = _MORE_S if outcome.answers and exchange.expected is None else PATIENCE_S
+            socket.settimeout(min(exchange.patience_s, more_s))
             try:
                 data = socket.recv(1 if exchange.reads_slowly else _PIECE)
             except TimeoutError:
-                return "hung" if exchange.patience_s >= PATIENCE_S else "left"
+                answered = outcome.answers and exchange.expected is None
+                return "hung" if exchange.patience_s >= PATIENCE_S and not answered else "left"
             if not data:
                 return "closed"
             buffer += data

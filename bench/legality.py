@@ -8,9 +8,11 @@ standards leave more than one. A request that it finds no reading for must get n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import struct
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +41,8 @@ _PATH = re.compile(
     rf"/v2/models/{PUBLIC_MODEL}(?:/versions/([0-9]+))?/(infer|generate(?:_stream)?)"
 )
 _BINARY = b"inference-header-content-length"
+_DEEPEST = 10_000
+"""Lists in each other that are read; the door lets fewer through."""
 _OUTPUTS = {PROBABILITY, LOGIT, MODEL_VERSION}
 
 Texts = tuple[str, ...]
@@ -225,13 +229,25 @@ def _each(ways: Sequence[Any]) -> Iterator[Texts]:
 def _documents(data: bytes) -> list[Any]:
     """What the JSON in `data` is: the first of two members of a name counts, or the last."""
     try:
-        text = data.decode("utf-8")
-        return [
-            json.loads(text, object_pairs_hook=hook, parse_constant=_no_number)
-            for hook in (lambda pairs: dict(reversed(pairs)), dict)
-        ]
+        # Bytes that are no UTF-8 matter in a comment alone, where `_checked` finds them.
+        text = data.decode("utf-8", "surrogateescape")
+        with _recursion(_DEEPEST):
+            return [
+                json.loads(text, object_pairs_hook=hook, parse_constant=_no_number)
+                for hook in (lambda pairs: dict(reversed(pairs)), dict)
+            ]
     except (ValueError, RecursionError) as error:
         raise _Illegal(f"the body is no JSON: {str(error)[:60]}") from error
+
+
+@contextlib.contextmanager
+def _recursion(depth: int) -> Iterator[None]:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, depth))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def _no_number(name: str) -> None:

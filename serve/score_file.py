@@ -58,7 +58,7 @@ from serve.offline_worker import (
     work,
     write_durably,
 )
-from train.files import read_json, sha256_of
+from train.artifacts import read_json, sha256_of
 from train.cli import parse_config
 from train.data import TEXT_COLUMNS
 from train.system_errors import explained, naming

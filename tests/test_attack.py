@@ -106,7 +106,7 @@ def test_nothing_is_left_when_it_is_told_to_end(repository: Path, tmp_path: Path
 # --- The verdict ---------------------------------------------------------------------------
 CALM = {"p50": 1.0, "p99": 2.0, "max": 9.0}
 GOOD = Measured(
-    families={"paths": FamilyTally(sent=10, answers=Counter({"404": 10}))},
+    families={"paths": FamilyTally(sent=100_000, answers=Counter({"404": 100_000}))},
     honest=Honest(100, 0, 0, 0, "", {}, CALM, CALM),
     starts={"replica-1": 1, "haproxy": 1, "grpc": 7},
     memory_growth=1.01,
@@ -120,9 +120,9 @@ GOOD = Measured(
 RED: dict[str, dict[str, Any]] = {
     "server_deaths": {"starts": {"replica-1": 2, "haproxy": 1}},
     "haproxy_deaths": {"starts": {"replica-1": 1, "haproxy": 2}},
-    "wrong_answers": {"families": {"paths": FamilyTally(wrong=1)}},
-    "unexpected_statuses": {"families": {"paths": FamilyTally(unexpected=1)}},
-    "hung": {"families": {"slow": FamilyTally(hung=1)}},
+    "wrong_answers": {"families": {"paths": FamilyTally(100_000, wrong=1)}},
+    "unexpected_statuses": {"families": {"paths": FamilyTally(100_000, unexpected=1)}},
+    "hung": {"families": {"slow": FamilyTally(100_000, hung=1)}},
     "honest_lost": {"honest": dataclasses.replace(GOOD.honest, lost=1)},
     "honest_wrong": {"honest": dataclasses.replace(GOOD.honest, wrong=1)},
     "honest_p99_ms": {
