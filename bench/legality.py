@@ -315,9 +315,13 @@ def _of_generate(body: bytes) -> Iterator[Texts]:
 
 
 def _flat(data: list[Any]) -> Iterator[str]:
-    for item in data:
-        if isinstance(item, list):
-            yield from _flat(item)
+    left = [iter(data)]  # not by recursion: it may be thousands deep
+    while left:
+        item = next(left[-1], left)
+        if item is left:
+            left.pop()
+        elif isinstance(item, list):
+            left.append(iter(item))
         elif isinstance(item, str):
             yield item
         else:
