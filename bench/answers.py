@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import contract
-from bench.legality import Reading, Texts
+from bench.legality import Reading
 from contract import LOGIT, MODEL_VERSION, PROBABILITY
 from export.repository import load_scorer, read_artifact, versions
 from export.scorer import Scorer, probability
@@ -199,7 +199,7 @@ def _add_tensors(scores: Scores, tensors: Any, tail: bytes) -> None:
 
 # --- What they must be ---------------------------------------------------------------------
 class Oracle:
-    """Scores of published versions without a server; each list of comments is scored once."""
+    """Scores of published versions without a server; a comment that repeats is scored once."""
 
     def __init__(self, repository: Path, version: int | None = None) -> None:
         """Of one version, or of all that are published when an answer names them.
@@ -209,7 +209,7 @@ class Oracle:
         self._repository, self._version = repository, version
         self._atol = ATOL[read_artifact(repository, version)["precision"]]
         self._scorers: dict[int, Scorer] = {}
-        self._logits = functools.lru_cache(_KNOWN)(self._score)
+        self._logit = functools.lru_cache(_KNOWN)(self._score)
 
     def fault(self, scores: Scores, reading: Reading) -> str:
         """Why these must not come back for what may be read so; empty when they may."""
@@ -220,17 +220,18 @@ class Oracle:
         if not named <= {*known} or len(named) > 1:
             return f"version {scores.version[0]!r}"
         faults = [
-            scores.differ(self._logits(version, texts), self._atol)
+            scores.differ(
+                np.array([self._logit(version, text) for text in texts], np.float32), self._atol
+            )
             for version in (named or known)
             for texts in reading.texts
         ]
         return "" if "" in faults else faults[0]
 
-    def _score(self, version: int, texts: Texts) -> np.ndarray:
+    def _score(self, version: int, text: str) -> float:
         if version not in self._scorers:
             self._scorers[version] = load_scorer(self._repository, version)
-        scorer = self._scorers[version]
-        return np.concatenate([scorer.score([text]).logit for text in texts])
+        return float(self._scorers[version].score([text]).logit[0])
 
 
 def fault_of(oracle: Oracle, scores: Sequence[Scores | None], readings: Sequence[Reading]) -> str:

@@ -208,7 +208,7 @@ def _run(
         config.seed,
     )
     caused: list[Incident] = []
-    with tqdm(total=int(config.seconds), desc="soak", unit="s") as bar:
+    with tqdm(total=int(config.seconds), desc="soak", unit="s", disable=None) as bar:
         while (passed := time.monotonic() - began) < config.seconds:
             children.refuse_failed()
             bar.update(int(passed) - bar.n)
