@@ -448,6 +448,8 @@ def _stay(config: DoorConfig) -> None:
         while supervisor.running():
             time.sleep(1)
     finally:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, signal.SIG_IGN)  # once is enough
         stop(config)
     raise ToxicityError("the supervisor ended; see supervisord.log in the run folder")
 
