@@ -33,6 +33,9 @@ ABLATION_ARGS ?=
 TEST_ARGS ?=
 FUZZ_ARGS ?=
 FAULTS_ARGS ?=
+ATTACK_ARGS ?=
+MINUTES ?= 60
+SOAK_ARGS ?=
 FILE ?=
 SCORE_ARGS ?=
 SANITIZE ?=
@@ -44,8 +47,8 @@ PYTHON ?=
 
 # They reach a command by the environment, letter by letter: neither make nor a shell expands what
 # is in them. Those that end in _ARGS are a piece of a command line, quotes and all.
-LITERAL := DATA TEST_DATA PRECISION REPOSITORY HTTP_PORT GRPC_PORT METRICS_PORT REPLICAS TEXT USERS SECONDS_EACH COMMENTS RATE CAPACITY FILE SANITIZE TARGET MODELS CURATED PYTHON
-FLAGS := TRAIN_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS TEST_ARGS FUZZ_ARGS SCORE_ARGS EVAL_ARGS
+LITERAL := DATA TEST_DATA PRECISION REPOSITORY HTTP_PORT GRPC_PORT METRICS_PORT REPLICAS TEXT USERS SECONDS_EACH COMMENTS MINUTES RATE CAPACITY FILE SANITIZE TARGET MODELS CURATED PYTHON
+FLAGS := TRAIN_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS EVAL_ARGS
 define newline
 
 
@@ -67,7 +70,7 @@ array = read -rd '' -a $(2) <<< "$$$(1)"; [[ ! -e $$$(1) ]] || $(2)=("$$$(1)");
 EVALUATE = $(call array,DATA,data) $(call array,CURATED,curated) $(RUN) -m evaluate $(if $(DATA),--data "$${data[@]}") $(if $(CURATED),--curated "$${curated[@]}")
 FOUND_PYTHON = $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
 
-.PHONY: help install native train export versions publish rollback serve status stop score eval baseline test check fuzz faults bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity ladder ablation clean
+.PHONY: help install native train export versions publish rollback serve status stop score eval baseline test check fuzz faults bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -173,6 +176,12 @@ overload: $(READY) ## load the running server at three times its capacity for a 
 
 parity: $(READY) ## compare the running server with PyTorch on 1,000 comments|COMMENTS=file
 	$(RUN) -m bench.parity $(OF_COMMENTS)
+
+attack: $(READY) ## a million hostile requests at a door of its own, honest clients beside|REPOSITORY COMMENTS=file ATTACK_ARGS="--requests 100000 --seed 2 ..."
+	$(RUN) -m bench.attack --check $(IN_REPOSITORY) $(OF_COMMENTS) $(ATTACK_ARGS)
+
+soak: $(READY) ## mixed load on a door of its own with publishes, rollbacks and kills|MINUTES=60 REPOSITORY COMMENTS=file SOAK_ARGS="--kills 8 ..."
+	$(RUN) -m bench.soak --check --minutes="$$MINUTES" $(IN_REPOSITORY) $(OF_COMMENTS) $(SOAK_ARGS)
 
 ladder: $(READY) ## distil students, export them and their cascades, plot AUROC against speed|LADDER_ARGS="--students 96x2 64x1 ..."
 	$(RUN) -m bench.ladder $(LADDER_ARGS)

@@ -1,4 +1,4 @@
-"""Draw the results of `bench.run`, `bench.capacity` and `bench.encoder`."""
+"""Draw the results of `bench.run`, `bench.capacity`, `bench.encoder` and `bench.soak`."""
 
 from __future__ import annotations
 
@@ -107,6 +107,37 @@ def plot_encoders(document: dict[str, Any], path: Path) -> None:
         f"d_model {config['d_model']}, {config['n_layers']} layers on one core of "
         f"{hardware['cpu']} ({', '.join(hardware['isa'])}); int8 peak "
         f"{section['peak_gops']['int8']:.0f} GOP/s; {document['comments']['name']}",
+        fontsize=9,
+    )
+    _save(figure, path)
+
+
+def plot_soak(document: dict[str, Any], path: Path) -> None:
+    """Write a PNG of `document`, the JSON document of `bench.soak`: rate, p99, memory over time."""
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    rates, latencies, memory = figure.subplots(3, 1, sharex=True)
+    over = document["over_time"]
+    at = [at_s / 60 for at_s in over["at_s"]]
+    series = {name: np.array(values, float) for name, values in over.items()}
+    for name in ("scored", "refused", "lost"):
+        rates.plot(at, series[f"{name}_rps"], label=name)
+    rates.set(title="Honest requests", ylabel="requests/s", ylim=(0, None))
+    latencies.plot(at, series["p99_ms"], label="p99")
+    latencies.set(title="Latency from the intended send", ylabel="ms", yscale="log")
+    memory.plot(at, series["memory_mib"], label="servers and haproxy")
+    memory.set(title="Memory", ylabel="MiB", ylim=(0, None), xlabel="minutes")
+    colours = {"publish": "C2", "rollback": "C4", "kill": "C3", "balancer": "C1"}
+    for axes in (rates, latencies, memory):
+        named: set[str] = set()
+        for one in document["incidents"]:
+            label = None if one["kind"] in named else one["kind"]
+            named.add(one["kind"])
+            axes.axvline(one["at_s"] / 60, color=colours[one["kind"]], ls="--", lw=1, label=label)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="upper right")
+    hardware = document["hardware"]
+    figure.suptitle(
+        f"{document['seconds'] / 60:.1f} minutes on {hardware['cores']} cores ({hardware['cpu']})",
         fontsize=9,
     )
     _save(figure, path)

@@ -286,6 +286,38 @@ def test_mistakes_are_4xx_and_say_which(opened: door.DoorConfig, case: str) -> N
     assert ask(opened, "POST", INFER, body("still here"))[0] == 200
 
 
+_OWN = "Origin: http://127.0.0.1:{port}"
+MALFORMED = {
+    "no Host": (400, [], "HTTP/1.1"),
+    "two Hosts": (400, ["Host: x", "Host: y"], "HTTP/1.1"),
+    "no such version": (400, ["Host: x"], "HTTP/1.2"),
+    "HTTP/2 that is none": (400, ["Host: x"], "HTTP/2.0"),
+    "NUL": (400, ["Host: x", "X: a\0b"], "HTTP/1.1"),
+    "control character": (400, ["Host: x", "X: a\x0bb"], "HTTP/1.1"),
+    "two origins": (403, ["Host: x", _OWN, "Origin: https://other.example"], "HTTP/1.1"),
+    "origins in a line": (403, ["Host: x", _OWN + ", https://other.example"], "HTTP/1.1"),
+    "gzip and identity": (
+        415,
+        ["Host: x", "Content-Encoding: gzip", "Content-Encoding: identity"],
+        "HTTP/1.1",
+    ),
+    "identity, gzip": (415, ["Host: x", "Content-Encoding: identity, gzip"], "HTTP/1.1"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_headers_that_mean_two_things_are_refused(opened: door.DoorConfig, case: str) -> None:
+    status, lines, version = MALFORMED[case]
+    content = gzip.compress(body("x")) if status == 415 else body("x")
+    every = [f"POST {INFER} {version}", *lines, f"Content-Length: {len(content)}", "", ""]
+    head = "\r\n".join(every).format(port=opened.http_port).encode("latin-1")
+    assert raw(opened, head + content).startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_http2_is_not_spoken_to_http_clients(opened: door.DoorConfig) -> None:
+    assert raw(opened, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
 def test_body_without_a_length_gets_no_score(opened: door.DoorConfig) -> None:
     head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
     answer = raw(opened, head)

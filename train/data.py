@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from contract import LABEL_THRESHOLD, BadInput
-from train.artifacts import sha256_of
+from train.files import sha256_of
 from train.labels import read_labels
 from train.synthetic import DEFAULT_ROWS, generate
 from train.tables import (
