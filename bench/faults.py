@@ -22,6 +22,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -120,7 +121,8 @@ def measure(config: FaultsConfig) -> dict[str, Any]:
     tqdm.monitor_interval = 0  # its thread might hold a lock when a child is forked
     with tempfile.TemporaryDirectory(prefix="faults-") as folder, _tmpfs(Path(folder)) as small:
         usual = _prepare(config, Path(folder))
-        bar = tqdm(total=config.count, initial=len(done), unit="fault", dynamic_ncols=True)
+        often = 0.1 if sys.stderr.isatty() else 10.0
+        bar = tqdm(total=config.count, initial=len(done), unit="fault", mininterval=often)
         for number in range(config.count):
             if number not in done:
                 done[number] = _trial(config, number, Path(folder), small, usual)
@@ -340,7 +342,7 @@ def _damaged_file(trial: Trial) -> tuple[str, Broken]:
     elif how == "a folder":
         path.mkdir()
     elif how == "a link":
-        other = trial.scratch / "elsewhere"
+        other = trial.scratch.with_name(f"{trial.scratch.name}-linked")
         other.write_bytes(data)
         path.symlink_to(other)
     return f"{path.relative_to(trial.scratch)}: {how}", trial.target.notices(trial.scratch, path)

@@ -37,17 +37,24 @@ from bench import open_loop
 from bench.capacity import CapacityConfig, Rung, make_repository
 from bench.comments import default_source, load_pool
 from bench.counters import family, process_counters, server_counters
-from bench.run import BenchConfig, Result, artifact_of, hardware, report_broken_bars
+from bench.run import (
+    BenchConfig,
+    Result,
+    artifact_of,
+    find_server,
+    hardware,
+    report_broken_bars,
+)
 from contract import PUBLIC_MODEL, BadInput
 from core import build
 from export.model_config import CONFIG_FILE, Tuning
 from export.repository import served_tuning
-from serve import triton
+from serve import door, haproxy, triton
 from train.artifacts import write_atomically, write_json
 from train.cli import make_config, parse_config, run
 
-_NATIVE, _PYTHON, _NOOP = "native", "python", "noop"
-_ORDER = (_NOOP, _NATIVE, _PYTHON)
+_NATIVE, _DOOR, _PYTHON, _NOOP = "native", "door", "python", "noop"
+_ORDER = (_NOOP, _NATIVE, _DOOR, _PYTHON)
 _OPEN_SHARES = (0.85, 0.75, 0.65)
 """Rates of the open loop over the closed loop's, until one is valid and meets the objective."""
 _WARM_UP_S = 2
@@ -95,6 +102,9 @@ def main() -> None:
     described: dict[str, Any] = {}
     for turn in range(config.rounds):
         for name in _ORDER if turn % 2 == 0 else reversed(_ORDER):
+            if name == _DOOR and not haproxy.found():
+                print("door: left out, haproxy is not installed", flush=True)
+                continue
             with _served(config, name) as (server, start_s):
                 if name == _NATIVE:
                     described = artifact_of(server)
@@ -140,7 +150,7 @@ def _served(config: RoadConfig, name: str) -> Iterator[tuple[triton.Server, floa
         source = make_config(CapacityConfig, {"repository": config.repository})
         make_repository(source, Rung(name, tuning=_tuning(config)), repository)
         settings = make_config(
-            triton.ServeConfig,
+            door.DoorConfig if name == _DOOR else triton.ServeConfig,
             {
                 "action": "start",
                 "repository": repository,
@@ -155,12 +165,23 @@ def _served(config: RoadConfig, name: str) -> Iterator[tuple[triton.Server, floa
         settings.run_dir.mkdir(parents=True, exist_ok=True)
         with _environment(name), contextlib.redirect_stdout(io.StringIO()):
             began = time.monotonic()
-            server = triton.launch(settings, lambda models: _use_backend(models, name))
+            server = _start(settings, name)
             start_s = time.monotonic() - began
         try:
             yield server, start_s
         finally:
-            triton.stop(settings, quiet=True)
+            if isinstance(settings, door.DoorConfig):
+                with contextlib.redirect_stdout(io.StringIO()):
+                    door.stop(settings)
+            else:
+                triton.stop(settings, quiet=True)
+
+
+def _start(settings: triton.ServeConfig, name: str) -> triton.Server:
+    if not isinstance(settings, door.DoorConfig):
+        return triton.launch(settings, lambda models: _use_backend(models, name))
+    door.start(settings)
+    return find_server(settings.run_dir)
 
 
 def _use_backend(models: Path, name: str) -> None:
@@ -213,7 +234,8 @@ def _environment(name: str) -> Iterator[None]:
 
 # --- Measuring ---------------------------------------------------------------------------
 def _visit(config: RoadConfig, name: str, server: triton.Server, start_s: float) -> Visit:
-    counters_of = server_counters if name == _NATIVE else process_counters
+    counted = name in (_NATIVE, _DOOR)
+    counters_of = server_counters if counted else process_counters
 
     def load(**changed: Any) -> Result:
         settings = {"seconds": config.seconds, "comments": config.comments, "processes": 1}
@@ -233,7 +255,7 @@ def _visit(config: RoadConfig, name: str, server: triton.Server, start_s: float)
     visit = Visit(start_s, 0)
     for users in config.connections:
         visit.closed[users] = load(users=users)
-    if name == _NATIVE:
+    if counted:
         fullest = max(config.connections)
         visit.repeats = load(users=fullest, repeat_share=0.5)
         visit.hits = load(users=fullest, repeat_share=0.99)
@@ -242,7 +264,8 @@ def _visit(config: RoadConfig, name: str, server: triton.Server, start_s: float)
             visit.open.append(load(rate=share * closed, skip_s=1))
             if _meets(visit.open[-1], config.p99_ms):
                 break
-    resident = sum(process.memory_info().rss for process in family(server))
+    every = [process for one in (server, *server.replicas) for process in family(one)]
+    resident = sum(process.memory_info().rss for process in every)
     visit.memory_mib = resident / 2**20
     return visit
 
@@ -316,6 +339,13 @@ def bars(visits: dict[str, list[Visit]], p99_ms: float) -> dict[str, dict[str, A
             False,
         ),
     }
+    if visits[_DOOR]:
+        wanted["door_over_native"] = (ratios(rate(_DOOR), rate(_NATIVE)), 0.6, True)
+        wanted["door_open_loop_over_native"] = (
+            ratios(Of(_DOOR, open_rate), Of(_NATIVE, open_rate)),
+            0.6,
+            True,
+        )
     return {
         name: {
             "value": round(value := statistics.median(found), 3),

@@ -7,7 +7,8 @@ and without the respelling of unknown words; WordLevel of `tokenizers` with the 
 regular expression, and with its BertPreTokenizer, which splits otherwise. One thread, CPU time. In
 each round every contender is new, reads comments of the file that the vocabulary is from, and is
 then timed on comments that it has not met. Where the rule is the same (ASCII text) the ids must be.
-Read ratios within one run. The last line is JSON; exit status 1 when a bar does not hold.
+Texts made to cost much are timed too, against as many bytes of comments. Read ratios within one
+run. The last line is JSON; exit status 1 when a bar does not hold.
 """
 
 from __future__ import annotations
@@ -42,6 +43,27 @@ _SPLIT = r"[\p{L}\p{M}\p{N}]+|[^\p{L}\p{M}\p{N}\p{Z}\p{Cc}\p{Cs}]"
 CORE, CORE_UNK = "ours", "ours, without respelling"
 OURS, UNK = f"{CORE}, from Python", f"{CORE_UNK}, from Python"
 WORD_LEVEL, BERT = "WordLevel", "BertPreTokenizer"
+HOSTILE = (
+    *(
+        "a ",
+        "a",
+        "a.",
+        "f*",
+        "*",
+        "@1",
+        "i\u200bd",
+        "e\u0301",
+        "\u0301",
+        "1",
+        "f u c k ",
+        "\U0001f600",
+    ),
+    *("\u4e2d", "\uac00", "\uff21", "\ufdfa", " ", "\n", "$h1t ", "i.d-i_o*t ", "SHOUT ", "soooo "),
+    *("-", "_", "\u200d", "\0", "\U0010ffff", "'", "a'"),
+)
+"""Repeated, each makes some step of the rule work: spaced letters, disguises, marks, runs."""
+_KILOBYTE, _LARGE, _LARGEST = 1000, 16_000, 256_000
+_HOSTILE_OVER_MEAN, _LINEAR = 10, 2
 
 
 @pydantic_dataclasses.dataclass(frozen=True)
@@ -92,6 +114,7 @@ def measure(config: TokenizerBenchConfig) -> dict[str, Any]:
             tokenizer.native.time_encoding(known[:_WARM_UP], plain.max_len)
             _, cpu_s = tokenizer.native.time_encoding(timed, plain.max_len)
             seconds.setdefault(name, []).append(cpu_s)
+    hostile = _hostile(_respelling(plain), timed, config.rounds)
     us = {name: 1e6 * statistics.median(s) / tokens * TOKENS for name, s in seconds.items()}
     ascii_rows = [row for row, text in enumerate(timed) if text.isascii()]
     equal = {
@@ -110,7 +133,43 @@ def measure(config: TokenizerBenchConfig) -> dict[str, Any]:
         "oov": oov_rates(timed, _respelling(plain)),
         "us_per_85_tokens": us,
         "equal_ids_on_ascii": equal,
-        "bars": _bars(us, equal),
+        "hostile": hostile,
+        "bars": {**_bars(us, equal), **_hostile_bars(hostile)},
+    }
+
+
+def _hostile(tokenizer: Tokenizer, comments: list[str], rounds: int) -> dict[str, Any]:
+    """CPU time a byte, ns: of the comments, and of each hostile text by its size in bytes."""
+
+    def ns(texts: list[str]) -> float:
+        size = sum(len(text.encode()) for text in texts)
+        found = [tokenizer.native.time_encoding(texts, tokenizer.max_len)[1] for _ in range(rounds)]
+        return 1e9 * min(found) / size
+
+    def text(pattern: str, size: int) -> str:
+        return pattern * (size // len(pattern.encode()))
+
+    return {
+        "comments_ns": ns(comments),
+        "ns": {
+            pattern: {size: ns([text(pattern, size)]) for size in (_KILOBYTE, _LARGE, _LARGEST)}
+            for pattern in HOSTILE
+        },
+    }
+
+
+def _hostile_bars(hostile: dict[str, Any]) -> dict[str, Any]:
+    """A hostile kilobyte over the mean one, and growth with size beyond the linear."""
+    of = hostile["ns"].values()
+    dear = max(ns[_KILOBYTE] for ns in of) / hostile["comments_ns"]
+    growth = max(ns[_LARGEST] / ns[_LARGE] for ns in of)
+    return {
+        "hostile_over_mean": {
+            "value": dear,
+            "bar": _HOSTILE_OVER_MEAN,
+            "holds": dear <= _HOSTILE_OVER_MEAN,
+        },
+        "hostile_growth": {"value": growth, "bar": _LINEAR, "holds": growth <= _LINEAR},
     }
 
 

@@ -79,6 +79,11 @@ class Settings:
     tls_certificate: str | None = None
     keys: str | None = None
     allow_origin: tuple[str, ...] = ()
+    require_signature: str | None = None
+
+    @property
+    def public_key(self) -> Path | None:
+        return Path(self.require_signature) if self.require_signature else None
 
 
 def main() -> None:
@@ -106,7 +111,7 @@ def start(config: DoorConfig) -> None:
         alive = supervisor.running()
         before = read_settings(config.run_dir) if alive else None
         settings = _settings(config, before)
-        verify(config.repository)
+        verify(config.repository, public_key=settings.public_key)
         try:
             if before is None:
                 _refuse_taken(settings)
@@ -194,10 +199,12 @@ def _settings(config: DoorConfig, before: Settings | None) -> Settings:
     certificate, key_file = (
         str(path.resolve()) if path else None for path in (config.tls_certificate, config.keys)
     )
+    signed = str(config.require_signature.resolve()) if config.require_signature else None
     origins = tuple(config.allow_origin)
     if before:
         certificate = certificate or before.tls_certificate
         key_file, origins = key_file or before.keys, origins or before.allow_origin
+        signed = signed or before.require_signature
     needs = replicas > 1 or grpc or address != HOST or certificate or key_file or origins
     balanced = before.balanced if before else config.haproxy and haproxy.found() is not None
     if needs and not balanced:
@@ -218,6 +225,7 @@ def _settings(config: DoorConfig, before: Settings | None) -> Settings:
         tls_certificate=certificate,
         keys=key_file,
         allow_origin=origins,
+        require_signature=signed,
     )
     for name in ("repository", "http_port", "grpc_port", "metrics_port", "address"):
         wanted, used = getattr(settings, name), getattr(before or settings, name)
@@ -252,9 +260,8 @@ def _bring_up(
     views = {name: supervisor.program_folder(name) / view.FOLDER for name in _names(settings)}
     for name, folder in views.items():
         if name not in known:
-            view.stage(
-                config.repository, folder, [view_ for view_ in views.values() if view_ != folder]
-            )
+            others = [other for other in views.values() if other != folder]
+            view.stage(config.repository, folder, others, settings.public_key)
     if settings.balanced:
         _write_balancer(settings, supervisor)
     supervisor.start(_programs(config, settings, supervisor))
@@ -408,7 +415,7 @@ def _update(config: DoorConfig, settings: Settings, supervisor: Supervisor, name
         for other in _names(settings)
         if other != name
     ]
-    with view.changed(config.repository, folder / view.FOLDER, others):
+    with view.changed(config.repository, folder / view.FOLDER, others, settings.public_key):
         if settings.balanced:
             control.load(folder / control.HTTP_SOCKET)
         else:
@@ -441,6 +448,8 @@ def _stay(config: DoorConfig) -> None:
         while supervisor.running():
             time.sleep(1)
     finally:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, signal.SIG_IGN)  # once is enough
         stop(config)
     raise ToxicityError("the supervisor ended; see supervisord.log in the run folder")
 

@@ -63,6 +63,9 @@ class ServeConfig:
     http_port: int = Field(HTTP_PORT, ge=1, le=65535, description="port of HTTP requests")
     grpc_port: int = Field(GRPC_PORT, ge=1, le=65535, description="port of gRPC requests")
     metrics_port: int = Field(METRICS_PORT, ge=1, le=65535, description="port of /metrics")
+    require_signature: Path | None = Field(
+        None, description="public key; only a version signed for it is loaded"
+    )
     ready_timeout_s: float = Field(120, gt=0, description="longest wait for a ready server")
     stop_timeout_s: float = Field(30, gt=0, description="longest wait for requests in flight")
 
@@ -134,7 +137,7 @@ def launch(config: ServeConfig, change: Callable[[Path], None] | None = None) ->
     """
     for flag in ("http_port", "grpc_port", "metrics_port"):
         refuse_taken_port(getattr(config, flag), flag)
-    view.stage(config.repository, config.run_dir / view.FOLDER)
+    view.stage(config.repository, config.run_dir / view.FOLDER, public_key=config.require_signature)
     if change:
         change(config.run_dir / view.FOLDER)
     process = _spawn(config)
@@ -368,8 +371,7 @@ def update(config: ServeConfig, server: Server) -> None:
         return
     print(f"loading version {wanted}; version {served} answers until it is ready")
     load_version(
-        config.repository,
-        config.run_dir / view.FOLDER,
+        config,
         lambda: reload(server.http_url, (config.run_dir / _SECRET_FILE).read_text("utf-8")),
     )
     if (now := served_version(server)) != wanted:
@@ -397,12 +399,13 @@ def _refuse_other_ports(config: ServeConfig, server: Server) -> None:
             )
 
 
-def load_version(repository: Path, folder: Path, ask: Callable[[], None]) -> None:
-    """Stage the current version in a server's view and have it loaded by `ask`.
+def load_version(config: ServeConfig, ask: Callable[[], None]) -> None:
+    """Stage the current version in the server's view and have it loaded by `ask`.
 
     When that raises BadInput, the view is again what it was.
     """
-    with view.changed(repository, folder):
+    folder = config.run_dir / view.FOLDER
+    with view.changed(config.repository, folder, public_key=config.require_signature):
         ask()
 
 

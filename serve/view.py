@@ -23,14 +23,17 @@ FOLDER = "models"
 _CONFIG_FILE = "config.pbtxt"
 
 
-def stage(repository: Path, folder: Path, like: Sequence[Path] = ()) -> int:
+def stage(
+    repository: Path, folder: Path, like: Sequence[Path] = (), public_key: Path | None = None
+) -> int:
     """Make `folder` a view of the current version, whatever it was; return the version.
 
-    `like` names other views whose files may be shared. Raises BadInput as `verify` does, and when a
+    `like` names other views whose files may be shared, `public_key` the key that the version must
+    be signed for. Raises BadInput as `verify` does, and when a
     file changes while it is copied.
     """
     version = current(repository)
-    verify(repository, version)
+    verify(repository, version, public_key)
     shutil.rmtree(folder, ignore_errors=True)
     model = folder / PUBLIC_MODEL
     model.mkdir(parents=True)
@@ -40,13 +43,15 @@ def stage(repository: Path, folder: Path, like: Sequence[Path] = ()) -> int:
 
 
 @contextlib.contextmanager
-def changed(repository: Path, folder: Path, like: Sequence[Path] = ()) -> Iterator[None]:
+def changed(
+    repository: Path, folder: Path, like: Sequence[Path] = (), public_key: Path | None = None
+) -> Iterator[None]:
     """Within the block `folder` is a view of the current version; kept unless the block raises.
 
     The version of before stays beside it until the block ends: a server may still be reading it.
     """
     version = current(repository)
-    verify(repository, version)
+    verify(repository, version, public_key)
     model = folder / PUBLIC_MODEL
     before = (model / _CONFIG_FILE).read_text("utf-8")
     _put(repository, version, model, like)

@@ -245,7 +245,7 @@ def test_a_closed_pipe_is_silence(main: str, unbuffered: str) -> None:
 
 
 def test_the_first_line_of_a_real_command() -> None:
-    line = f"set -o pipefail; {sys.executable} -m serve.replicas status --run-dir nowhere | true"
+    line = f"set -o pipefail; {sys.executable} -m serve.door status --run-dir nowhere | true"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 

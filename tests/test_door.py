@@ -42,6 +42,7 @@ from contract import (
     MAX_HEADER_BYTES,
     MAX_REQUEST_BYTES,
     PUBLIC_MODEL,
+    REQUIRE_SIGNATURE,
     TEXT,
     BadInput,
 )
@@ -537,6 +538,47 @@ def test_what_changes_after_staging_is_not_started_again(
         log = folder / triton.LOG_FILE
         eventually(lambda: "is not what was staged" in log.read_text("utf-8", "replace"))
         assert not control.scores(folder / control.HTTP_SOCKET)
+
+
+def test_a_killed_supervisor_leaves_nothing_and_the_next_start_works(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    tiny_model.publish(tmp_path / "repository")
+    config = make_config(tmp_path / "run", tmp_path / "repository")
+    with serving(config):
+        supervisor = psutil.Process(Supervisor(config.run_dir).pid())
+        family = supervisor.children(recursive=True)
+        supervisor.kill()
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert not alive
+        door.status(config)  # says so, and does not fail
+        door.start(config)
+        assert ask(config, "POST", INFER, body("fine"))[0] == 200
+
+
+def test_only_what_is_signed_is_served(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from export.signing import make_keys
+    from export.switch import serve_version
+
+    monkeypatch.delenv(REQUIRE_SIGNATURE, raising=False)
+    tiny_model.publish(tmp_path / "repository")
+    make_keys(tmp_path / "private.pem", tmp_path / "public.pem")
+    config = make_config(
+        tmp_path / "run", tmp_path / "repository", require_signature=tmp_path / "public.pem"
+    )
+    with pytest.raises(BadInput, match="is not signed"):
+        door.start(config)
+    assert not Supervisor(config.run_dir).running()
+    serve_version(tmp_path / "repository", 1, sign_key=tmp_path / "private.pem")
+    with serving(config):
+        assert ask(config, "POST", INFER, body("fine"))[0] == 200
+        tiny_model.publish(tmp_path / "repository")  # not signed
+        with pytest.raises(BadInput, match="is not signed"):
+            door.start(dataclasses.replace(config, require_signature=None))
+        url = f"{HOST}:{config.http_port}"
+        assert score_comments(["fine"], url=url).model_version == ["1"]
 
 
 # --- Without haproxy ---------------------------------------------------------------------

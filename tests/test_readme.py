@@ -67,8 +67,6 @@ def test_commands_work_in_order(checkout: Path) -> None:
         "LOCUST_HEADLESS": "1",
         "LOCUST_RUN_TIME": "2s",
     }
-    environment["LOCUST_HOST"] = f"http://127.0.0.1:{environment['HTTP_PORT']}"
-    environment["GRPC_ADDRESS"] = f"127.0.0.1:{environment['GRPC_PORT']}"
     try:
         for line in listed:
             if line == "make test":  # it runs this test

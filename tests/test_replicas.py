@@ -22,14 +22,13 @@ from contract import (
     FP32_LOGIT_ATOL,
     HOST,
     LOGIT,
-    MAX_BATCH_SIZE,
     MAX_COMMENT_BYTES,
     MODEL_VERSION,
     BadInput,
 )
-from serve import haproxy, replicas, triton
+from serve import control, door, haproxy, triton
 from serve.client import Protocol, connect, infer, score_comments
-from serve.process import refuse_taken_port
+from serve.supervisor import Supervisor
 
 PROTOCOLS: tuple[Protocol, ...] = ("http", "grpc")
 TEXT = "you are a kind person and thanks for your work"
@@ -48,50 +47,37 @@ def running(
     balanced: None,  # noqa: ARG001
     tiny_model: TinyModel,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[replicas.ReplicasConfig]:
+) -> Iterator[door.DoorConfig]:
     """Two replicas with version 1 of `tiny_model`."""
     folder = tmp_path_factory.mktemp("replicas")
     tiny_model.publish(folder / "repository")
-    config = replicas.ReplicasConfig(
+    config = door.DoorConfig(
         action="start",
         repository=folder / "repository",
         run_dir=folder / "run",
-        http_port=_port(),
-        grpc_port=_port(),
-        metrics_port=_port(),
+        http_port=free_port(),
+        grpc_port=free_port(),
+        metrics_port=free_port(),
         replicas=2,
+        grpc=True,
     )
-    replicas.start(config)
+    door.start(config)
     yield config
-    replicas.stop(config)
-
-
-def _port() -> int:
-    """A free port whose neighbours, 10 and 20 above, are free too."""
-    while True:
-        port = free_port()
-        try:
-            for above in (0, 10, 20):
-                refuse_taken_port(port + above, "http_port")
-        except (BadInput, OverflowError):
-            continue
-        return port
+    door.stop(config)
 
 
 def _url(config: triton.ServeConfig, protocol: Protocol) -> str:
     return f"{HOST}:{config.http_port if protocol == 'http' else config.grpc_port}"
 
 
-def _server(config: replicas.ReplicasConfig, number: int) -> triton.Server:
-    server = triton.read_running(config.run_dir / f"replica-{number}" / triton.PROCESS_FILE)
-    assert server
-    return server
-
-
-def _states(config: replicas.ReplicasConfig) -> dict[str, str]:
-    balancer = haproxy.running(config)
+def _server(config: door.DoorConfig, number: int) -> triton.Server:
+    balancer = door.running(config.run_dir)
     assert balancer
-    return haproxy.states(balancer)
+    return balancer.replicas[number - 1]
+
+
+def _states(config: door.DoorConfig) -> dict[str, str]:
+    return haproxy.states(config.metrics_port)
 
 
 @dataclass
@@ -105,7 +91,7 @@ class Load:
 
 
 @contextmanager
-def _load(config: replicas.ReplicasConfig, *, retries: int) -> Iterator[Load]:
+def _load(config: door.DoorConfig, *, retries: int) -> Iterator[Load]:
     """Two clients a protocol ask for TEXT again and again."""
     load, done = Load(), threading.Event()
 
@@ -143,70 +129,66 @@ def _scored(server: triton.Server) -> int:
 
 
 def _metrics(server: triton.Server) -> str:
-    with urllib.request.urlopen(_metrics_url(server), timeout=10) as answer:
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as answer:
         return str(answer.read(), "utf-8")
 
 
-def _metrics_url(server: triton.Server) -> str:
-    return f"http://{HOST}:{server.metrics_port}/metrics"
-
-
-def test_both_protocols_reach_both_replicas(
-    running: replicas.ReplicasConfig, tiny_model: TinyModel, capsys: pytest.CaptureFixture[str]
+def test_requests_reach_both_replicas(
+    running: door.DoorConfig, tiny_model: TinyModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     servers = [_server(running, number) for number in (1, 2)]
-    for protocol in PROTOCOLS:
-        before = [_scored(server) for server in servers]
-        for _ in range(10):
-            logit = score_comments([TEXT], protocol=protocol, url=_url(running, protocol)).logit[0]
-            assert logit == pytest.approx(tiny_model.logit(TEXT), abs=FP32_LOGIT_ATOL)
-        time.sleep(0.3)  # the counters are a moment behind
-        after = [_scored(server) for server in servers]
-        assert all(now > then for now, then in zip(after, before, strict=True)), (before, after)
+    before = [_scored(server) for server in servers]
+    for at in range(20):
+        protocol = PROTOCOLS[at % 2]
+        logit = score_comments([TEXT], protocol=protocol, url=_url(running, protocol)).logit[0]
+        assert logit == pytest.approx(tiny_model.logit(TEXT), abs=FP32_LOGIT_ATOL)
+    time.sleep(0.3)  # the counters are a moment behind
+    after = [_scored(server) for server in servers]
+    assert all(now > then for now, then in zip(after, before, strict=True)), (before, after)
     capsys.readouterr()
-    replicas.status(running)
+    door.status(running)
     shown = capsys.readouterr().out
     for server in servers:
-        assert f"UP, process {server.pid}, version 1, metrics {_metrics_url(server)}" in shown
+        assert f"scores, version 1, UP for haproxy, process {server.pid} up" in shown
+        assert server.metrics_url in shown
 
 
 def test_killed_replica_loses_no_request_and_rejoins(
-    running: replicas.ReplicasConfig, tiny_model: TinyModel
+    running: door.DoorConfig, tiny_model: TinyModel
 ) -> None:
     killed, kept = (_server(running, number) for number in (1, 2))
     with _load(running, retries=1) as load:
         psutil.Process(killed.pid).kill()
-        deadline = time.monotonic() + 10
-        while _states(running) != {"replica-1": "DOWN", "replica-2": "UP"}:
+        deadline = time.monotonic() + 30
+        while (found := door.running(running.run_dir)) is None or len(found.replicas) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        while _server(running, 1).pid == killed.pid or "DOWN" in _states(running).values():
             assert time.monotonic() < deadline, _states(running)
             time.sleep(0.05)
-        while_down = len(load.answers)
-        replicas.start(running)
     assert not load.lost
-    assert 0 < while_down < len(load.answers)
     logits = [logit for _, logit in load.answers]
     assert logits == pytest.approx([tiny_model.logit(TEXT)] * len(logits), abs=FP32_LOGIT_ATOL)
-    again = _server(running, 1)
-    assert again.pid != killed.pid and _server(running, 2) == kept
+    assert _server(running, 2) == kept
     assert _states(running) == {"replica-1": "UP", "replica-2": "UP"}
-    assert _scored(again) > 1  # beside the first check of a server that starts
 
 
 def test_rolling_update_fails_nothing_and_mixes_nothing(
-    running: replicas.ReplicasConfig, tiny_model: TinyModel, other_model: TinyModel, tmp_path: Path
+    running: door.DoorConfig, tiny_model: TinyModel, other_model: TinyModel, tmp_path: Path
 ) -> None:
     truth = {"1": tiny_model.logit(TEXT), "2": other_model.logit(TEXT)}
     assert abs(truth["1"] - truth["2"]) > 0.01
     pids = [_server(running, number).pid for number in (1, 2)]
     with _load(running, retries=0) as load:
         other_model.publish(running.repository)
-        replicas.start(running)
+        door.start(running)
     assert not load.lost
     assert {version for version, _ in load.answers} == {"1", "2"}
     for version, logit in load.answers:
         assert logit == pytest.approx(truth[version], abs=FP32_LOGIT_ATOL)
     assert [_server(running, number).pid for number in (1, 2)] == pids
-    assert {triton.served_version(_server(running, number)) for number in (1, 2)} == {2}
+    folders = [Supervisor(running.run_dir).program_folder(f"replica-{n}") for n in (1, 2)]
+    assert [control.version(folder / control.HTTP_SOCKET) for folder in folders] == [2, 2]
 
     # A version that cannot load goes no further than the first, which answers as before.
     broken = dataclasses.replace(tiny_model, ragged_path=tmp_path / "broken.onnx")
@@ -214,41 +196,42 @@ def test_rolling_update_fails_nothing_and_mixes_nothing(
     broken.publish(running.repository)
     with _load(running, retries=0) as load:
         with pytest.raises(BadInput, match="the old one still answers"):
-            replicas.start(running)
+            door.start(running)
         time.sleep(1)  # several health checks
         assert _states(running) == {"replica-1": "UP", "replica-2": "UP"}
     assert not load.lost
     assert {version for version, _ in load.answers} == {"2"}
     tiny_model.publish(running.repository)
-    replicas.start(running)
+    door.start(running)
 
 
-def test_the_set_shrinks_and_grows_under_load(running: replicas.ReplicasConfig) -> None:
+def test_the_set_shrinks_and_grows_under_load(running: door.DoorConfig) -> None:
     with _load(running, retries=1) as load:
-        replicas.start(dataclasses.replace(running, replicas=1))
+        door.start(dataclasses.replace(running, replicas=1))
         assert _states(running) == {"replica-1": "UP"}
-        replicas.start(running)
+        door.start(running)
         assert _states(running) == {"replica-1": "UP", "replica-2": "UP"}
     assert not load.lost
 
 
 def test_stop_finishes_what_is_in_flight_and_leaves_nothing(
-    running: replicas.ReplicasConfig,
+    running: door.DoorConfig,
 ) -> None:
-    balancer = haproxy.running(running)
+    balancer = door.running(running.run_dir)
     assert balancer
     servers = [_server(running, number) for number in (1, 2)]
     family = [psutil.Process(started.pid) for started in (balancer, *servers)]
     family += [child for process in family for child in process.children(recursive=True)]
-    slow = ["é " * (MAX_COMMENT_BYTES // 3)] * MAX_BATCH_SIZE
+    slow = ["é " * (MAX_COMMENT_BYTES // 3)] * 3
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(score_comments, slow, url=_url(running, "http"))
         while 'current_sessions{proxy="http_replicas"} 1' not in _metrics(balancer):
-            assert not asked.done()
-        replicas.stop(running)
-        assert len(asked.result().logit) == MAX_BATCH_SIZE
+            if asked.done():
+                asked = pool.submit(score_comments, slow, url=_url(running, "http"))
+        door.stop(running)
+        assert len(asked.result().logit) == len(slow)
     assert not any(process.is_running() for process in family)
-    assert haproxy.running(running) is None
+    assert door.running(running.run_dir) is None
     with pytest.raises(BadInput, match=r"no server answers at .*make serve"):
         score_comments([TEXT], url=_url(running, "http"))
 
@@ -259,10 +242,3 @@ def test_missing_haproxy_names_its_package(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(haproxy, "_SBIN", ())
     with pytest.raises(BadInput, match=r"haproxy is not installed.*apt-get install haproxy"):
         haproxy.executable()
-
-
-def test_one_server_without_haproxy_is_not_taken_over(served: triton.ServeConfig) -> None:
-    config = replicas.ReplicasConfig(**{**dataclasses.asdict(served), "replicas": 2})
-    with pytest.raises(BadInput, match=r"one server without haproxy runs.*make stop"):
-        replicas.start(config)
-    assert triton.running(served)

@@ -37,6 +37,7 @@ from contract import (
     LOGIT,
     MAX_BATCH,
     MAX_COMMENT_BYTES,
+    MAX_REQUEST_BYTES,
     MAX_REQUEST_COMMENTS,
     MODEL_VERSION,
     ONNX_FILE,
@@ -162,8 +163,15 @@ def test_json_body_past_the_usual_stack_does_not_end_the_server(
     status, answer = _post(served, _body(["a " * (10 << 20)]))
     assert status == 400
     assert "expected at most" in answer["error"]
-    status, _ = _post(served, _body(["b " * (MAX_COMMENT_BYTES // 2)] * MAX_REQUEST_COMMENTS))
-    assert status == 200
+
+
+def test_text_of_a_request_has_a_bound_of_its_own(served: triton.ServeConfig) -> None:
+    """A stock image has no door before it, and gRPC's cannot read messages."""
+    most = ["b " * (MAX_COMMENT_BYTES // 2)] * (MAX_REQUEST_BYTES // MAX_COMMENT_BYTES)
+    assert _post(served, _body(most))[0] == 200
+    status, answer = _post(served, _body([*most, "b"]))
+    assert status == 400
+    assert f"more than {MAX_REQUEST_BYTES} bytes of text" in answer["error"]
 
 
 def test_bad_comment_fails_alone(served: triton.ServeConfig) -> None:
@@ -272,14 +280,14 @@ def test_counters_on_the_metrics_port(
 ) -> None:
     tiny_model.publish(tmp_path / "repository")
     config = make_server_config(tmp_path / "repository")
-    triton.start(config)  # its example request is the first comment counted
+    triton.start(config)  # its check of readiness and its example are the first counted
     _post(config, _body(["", "one", "word " * 100]))
     triton_answered = time.monotonic() + 10
-    while 'toxicity_comments_total{version="1"} 4' not in (metrics := _metrics(config)):
+    while 'toxicity_comments_total{version="1"} 5' not in (metrics := _metrics(config)):
         assert time.monotonic() < triton_answered, metrics
     assert 'toxicity_comments_cut_total{version="1"} 1' in metrics
-    assert 'toxicity_requests_total{version="1"} 2' in metrics
-    assert f'nv_inference_count{{model="{PUBLIC_MODEL}",version="1"}} 4' in metrics
+    assert 'toxicity_requests_total{version="1"} 3' in metrics
+    assert f'nv_inference_count{{model="{PUBLIC_MODEL}",version="1"}} 5' in metrics
     triton.stop(config)
 
 
@@ -463,26 +471,27 @@ def test_backend_itself_refuses_what_the_manifest_does_not_say(
     tiny_model: TinyModel,
     tmp_path: Path,
     make_server_config: MakeConfig,
-    monkeypatch: pytest.MonkeyPatch,
     name: str,
     missing: bool,
     reason: str,
 ) -> None:
     """A stock image knows nothing of `verify`."""
     tiny_model.publish(tmp_path / "repository")
-    path = version_folder(tmp_path / "repository") / name
-    path.chmod(0o644)
-    if missing:
-        path.unlink()
-    else:
+
+    def damage(models: Path) -> None:
+        path = models / PUBLIC_MODEL / "1" / name
+        path.chmod(0o644)
+        if missing:
+            path.unlink()
+            return
         data = bytearray(path.read_bytes())
         # Of the library the first bytes: the loader knows nothing of a checksum.
         data[slice(0, 2) if name == LIBRARY else slice(-2, None)] = b"!!"
         path.write_bytes(data)
-    monkeypatch.setattr(triton, "verify", lambda _: {})
+
     config = make_server_config(tmp_path / "repository")
     with pytest.raises(BadInput, match=reason) as caught:
-        triton.start(config)
+        triton.launch(config, damage)
     assert str(caught.value).count("\n") == 0
 
 
@@ -493,10 +502,13 @@ def test_parameter_that_no_export_writes_is_refused_by_name(
     tiny_model: TinyModel, tmp_path: Path, make_server_config: MakeConfig, key: str, value: str
 ) -> None:
     tiny_model.publish(tmp_path / "repository")
-    path = tmp_path / "repository" / PUBLIC_MODEL / "config.pbtxt"
-    text = path.read_text("utf-8")
-    changed = re.sub(rf'("{key}"[^"]*)"\d+"', rf'\1"{value}"', text)
-    assert changed != text
-    path.write_text(changed, "utf-8")
+
+    def change(models: Path) -> None:
+        path = models / PUBLIC_MODEL / "config.pbtxt"
+        text = path.read_text("utf-8")
+        changed = re.sub(rf'("{key}"[^"]*)"\d+"', rf'\1"{value}"', text)
+        assert changed != text
+        path.write_text(changed, "utf-8")
+
     with pytest.raises(BadInput, match=f"{key}.*'{value}'"):
-        triton.start(make_server_config(tmp_path / "repository"))
+        triton.launch(make_server_config(tmp_path / "repository"), change)

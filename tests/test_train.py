@@ -209,7 +209,7 @@ def test_a_kill_while_a_run_becomes_finished_loses_nothing(tmp_path: Path) -> No
     new = (config.out / WEIGHTS_FILE).read_bytes()
     assert new != old
     seen = []
-    for step in range(steps - 26, steps + 1, 5):
+    for step in range(steps - 26, steps + 1, 8):
         shutil.rmtree(root)
         shutil.copytree(base, root)
         assert fault_child.run(work, root, fault_child.Limits(kill_at=step)).signal == 9

@@ -92,7 +92,7 @@ def _add_argument(
         return
     # Values stay strings: pydantic converts and checks them, so there is one set of rules.
     options["default"] = default if default is not dataclasses.MISSING else None
-    if hint is bool:
+    if hint in (bool, bool | None):
         options["action"] = argparse.BooleanOptionalAction
     elif typing.get_origin(hint) is tuple:
         options["nargs"] = "+"
