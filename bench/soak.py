@@ -42,6 +42,8 @@ _WARM_S = 2.0
 _BINS = 300
 _AFTER_S = 1.0
 """Answers so long after an incident still count as its own in the worst latency."""
+_MOST_LEVEL = 1.25
+"""Memory of the last tenth over that of the second tenth: incidents change it, within bounds."""
 _SETTLE_S = 3.0
 """After an incident memory is not that of steady work."""
 _HOSTILE_PAUSE_S = 0.2
@@ -238,6 +240,7 @@ def bars(measured: Measured) -> dict[str, dict[str, Any]]:
     strange = sum(int((~np.isin(record.version, measured.published)).sum()) for record in records)
     seconds = measured.ended_s - measured.began_s
     growth = watch.slope(_quiet(measured), [one.began_s for one in measured.incidents]) * seconds
+    level = watch.level(measured.memory)
     values: dict[str, tuple[float, float]] = {
         "requests_lost": (lost, 0),
         "wrong_scores": (sum(count for count, _ in measured.wrong.values()), 0),
@@ -245,6 +248,7 @@ def bars(measured: Measured) -> dict[str, dict[str, Any]]:
         "deaths_not_caused": (sum(map(abs, measured.deaths_not_caused.values())), 0),
         "hostile_wrong": (tally.total(measured.hostile, "wrong"), 0),
         "memory_growth": (round(growth, 4), 0.05),
+        "memory_level": (round(level, 4), _MOST_LEVEL),
     }
     return {
         name: {"value": value, "bar": bar, "holds": bool(value <= bar)}

@@ -185,13 +185,24 @@ def growth(memory: Sequence[tuple[float, int]]) -> float:
 
     Raises BadInput for fewer than ten.
     """
+    values = _enough(memory)
+    tenth = len(values) // 10
+    return max(values[-tenth:]) / max(values[tenth : 2 * tenth])
+
+
+def _enough(memory: Sequence[tuple[float, int]]) -> list[int]:
     if len(memory) < 10:
         raise BadInput(
             f"memory was seen {len(memory)} times, expected 10 or more; make the run longer"
         )
-    values = [value for _, value in memory]
+    return [value for _, value in memory]
+
+
+def level(memory: Sequence[tuple[float, int]]) -> float:
+    """Median memory of the last tenth over that of the second tenth; raises as `growth` does."""
+    values = _enough(memory)
     tenth = len(values) // 10
-    return max(values[-tenth:]) / max(values[tenth : 2 * tenth])
+    return float(np.median(values[-tenth:]) / np.median(values[tenth : 2 * tenth]))
 
 
 def ends_mib(memory: Sequence[tuple[float, int]]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from contract import ARTIFACT_FILE, PUBLIC_MODEL, BadInput
+from contract import ARTIFACT_FILE, ORT_FILE, PUBLIC_MODEL, BadInput
 from export.repository import current, served_files, serving_config, verify, version_folder
 from train.files import read_json, sha256_of, write_atomically
 
@@ -91,10 +91,15 @@ def _put(repository: Path, version: int, model: Path, like: Sequence[Path]) -> N
     staging.mkdir()
     source = version_folder(repository, version)
     for name, sha256 in served_files(repository, version).items():
-        for other in like:
-            shared = other / PUBLIC_MODEL / str(version) / name
+        shared = [other / PUBLIC_MODEL / str(version) / name for other in like]
+        if name == ORT_FILE:
+            # The same file, so that a server maps it once: it never unmaps it, and each version's
+            # own copy took 30 MB of its memory for good.
+            before = (model / str(number) / name for number in _numbers(model))
+            shared += [path for path in before if path.is_file() and sha256_of(path) == sha256]
+        for path in shared:
             with contextlib.suppress(OSError):
-                os.link(shared, staging / name)
+                os.link(path, staging / name)
                 break
         else:
             shutil.copyfile(source / name, staging / name)

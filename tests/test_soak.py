@@ -105,7 +105,8 @@ RED: dict[str, dict[str, Any]] = {
     "versions_not_published": {"records": {"http": record(version=np.array([1, 3]))}},
     "deaths_not_caused": {"deaths_not_caused": {"replica-1": 1}},
     "hostile_wrong": {"hostile": {"paths": FamilyTally(wrong=1)}},
-    "memory_growth": {"memory": [(float(at), 100 + at) for at in range(20)]},
+    "memory_growth": {"memory": [(float(at), 100 + at // 2) for at in range(20)]},
+    "memory_level": {"memory": [(float(at), 100 if at < 5 else 130) for at in range(20)]},
 }
 
 
