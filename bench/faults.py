@@ -99,6 +99,7 @@ def main() -> None:
     config = parse_config(
         FaultsConfig, None, prog="python -m bench.faults", description="Hurt the commands."
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is mounted is unmounted
     document = measure(config)
     write_json(config.out / "faults.json", document)
     print(table(document))
