@@ -60,6 +60,7 @@ class FaultsConfig:
 
     count: int = Field(1000, ge=1, description="faults in all")
     seed: int = Field(0, ge=0, description="seed of all of them")
+    seconds: float = Field(math.inf, gt=0, description="begin no fault after so long")
     targets: tuple[str, ...] = Field(tuple(TARGETS), description="commands to hurt")
     faults: tuple[str, ...] = Field((), description="kinds of faults; left out: all")
     out: Path = Field(Path("bench/out"), description="folder of faults.json and the trials done")
@@ -99,6 +100,7 @@ def main() -> None:
     config = parse_config(
         FaultsConfig, None, prog="python -m bench.faults", description="Hurt the commands."
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is mounted is unmounted
     document = measure(config)
     write_json(config.out / "faults.json", document)
     print(table(document))
@@ -123,18 +125,21 @@ def measure(config: FaultsConfig) -> dict[str, Any]:
         usual = _prepare(config, Path(folder))
         often = 0.1 if sys.stderr.isatty() else 10.0
         bar = tqdm(total=config.count, initial=len(done), unit="fault", mininterval=often)
+        ends = time.monotonic() + config.seconds
         for number in range(config.count):
-            if number not in done:
+            if number not in done and time.monotonic() < ends:
                 done[number] = _trial(config, number, Path(folder), small, usual)
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(done[number]) + "\n")
                 bar.update()
         bar.close()
-    rows = [done[number] for number in range(config.count)]
+    rows = [done[number] for number in sorted(done)]
+    if not rows:
+        raise BadInput(f"--seconds is {config.seconds:g}, too few for one fault; give more")
     return {
         "bench": "faults",
         "seed": config.seed,
-        "count": config.count,
+        "count": len(rows),
         "tmpfs": any(row["fault"] == "tmpfs full" for row in rows),
         "hardware": hardware(),
         "trials": _counted(rows),
