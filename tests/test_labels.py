@@ -11,11 +11,12 @@ import pytest
 
 from contract import BadInput
 from evaluate.curated import load_curated
-from train.artifacts import CONFIG_FILE, read_json
+from train.artifacts import CONFIG_FILE, SPLIT_FILE, read_json, write_json
 from train.cli import parse_config
 from train.config import TrainConfig
 from train.data import Comments, load_comments
 from train.labels import parse_label_map
+from train.split import comments_of_run
 
 
 def labelled(folder: Path, labels: list[Any], name: str = "c.csv") -> str:
@@ -143,7 +144,10 @@ def test_curated_sets_have_flags_of_their_own(tmp_path: Path) -> None:
         load_curated([str(path)], text_column="body")
 
 
-def test_a_run_that_knows_no_map_is_read(trained_run: Path) -> None:
-    """Its config.json may be older than the flag."""
-    settings = read_json(trained_run / CONFIG_FILE, "")["train"]
-    assert settings.pop("label_map") == []
+def test_a_run_from_before_the_flag_is_read(trained_run: Path, tmp_path: Path) -> None:
+    document = read_json(trained_run / CONFIG_FILE, "")
+    assert document["train"].pop("label_map") == []
+    (tmp_path / SPLIT_FILE).write_bytes((trained_run / SPLIT_FILE).read_bytes())
+    write_json(tmp_path / CONFIG_FILE, document)
+    comments, split = comments_of_run(tmp_path)
+    assert len(split.train) + len(split.validation) + len(split.test) == len(comments.texts)

@@ -142,14 +142,15 @@ def run(main: Callable[[], None]) -> NoReturn:
     except Exception as error:
         failed = error
     unwritten = _flush_failed()
-    if isinstance(failed or unwritten, BrokenPipeError) and _nobody_reads():
+    fault = failed or unwritten
+    if isinstance(fault, BrokenPipeError) and _nobody_reads():
         _end_by_sigpipe()
     if unwritten:  # Python would try again at its end, and complain in words of its own
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
-    if final := failed or unwritten:
-        status = _tell(final)
+    if fault:
+        status = _tell(fault)
     sys.exit(status)
 
 

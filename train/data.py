@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from contract import LABEL_THRESHOLD, BadInput
 from train.files import sha256_of
-from train.labels import read_labels
+from train.labels import Labels, read_labels
 from train.synthetic import DEFAULT_ROWS, generate
 from train.tables import (
     CSV_SUFFIXES,
@@ -134,21 +134,22 @@ def load_comments(
     with explained(source):
         texts = _texts_of(table, source, columns.text, f"{flags}text-column")
         has_text = np.array([bool(text and text.strip()) for text in texts], bool)
-        column = table.column(columns.label)
         labels = read_labels(
-            column, has_text, label_map, source=source, name=columns.label, flags=flags
+            table.column(columns.label),
+            has_text,
+            label_map,
+            source=source,
+            name=columns.label,
+            flags=flags,
         )
         shares = {
             name: _numbers(table.column(column), column)
             for name, column in columns.identities.items()
         }
         extra = {name: np.array(_words(table.column(name), name), object) for name in columns.extra}
-    has_label = ~np.isnan(labels.targets)
-    rows = np.flatnonzero(has_text & has_label)
+    rows = np.flatnonzero(has_text & ~np.isnan(labels.targets))
+    targets = labels.targets[rows].astype(np.float32)
     toxic = (labels.targets[rows] >= LABEL_THRESHOLD).astype(np.float32)
-    identities = {
-        name: share[rows].astype(np.float32) for name, share in shares.items() if share is not None
-    }
     about = {
         "name": source,
         **details,
@@ -156,26 +157,34 @@ def load_comments(
         "text_column": columns.text,
         "label_column": columns.label,
         "label_map": list(label_map),
-        "rows": len(texts),
-        "dropped_no_text": int((~has_text).sum()),
-        "dropped_no_label": int((has_text & ~has_label & ~labels.dropped).sum()),
-        "dropped_by_label_map": int((has_text & labels.dropped).sum()),
-        "kept": len(rows),
+        **_counts(has_text, labels),
         "positives": int(toxic.sum()),
-        "identities": list(identities),
+        "identities": [name for name, share in shares.items() if share is not None],
         "identities_of_words": [name for name, share in shares.items() if share is None],
     }
     comments = Comments(
         texts=[text for text in map(texts.__getitem__, rows) if text is not None],
         rows=rows,
         labels=toxic,
-        targets=labels.targets[rows].astype(np.float32),
-        identities=identities,
+        targets=targets,
+        identities={n: s[rows].astype(np.float32) for n, s in shares.items() if s is not None},
         extra={name: words[rows] for name, words in extra.items()},
         source=about,
     )
     _check_usable(comments, both_classes=both_classes, flags=flags)
     return comments
+
+
+def _counts(has_text: np.ndarray, labels: Labels) -> dict[str, int]:
+    """Rows, and why some are left out."""
+    unlabelled = has_text & np.isnan(labels.targets)
+    return {
+        "rows": len(has_text),
+        "dropped_no_text": int((~has_text).sum()),
+        "dropped_no_label": int((unlabelled & ~labels.dropped).sum()),
+        "dropped_by_label_map": int((unlabelled & labels.dropped).sum()),
+        "kept": int((has_text & ~unlabelled).sum()),
+    }
 
 
 def load_texts(
