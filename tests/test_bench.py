@@ -65,7 +65,7 @@ def test_every_answer_is_counted_on_both_sides(served: triton.ServeConfig, tmp_p
         assert all(value > 0 for value in result["cpu_us"].values())
         # One run came after another; to so small a vocabulary some comments are alike.
         assert result["cache_hit_share"] < 0.6
-        assert result["requests"] / result["rate_rps"] > 2.5  # of 3 s
+        assert result["requests"] / result["rate_rps"] > 2  # of 3 s
     assert all(bar["holds"] for bar in document["bars"].values())
     assert document["artifact"]["precision"] == "fp32"
     assert len(document["artifact"]["onnx_sha256"]) == 64

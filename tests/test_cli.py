@@ -162,7 +162,7 @@ def test_token_ids_that_have_no_room_leave_nothing(
 
     status, said = ended(main, capsys)
     assert status == 2 and "ids.npy cannot be used (File too large)" in said
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.fixture

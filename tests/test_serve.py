@@ -49,9 +49,9 @@ from contract import (
     ToxicityError,
 )
 from core.build import LIBRARY
-from export.repository import load_scorer, version_folder
+from export.repository import load_scorer
 from export.scorer import probability
-from serve import triton
+from serve import triton, view
 from serve.client import Protocol, score_comments
 
 MakeConfig = Callable[[Path], triton.ServeConfig]
@@ -450,7 +450,7 @@ def test_commands_end_with_one_line_and_status_2(tmp_path: Path) -> None:
 
 # --- What it loads -----------------------------------------------------------------------
 def test_server_runs_the_files_of_its_version(served: triton.ServeConfig) -> None:
-    folder = version_folder(served.repository).resolve()
+    folder = (served.run_dir / view.FOLDER / PUBLIC_MODEL / "1").resolve()  # its private copy
     server = psutil.Process(triton.running(served).pid)
     assert not server.children(recursive=True)  # one process, whose end nobody can miss
     mapped = {Path(part.path) for part in server.memory_maps()}
