@@ -217,6 +217,8 @@ def give_up(plan: Plan, signals: Signals) -> None:
                     family.sent += 1
                     signals.progress.value += 1
                     family.answers[code] += 1
+                    family.left += code in ("CANCELLED", "DEADLINE_EXCEEDED")
+                    family.closed += code == "UNAVAILABLE"
                     if found and (fault := _fault(tally, *found)):
                         family.wrong += 1
                         family.blame(fault, found[0].encode())

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import random
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ OK, REFUSED, LOST = range(3)
 _REPEAT_SHARE, _BINARY_SHARE, _BATCH_SHARE = 0.1, 0.2, 0.2
 _BATCHES = (2, 3, 5, 8, 16)
 _TIMEOUT_S = 60.0
+_RECONNECT_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class HonestPlan:
     """Requests a second, all connections together."""
     connections: int = 8
     seed: int = 0
-    retry_after_s: float = 0.0
-    """Wait before a request that got no answer at all is sent once more; 0: it is not."""
+    retry_within_s: float = 0.0
+    """Longest wait for a new connection on which a request that got no answer at all is sent once
+    more; 0: it is not."""
     grpc: bool = False
 
 
@@ -119,7 +122,7 @@ class _Clients:
         url = f"http://{HOST}:{self._plan.port}"
         pools = [Connections(url, INFER_PATH, form.headers, timeout_s=_TIMEOUT_S) for form in forms]
 
-        def send(numbers: list[int]) -> tuple[int, Scores | None, str]:
+        def send(numbers: list[int], _again: bool) -> tuple[int, Scores | None, str]:
             which = self._rng.random() < _BINARY_SHARE
             items = [forms[which].item(number, self._hot, 0) for number in numbers]
             answer = pools[which].post(forms[which].body(items))
@@ -148,13 +151,13 @@ class _Clients:
         with grpc.insecure_channel(f"{HOST}:{self._plan.port}") as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
-            def send(numbers: list[int]) -> tuple[int, Scores | None, str]:
+            def send(numbers: list[int], again: bool) -> tuple[int, Scores | None, str]:
                 texts = [arrivals.comment(self._texts, self._hot, n).encode() for n in numbers]
                 request = service_pb2.ModelInferRequest(model_name=PUBLIC_MODEL)
                 request.inputs.add(name=TEXT, shape=[len(texts), 1], datatype="BYTES")
                 request.raw_input_contents.append(packed(texts))
                 try:
-                    answer = stub.ModelInfer(request, timeout=_TIMEOUT_S)
+                    answer = stub.ModelInfer(request, timeout=_TIMEOUT_S, wait_for_ready=again)
                 except grpc.RpcError as error:
                     refused = "overloaded" in (error.details() or "")
                     return 503 if refused else 0, None, f"{error.code().name} {error.details()}"
@@ -165,7 +168,7 @@ class _Clients:
     # --- Both ----------------------------------------------------------------------------
     def _source(
         self,
-        send: Callable[[list[int]], tuple[int, Scores | None, str]],
+        send: Callable[[list[int], bool], tuple[int, Scores | None, str]],
         until: _Until,
         sleep: Callable[[float], None],
     ) -> None:
@@ -183,11 +186,11 @@ class _Clients:
     def _one(self, send: Any, sleep: Callable[[float], None], due: float) -> None:
         count = self._rng.choice(_BATCHES) if self._rng.random() < _BATCH_SHARE else 1
         numbers = [self._number() for _ in range(count)]
-        status, scores, words = send(numbers)
-        if status == 0 and self._plan.retry_after_s:
-            sleep(self._plan.retry_after_s)
+        status, scores, words = send(numbers, False)
+        if status == 0 and self._plan.retry_within_s:
+            self._wait_for_the_door(sleep)
             self._retried += 1
-            status, scores, words = send(numbers)
+            status, scores, words = send(numbers, True)
         now = time.monotonic()
         ending = LOST
         if status == 200 and scores and _whole(scores, count):
@@ -200,6 +203,15 @@ class _Clients:
             self._reasons[f"{status or 'no answer'}: {words[:120]}"] += 1
         self._requests.append((due, 1e3 * (now - due), ending))
         self._progress.value += 1
+
+    def _wait_for_the_door(self, sleep: Callable[[float], None]) -> None:
+        deadline = time.monotonic() + self._plan.retry_within_s
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection((HOST, self._plan.port), 0.1).close()
+                return
+            except OSError:
+                sleep(_RECONNECT_S)
 
     def _number(self) -> int:
         if self._rng.random() < _REPEAT_SHARE:

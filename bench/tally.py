@@ -157,7 +157,7 @@ def table(families: dict[str, FamilyTally]) -> str:
     lines = [head]
     for name, family in families.items():
         refused = sum(n for status, n in family.answers.items() if status.startswith("4"))
-        right = sum(n for status, n in family.answers.items() if status.startswith(("2", "3")))
+        right = sum(n for status, n in family.answers.items() if status[0] in "23O")
         counts = [family.sent, right, refused, family.answers["503"], family.unexpected]
         counts += [family.closed, family.left, family.hung, family.other, family.wrong]
         lines.append([name, *(f"{count:,}" for count in counts)])

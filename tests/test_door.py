@@ -258,6 +258,10 @@ _DEEP = b'{"inputs":[{"name":"text","datatype":"BYTES","shape":[1,1],"data":%s"x
 _PARAMETERS = (
     b'{"parameters":{' + b",".join(b'"p%d":1' % i for i in range(80_000)) + b"}," + body("x")[1:]
 )
+_ENDS_THE_SERVER = (
+    body("x")[:-1] + b',"outputs":[{"name":"model_version","parameters":{"classification":1}}]}'
+)
+_BINARY_SIZE = "Inference-Header-Content-Length"
 REFUSED: dict[str, tuple[int, bytes | None, dict[str, str], str]] = {
     "empty": (400, b"", {}, "the body is empty"),
     "gzip": (415, gzip.compress(body("x")), {"Content-Encoding": "gzip"}, "compressed"),
@@ -269,6 +273,21 @@ REFUSED: dict[str, tuple[int, bytes | None, dict[str, str], str]] = {
     "no JSON": (400, b"x" * 5000, {}, "KServe v2"),
     "cut": (400, body("x" * 5000)[:-1], {}, "KServe v2"),
     "malformed": (400, b"{", {}, "parse"),
+    "classification": (400, _ENDS_THE_SERVER, {}, "classification"),
+    "classification, escaped": (
+        400,
+        _ENDS_THE_SERVER.replace(b'"class', rb'"\u0063lass').replace(b'ion"', rb'io\u006E"'),
+        {},
+        "classification",
+    ),
+    "classification, binary": (
+        400,
+        _ENDS_THE_SERVER,
+        {_BINARY_SIZE: str(len(_ENDS_THE_SERVER))},
+        "KServe v2",
+    ),
+    "size of a tensor": (400, body("x"), {_BINARY_SIZE: "x"}, _BINARY_SIZE),
+    "no parameters": (400, body("x")[:-1] + b',"parameters":[1]}', {}, "attempt"),
     "wrong type": (400, b'{"inputs": 3}', {}, "parse"),
     "null": (400, body("?").replace(b'"?"', b"null"), {}, "parse"),
     "lone surrogate": (400, body("\ud800"), {}, ""),
@@ -328,6 +347,31 @@ def test_body_without_a_length_gets_no_score(opened: door.DoorConfig) -> None:
 def test_body_above_the_bound_is_refused_before_it_is_read(opened: door.DoorConfig) -> None:
     head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_REQUEST_BYTES + 1}\r\n\r\n"
     assert raw(opened, head.encode()).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_comment_may_name_what_ends_the_server(opened: door.DoorConfig) -> None:
+    for text in ("classification", '"classification": 1', '\\"classification":'):
+        assert ask(opened, "POST", INFER, body(text))[0] == 200
+        url = f"{HOST}:{opened.http_port}"
+        assert len(score_comments([text], url=url).logit) == 1
+        url = f"{HOST}:{opened.grpc_port}"
+        assert len(score_comments([text], url=url, protocol="grpc").logit) == 1
+
+
+def test_what_ends_the_server_is_refused_over_grpc(opened: door.DoorConfig) -> None:
+    starts = Supervisor(opened.run_dir).states()["grpc"].starts
+    for long in (False, True):
+        request = service_pb2.ModelInferRequest(model_name=PUBLIC_MODEL)
+        request.inputs.add(name=TEXT, shape=[1, 1], datatype="BYTES")
+        request.inputs[0].contents.bytes_contents.append(b"x" * (700_000 if long else 1))
+        request.outputs.add(name="model_version").parameters["classification"].int64_param = 1
+        with grpc.insecure_channel(f"{HOST}:{opened.grpc_port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            with pytest.raises(grpc.RpcError, match="classification is not open"):
+                stub.ModelInfer(request, timeout=10)
+            with pytest.raises(grpc.RpcError, match="compressed"):
+                stub.ModelInfer(request, timeout=10, compression=grpc.Compression.Gzip)
+    assert Supervisor(opened.run_dir).states()["grpc"].starts == starts
 
 
 @pytest.mark.parametrize("pretty", [False, True])
