@@ -75,7 +75,7 @@ def test_a_label_that_the_map_does_not_name_is_refused(tmp_path: Path) -> None:
     source = labelled(tmp_path, [0, 1, 2, -1])
     assert refusal(source, label_map=("0=1", "2.0=0")).endswith(
         "holds the labels '0' (1), '1' (1), '2' (1), '-1' (1), the first that is none in row 1, "
-        "expected only what --label-map names; add --label-map 1=N -1=N, each N from 0 to 1 or drop"
+        "expected only what --label-map names; add --label-map -1=N 1=N, each N from 0 to 1 or drop"
     )
     assert targets(load_comments(source, label_map=("0=1", "1=0", "2=0", "-1=drop"))) == [1, 0, 0]
 

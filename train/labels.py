@@ -124,7 +124,10 @@ def _refused(
     if len(shown) > _MOST_SHOWN:
         listed += f" and {len(shown) - _MOST_SHOWN:,} more values"
     asked = unknown if mapped else shown
-    plain = (" ".join(values[p].split()) for p in sorted(asked)[:_MOST_SHOWN])
+    numbers_first = sorted(
+        asked, key=lambda p: (number_of(values[p]) is None, number_of(values[p]) or 0.0, p)
+    )
+    plain = (" ".join(values[p].split()) for p in numbers_first[:_MOST_SHOWN])
     entries = " ".join(shlex.quote(f"{value}=N") for value in plain)
     expected = f"only what {flags}label-map names" if mapped else "numbers in [0, 1], true or false"
     how = "add" if mapped else "say what each means with"
