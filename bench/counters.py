@@ -10,7 +10,8 @@ from typing import Any
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from contract import PUBLIC_MODEL, BadInput
+from contract import HOST, PUBLIC_MODEL, BadInput
+from serve.haproxy import HTTP_BACKEND
 from serve.triton import Server
 
 _SETTLE_S, _SETTLE_TRIES = 0.1, 20
@@ -33,6 +34,8 @@ COUNTERS = {
 }
 """Counters on the metrics port, as the parser names them, by short name: the model's own, and
 Triton's of the model."""
+
+_OF_GRPC = ((f"{PUBLIC_MODEL}_requests", "/grpc/metrics"),)
 
 Totals = dict[str, float]
 """Totals since the start: COUNTERS by short name, and of `cpu_seconds` by `<part>_cpu_s`."""
@@ -61,7 +64,29 @@ def server_counters(server: Server) -> Totals:
                 f"{url} does not count {', '.join(sorted(missing))}, expected the counters of "
                 "this release's model; run `make export serve`"
             )
+    if server.replicas:
+        totals["requests"] = _asked_of(server)
     return {**totals, **cpu_seconds(server)}
+
+
+def _asked_of(server: Server) -> float:
+    """Requests that were answered through a balancer: its servers count its checks of them too."""
+    answered = 0.0
+    for family, path in (("haproxy_backend_http_responses", server.metrics_path), *_OF_GRPC):
+        url = f"http://{HOST}:{server.metrics_port}{path}"
+        if path != server.metrics_path and not server.grpc_port:
+            continue
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        for found in text_string_to_metric_families(text):
+            if found.name == family:
+                answered += sum(
+                    sample.value
+                    for sample in found.samples
+                    if sample.labels.get("code", "2xx") == "2xx"
+                    and sample.labels.get("proxy", HTTP_BACKEND) == HTTP_BACKEND
+                )
+    return answered
 
 
 def process_counters(server: Server) -> Totals:

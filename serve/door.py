@@ -170,7 +170,7 @@ def running(run_dir: Path) -> Server | None:
             create_time=created,
             repository=settings.repository,
             http_port=settings.http_port,
-            grpc_port=settings.grpc_port,
+            grpc_port=settings.grpc_port if settings.grpc else 0,
             metrics_port=settings.metrics_port,
             metrics_path=path,
             replicas=replicas,

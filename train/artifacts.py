@@ -135,17 +135,23 @@ def save_progress(
 ) -> None:
     """Write what a run needs to go on: the step's files, then one rename makes them count."""
     step = folder / f"step-{progress['step']}"
+    fresh = not step.exists()
     step.mkdir(parents=True, exist_ok=True)
-    save_weights(step, model)
-    if average is not None:
-        save_tensors(step / _AVERAGE_FILE, average.state_dict())
     state = {
         f"{index}.{name}": tensor.detach().cpu().contiguous()
         for index, values in optimizer.state_dict()["state"].items()
         for name, tensor in values.items()
     }
-    write_atomically(step / _OPTIMIZER_FILE, safetensors.torch.save(state))
-    write_json(folder / PROGRESS_FILE, progress)
+    try:
+        save_weights(step, model)
+        if average is not None:
+            save_tensors(step / _AVERAGE_FILE, average.state_dict())
+        write_atomically(step / _OPTIMIZER_FILE, safetensors.torch.save(state))
+        write_json(folder / PROGRESS_FILE, progress)
+    except OSError:
+        if fresh:  # a full disk has no room for half a step
+            shutil.rmtree(step, ignore_errors=True)
+        raise
     for other in folder.glob("step-*"):
         if other != step:
             shutil.rmtree(other, ignore_errors=True)
