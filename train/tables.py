@@ -30,7 +30,7 @@ CSV_SUFFIXES = (".csv", ".csv.gz", ".zip")
 PARQUET_SUFFIX = ".parquet"
 MOST_FIELD_BYTES = 64 << 20
 """Longest field or line that is read at all, so that an open quote does not fill the memory."""
-_BATCH_ROWS = 1 << 14
+_BATCH_ROWS = 1 << 11
 _MOST_NAME = 40
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
