@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 SHELL := /bin/bash
+# What a target prints is the same under another make.
+MAKEFLAGS += --no-print-directory
 
 # --- Variables, each settable on the command line or in the environment ------------------
 DATA ?=
@@ -55,7 +57,8 @@ define newline
 endef
 $(foreach name,$(LITERAL),$(eval override $(name) := $$(value $(name))))
 $(foreach name,$(FLAGS),$(eval override $(name) := $$(subst $$(newline), ,$$(value $(name)))))
-export $(LITERAL)
+# An empty one is not given: a program may read the same name.
+export $(foreach name,$(LITERAL),$(if $($(name)),$(name)))
 
 VENV := .venv
 RUN := $(VENV)/bin/python

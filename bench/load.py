@@ -156,7 +156,7 @@ def _add_arguments(parser: Any) -> None:
 def _load_comments(environment: Any, **_: Any) -> None:
     # Not at the start of the test: the run time counts from there.
     try:
-        pool = load_pool(environment.parsed_options.comments)
+        pool = load_pool(environment.parsed_options.comments or default_source())
     except ToxicityError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

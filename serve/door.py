@@ -283,7 +283,7 @@ def _programs(config: DoorConfig, settings: Settings, supervisor: Supervisor) ->
             Program(
                 name=haproxy.NAME,
                 command=[haproxy.executable(), "-W", "-f", str(folder / haproxy.CONFIG_FILE)],
-                environment={},
+                environment=haproxy.ENVIRONMENT,
                 files={},
                 sockets=[],
                 stop_signal="USR1",

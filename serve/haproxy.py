@@ -30,6 +30,10 @@ _SBIN = ("/usr/sbin", "/usr/local/sbin")
 """Where Debian puts haproxy, and the PATH of a plain user does not look."""
 _TIMEOUT_S = 60
 _READY_COMMENT = "thank you for your work"
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(256 << 10), "MALLOC_ARENA_MAX": "2"}
+"""Of its process. A buffer holds the largest body, and each is a mapping of its own that goes back
+to the system when the request is over. glibc would else raise the threshold with the first that is
+freed, and keep the most that was ever needed: 250 MiB under attack (mallopt(3))."""
 _FRONT_BYTES = 64 << 10
 """Of a buffer beside the largest body: the headers, and what haproxy keeps free to rewrite them."""
 
@@ -61,7 +65,7 @@ class Door:
     """PEM file with the certificates and the private key."""
     keys: Sequence[Key] = ()
     keys_file: Path | None = None
-    """Map that `write_keys` wrote: sha256 of a key -> its name."""
+    """Map that `keys.write_map` wrote: sha256 of a key -> its name."""
     origins: Sequence[str] = ()
     """Web pages' origins that may ask, beside the door's own."""
 

@@ -43,7 +43,15 @@ HANDED_ON = {
 }
 _STUB = """#!/bin/sh
 printf '%s\\0' "$@" > arguments
+env > environment
 """
+
+
+@pytest.fixture(autouse=True)
+def under_another_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `make test` runs these: its variables and its level are in their environment."""
+    monkeypatch.setenv("MAKELEVEL", "1")
+    monkeypatch.setenv("MAKEFLAGS", "w")
 
 
 @pytest.fixture
@@ -89,6 +97,14 @@ def test_the_environment_gives_them_too(folder: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv("TEXT", text)
         assert make(folder, "score")[-1] == text
     assert not (folder / "ran").exists()
+
+
+def test_an_empty_one_is_not_given(folder: Path) -> None:
+    """Locust reads COMMENTS too."""
+    make(folder, "bench", "COMMENTS=", "USERS=3")
+    environment = (folder / "environment").read_text("utf-8").splitlines()
+    assert "USERS=3" in environment
+    assert not [line for line in environment if line.startswith(("COMMENTS", "DATA", "TEXT"))]
 
 
 def test_flags_are_a_piece_of_a_command_line(folder: Path) -> None:

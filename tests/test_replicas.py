@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import socket
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 import psutil
@@ -18,14 +20,9 @@ import pytest
 from conftest import TinyModel, free_port
 from tritonclient.utils import InferenceServerException
 
-from contract import (
-    FP32_LOGIT_ATOL,
-    HOST,
-    LOGIT,
-    MAX_COMMENT_BYTES,
-    MODEL_VERSION,
-    BadInput,
-)
+import contract
+from bench.bodies import INFER_PATH
+from contract import FP32_LOGIT_ATOL, HOST, LOGIT, MODEL_VERSION, BadInput
 from serve import control, door, haproxy, triton
 from serve.client import Protocol, connect, infer, score_comments
 from serve.supervisor import Supervisor
@@ -90,7 +87,7 @@ class Load:
     lost: list[str] = field(default_factory=list)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _load(config: door.DoorConfig, *, retries: int) -> Iterator[Load]:
     """Two clients a protocol ask for TEXT again and again."""
     load, done = Load(), threading.Event()
@@ -222,18 +219,35 @@ def test_stop_finishes_what_is_in_flight_and_leaves_nothing(
     servers = [_server(running, number) for number in (1, 2)]
     family = [psutil.Process(started.pid) for started in (balancer, *servers)]
     family += [child for process in family for child in process.children(recursive=True)]
-    slow = ["é " * (MAX_COMMENT_BYTES // 3)] * 3
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(score_comments, slow, url=_url(running, "http"))
-        while 'current_sessions{proxy="http_replicas"} 1' not in _metrics(balancer):
-            if asked.done():
-                asked = pool.submit(score_comments, slow, url=_url(running, "http"))
-        door.stop(running)
-        assert len(asked.result().logit) == len(slow)
+    tensor = {"name": contract.TEXT, "datatype": "BYTES", "shape": [1, 1], "data": [TEXT]}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    head = f"POST {INFER_PATH} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with (
+        ThreadPoolExecutor(1) as pool,
+        socket.create_connection((HOST, running.http_port), timeout=30) as client,
+    ):
+        client.sendall(head.encode() + body[:-1])  # it is in flight until the last byte comes
+        while 'current_sessions{proxy="http"} 1' not in _metrics(balancer):
+            time.sleep(0.05)
+        stopping = pool.submit(door.stop, running)
+        while _accepts(running.http_port):
+            time.sleep(0.05)
+        client.sendall(body[-1:])
+        answer = HTTPResponse(client)
+        answer.begin()
+        assert answer.status == 200, answer.read()
+        assert json.loads(answer.read())["outputs"]
+        stopping.result()
     assert not any(process.is_running() for process in family)
     assert door.running(running.run_dir) is None
     with pytest.raises(BadInput, match=r"no server answers at .*make serve"):
         score_comments([TEXT], url=_url(running, "http"))
+
+
+def _accepts(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+        return True
+    return False
 
 
 # --- Refusals ----------------------------------------------------------------------------

@@ -210,7 +210,7 @@ def test_make_takes_any_path(tiny_model: TinyModel, tmp_path: Path) -> None:
     done = subprocess.run(
         [*command, f"REPOSITORY={repository}"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MAKELEVEL": "1"},
         capture_output=True,
         text=True,
     )
