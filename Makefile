@@ -70,7 +70,7 @@ IN_REPOSITORY := --repository="$$REPOSITORY"
 OF_COMMENTS := $(if $(COMMENTS),--comments="$$COMMENTS")
 # An array of the words in a variable, or of the one file that it names, spaces and all.
 array = read -rd '' -a $(2) <<< "$$$(1)"; [[ ! -e $$$(1) ]] || $(2)=("$$$(1)");
-EVALUATE = $(call array,DATA,data) $(call array,CURATED,curated) $(RUN) -m evaluate $(if $(DATA),--data "$${data[@]}") $(if $(CURATED),--curated "$${curated[@]}")
+EVALUATE = $(call array,DATA,data) $(call array,CURATED,curated) $(RUN) -m quality $(if $(DATA),--data "$${data[@]}") $(if $(CURATED),--curated "$${curated[@]}")
 FOUND_PYTHON = $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
 
 .PHONY: help install native train export versions publish rollback serve status stop score eval baseline test check fuzz faults bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation clean
@@ -122,7 +122,7 @@ score: $(READY) ## score one comment against the running server, or a file witho
 	@$(RUN) -m serve.score $(if $(FILE),--file="$$FILE" $(IN_REPOSITORY),--url="127.0.0.1:$$HTTP_PORT") $(SCORE_ARGS) $(if $(FILE),,-- "$$TEXT")
 
 bench-offline: $(READY) ## time the scoring of a file beside the core alone|REPOSITORY COMMENTS=file BENCH_ARGS="--rounds 3 ..."
-	$(RUN) -m bench.offline $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
+	$(RUN) -m bench.serving.offline $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
 
 eval: $(READY) ## quality, fairness and calibration of several models, into runs/eval|DATA="file ..." (else the run's test split) MODELS="runs/model http://127.0.0.1:8000 ..." CURATED=folder EVAL_ARGS="--misspell ..."
 	@$(call array,MODELS,models) $(EVALUATE) $(if $(MODELS),--models "$${models[@]}") $(EVAL_ARGS)
@@ -137,7 +137,7 @@ fuzz: $(READY) ## fuzz the core under its sanitizers (needs clang)|FUZZ_ARGS="--
 	$(RUN) -m tests.fuzz.run $(FUZZ_ARGS)
 
 faults: $(READY) ## kill, starve and damage the commands at random moments, check what is left|FAULTS_ARGS="--count 100 ..."
-	$(RUN) -m bench.faults $(FAULTS_ARGS)
+	$(RUN) -m bench.faults.run $(FAULTS_ARGS)
 
 check: $(READY) ## formatting, lint and types
 	$(VENV)/bin/ruff format --check .
@@ -148,49 +148,49 @@ bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS, or
 	$(RUN) -m bench.run --users="$$USERS" --rate="$$RATE" --seconds="$$SECONDS_EACH" $(OF_COMMENTS) $(BENCH_ARGS)
 
 bench-road: $(READY) ## the native server beside a Python backend and one that does nothing, in turns|REPOSITORY COMMENTS=file BENCH_ARGS="--rounds 4 ..."
-	$(RUN) -m bench.road $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
+	$(RUN) -m bench.serving.road $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
 
 bench-cache: $(READY) ## what the cache of repeated comments costs and saves|REPOSITORY COMMENTS=file BENCH_ARGS="..."
-	$(RUN) -m bench.cache $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
+	$(RUN) -m bench.serving.cache $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
 
 bench-encoder: $(READY) ## compare the serving graph with other runtimes, on one thread and on all cores|COMMENTS=file ENCODER_ARGS="--checkpoint runs/model ..."
 	@$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install -q -c constraints.txt openvino || echo 'OpenVINO cannot be installed: skipped' >&2
-	$(RUN) -m bench.encoder $(OF_COMMENTS) $(ENCODER_ARGS)
+	$(RUN) -m bench.model.encoder $(OF_COMMENTS) $(ENCODER_ARGS)
 
 bench-length: $(READY) ## cost of a comment up to 4,096 tokens, softmax beside linear attention|LENGTH_ARGS="--rounds 5 ..."
-	$(RUN) -m bench.length $(LENGTH_ARGS)
+	$(RUN) -m bench.model.length $(LENGTH_ARGS)
 
 bench-peers: $(READY) ## ours beside FastAPI, LitServe and the plain graph on Triton, at one objective|COMMENTS=file CAPACITY_ARGS="--p99-ms 50 ..."
 	@$(RUN) -m pip install -q -c constraints.txt fastapi litserve uvicorn || echo 'FastAPI and LitServe cannot be installed: skipped' >&2
-	$(RUN) -m bench.peers $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)
+	$(RUN) -m bench.serving.peers $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)
 
 bench-tokenizer: $(READY) ## time text -> ids beside Hugging Face's tokenizers|COMMENTS=file BENCH_ARGS="--vocabulary file"
 	@$(RUN) -m pip install -q -c constraints.txt tokenizers || echo 'tokenizers cannot be installed: skipped' >&2
-	$(RUN) -m bench.tokenizer $(OF_COMMENTS) $(BENCH_ARGS)
+	$(RUN) -m bench.model.tokenizer $(OF_COMMENTS) $(BENCH_ARGS)
 
 capacity: $(READY) ## search the highest rate that meets the objective, rung by rung|COMMENTS=file CAPACITY_ARGS="--p99-ms 50 ..."
-	$(RUN) -m bench.capacity $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)
+	$(RUN) -m bench.serving.capacity $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)
 
 tune: $(READY) ## choose instances, window and largest batch by measurement, for the next start|REPOSITORY COMMENTS=file CAPACITY_ARGS="..."
-	$(RUN) -m bench.tune $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)
+	$(RUN) -m bench.serving.tune $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)
 
 overload: $(READY) ## load the running server at three times its capacity for a minute|CAPACITY=requests/s COMMENTS=file
-	$(RUN) -m bench.overload --capacity="$$CAPACITY" $(OF_COMMENTS)
+	$(RUN) -m bench.serving.overload --capacity="$$CAPACITY" $(OF_COMMENTS)
 
 parity: $(READY) ## compare the running server with PyTorch on 1,000 comments|COMMENTS=file
-	$(RUN) -m bench.parity $(OF_COMMENTS)
+	$(RUN) -m bench.model.parity $(OF_COMMENTS)
 
 attack: $(READY) ## a million hostile requests at a door of its own, honest clients beside|REPOSITORY COMMENTS=file ATTACK_ARGS="--requests 100000 --seed 2 ..."
-	$(RUN) -m bench.attack --check $(IN_REPOSITORY) $(OF_COMMENTS) $(ATTACK_ARGS)
+	$(RUN) -m bench.hostile.attack --check $(IN_REPOSITORY) $(OF_COMMENTS) $(ATTACK_ARGS)
 
 soak: $(READY) ## mixed load on a door of its own with publishes, rollbacks and kills|MINUTES=60 REPOSITORY COMMENTS=file SOAK_ARGS="--kills 8 ..."
-	$(RUN) -m bench.soak --check --minutes="$$MINUTES" $(IN_REPOSITORY) $(OF_COMMENTS) $(SOAK_ARGS)
+	$(RUN) -m bench.hostile.soak --check --minutes="$$MINUTES" $(IN_REPOSITORY) $(OF_COMMENTS) $(SOAK_ARGS)
 
 ladder: $(READY) ## distil students, export them and their cascades, plot AUROC against speed|LADDER_ARGS="--students 96x2 64x1 ..."
-	$(RUN) -m bench.ladder $(LADDER_ARGS)
+	$(RUN) -m experiments.ladder $(LADDER_ARGS)
 
 ablation: $(READY) ## one training a change from the default: what lifts AUROC|ABLATION_ARGS="--rows word-dropout ..."
-	$(RUN) -m bench.ablation $(ABLATION_ARGS)
+	$(RUN) -m experiments.ablation $(ABLATION_ARGS)
 
 clean: ## remove the virtual environment, runs and caches; model_repository/ stays
 	-@test ! -x $(RUN) || $(RUN) -m serve.door stop >/dev/null 2>&1

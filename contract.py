@@ -161,7 +161,8 @@ INT8_AUROC_ATOL = 0.002
 """Largest loss or gain of validation AUROC by quantization."""
 QAT_REFERENCE_SHARE = 0.5
 """Largest mean |logit(INT8) - logit(fake-quantized PyTorch)| of a QAT checkpoint, as a share of
-the mean |logit(INT8) - logit(the same weights in float)|. See `train.qat` for why it is not 0."""
+the mean |logit(INT8) - logit(the same weights in float)|. See `train.methods.qat` for why it is not
+0."""
 QAT_AUROC_LOSS = 0.002
 """Largest loss of validation AUROC from the float checkpoint that QAT started from to INT8."""
 INT8_FLIPPED_SHARE = 0.01

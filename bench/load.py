@@ -42,10 +42,10 @@ from locust.exception import CatchResponseError
 from locust.runners import MasterRunner, WorkerRunner
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from bench import arrivals
-from bench.bodies import INFER_PATH, Comments, Payload, packed
-from bench.comments import default_source, load_pool
-from bench.sockets import Connections
+from bench.traffic import arrivals
+from bench.traffic.bodies import INFER_PATH, Comments, Payload, packed
+from bench.traffic.comments import default_source, load_pool
+from bench.traffic.sockets import Connections
 from contract import (
     GRPC_PORT,
     HOST,
@@ -379,7 +379,7 @@ class GrpcCommentUser(_CommentUser):
 
 
 def http_fault(response: Any) -> str | None:
-    """Why an `Answer` of `bench.sockets` counts as failed, or None."""
+    """Why an `Answer` of `bench.traffic.sockets` counts as failed, or None."""
     if response.status_code != 200:
         body = (response.content or b"").decode("utf-8", "replace")
         return f"{response.status_code}: {body or response.error}"[:_SHOWN_CHARS]

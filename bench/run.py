@@ -33,10 +33,11 @@ import psutil
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 
-from bench.arrivals import Arrivals, self_check
-from bench.comments import default_source, load_pool
-from bench.counters import CountersOf, cpu_us, server_counters, settled
-from bench.plot import plot_results
+from bench.report.plot import plot_results
+from bench.traffic.arrivals import Arrivals, self_check
+from bench.traffic.comments import default_source, load_pool
+from bench.traffic.counters import CountersOf, cpu_us, server_counters, settled
+from console.options import make_config, parse_config, run
 from contract import (
     HOST,
     MAX_COMMENT_BYTES,
@@ -48,7 +49,6 @@ from export.repository import read_artifact
 from serve import door, triton
 from serve.client import Protocol, score_comments
 from train.artifacts import write_atomically, write_json
-from train.cli import make_config, parse_config, run
 
 _USER_CLASS = {"http": "HttpCommentUser", "grpc": "GrpcCommentUser"}
 _WARM_UP_COMMENTS = 200
@@ -112,7 +112,7 @@ class Result:
     cache_hit_share: float
     """Of comments: their logit was known to the server."""
     cpu_us: dict[str, float]
-    """CPU time by who spent it, see `bench.counters.cpu_us`."""
+    """CPU time by who spent it, see `bench.traffic.counters.cpu_us`."""
     check: dict[str, Any]
     """`bench.self_check`; without a schedule (closed loop) only `busy` says something."""
     comments_per_s: float

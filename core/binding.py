@@ -72,7 +72,7 @@ class NativeTokenizer:
     """The rule of core/src/tokenizer.h over one tokenizer file. Safe to share among threads."""
 
     def __init__(self, document: str) -> None:
-        """`document` is the JSON of `train.tokenizer`. Raises BadInput for any other."""
+        """`document` is the JSON of `train.data.tokenizer`. Raises BadInput for any other."""
         self._handle = _P()
         raw = document.encode("utf-8", "surrogatepass")
         _checked(_core().toxicity_tokenizer_open(raw, len(raw), ctypes.byref(self._handle)))

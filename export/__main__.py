@@ -1,9 +1,10 @@
 """Turn a checkpoint into a served artifact: `make export`, or `python -m export --help`.
 
 Trace to ONNX as the reference, build the serving graph from the same weights, pass the gates of
-`export.gates`, time the forms, fill `model_repository/`. When a gate fails nothing is published,
-the version that serves stays, and the exit status is 3. The report is `report-<version>.json` in
---out and, as the latest one, `report.json`; one export at a time writes an --out.
+`export.gates.run`, time the forms, fill `model_repository/`. When a gate fails nothing is
+published, the version that serves stays, and the exit status is 3. The report is
+`report-<version>.json` in --out and, as the latest one, `report.json`; one export at a time writes
+an --out.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ import onnxruntime as ort
 import torch
 
 import contract
+from console.options import parse_config, run
 from contract import BadInput, GateFailed
-from export import rates
 from export.config import ExportConfig
-from export.gates import (
+from export.gates import rates
+from export.gates.parity import Finding, onnx_runner
+from export.gates.placement import Placement
+from export.gates.run import (
     Form,
     Subject,
     form_gates,
@@ -35,19 +39,16 @@ from export.gates import (
     tensorrt_gates,
     torchscript_gate,
 )
-from export.parity import Finding, onnx_runner
-from export.placement import Placement
+from export.graph.build import build, build_int8, build_packed, groups_for
+from export.graph.qdq import TENSORRT_FILE, write_qdq
+from export.graph.torchscript import TORCHSCRIPT_FILE, write_torchscript
+from export.graph.trace import trace
 from export.publish import publish
-from export.qdq import TENSORRT_FILE, write_qdq
-from export.serving_graph import build, build_int8, build_packed, groups_for
 from export.signing import load_private_key
-from export.torchscript import TORCHSCRIPT_FILE, write_torchscript
-from export.trace import trace
+from storage.files import clear_unfinished, read_json, refusing_disk_errors, sha256_of, write_json
+from storage.locks import LOCK_FILE, locked
 from train.artifacts import METRICS_FILE, WEIGHTS_FILE
-from train.cli import parse_config, run
-from train.files import clear_unfinished, read_json, refusing_disk_errors, sha256_of, write_json
-from train.locks import LOCK_FILE, locked
-from train.qat import table_lines
+from train.methods.qat import table_lines
 
 _LENGTHS = 10_000
 """Training comments whose lengths fix the attention groups."""

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 from contract import INT8_LOGIT_ATOL, TOKENIZER_FILE, BadInput
 from train.artifacts import WEIGHTS_FILE, Checkpoint, check_split, load_checkpoint, sha256_of
-from train.batches import CommentIds
-from train.calibration import Platt, fold_in
-from train.evaluate import logits_of
+from train.data.batches import CommentIds
+from train.data.split import Split
+from train.methods.calibration import Platt, fold_in
+from train.methods.qat import ranges_of
 from train.model import ModelConfig, ToxicityEncoder
-from train.qat import ranges_of
-from train.split import Split
+from train.validation import logits_of
 
 _QUANTILES = 50
 """Candidate edges of the band: the student's validation logits in so many equal parts."""

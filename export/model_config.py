@@ -40,7 +40,7 @@ class Tuning:
     max_batch: Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)] = MAX_BATCH_SIZE
     """Most comments that the graph runs together."""
     batching: bool = True
-    """False: each comment alone, a rung of `bench.capacity`."""
+    """False: each comment alone, a rung of `bench.serving.capacity`."""
 
 
 def render(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import contract
+from console.options import make_config
 from contract import (
     ARTIFACT_FILE,
     ENCODER_MODEL,
@@ -44,12 +45,12 @@ from export.switch import (
     write_configs,
     writing,
 )
-from train.cli import make_config
-from train.files import json_text, put_folder, sha256_of, staging, write_atomically
+from storage.files import json_text, put_folder, sha256_of, staging, write_atomically
 
 _CORES = os.cpu_count() or 1
 _FAST_COMMENTS_PER_S, _FAST_WINDOW_MS = 10_000, 2.0
-"""From this rate of one core on, the HTTP front end costs more than the encoder (bench.road)."""
+"""From this rate of one core on, the HTTP front end costs more than the encoder
+(bench.serving.road)."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def publish(
         repository: folder, made when it is missing.
         onnx_path: graph with the tensors of the contract, one file.
         ragged_path: the same graph with the ragged interface.
-        tokenizer_path: JSON of `train.tokenizer.Tokenizer`.
+        tokenizer_path: JSON of `train.data.tokenizer.Tokenizer`.
         artifact: what the version is, as `export.manifest.Artifact` says. The version number and
             the size and sha256 of every file are added to it.
         served_path: graph of the public model, if another than these two's form for the device.

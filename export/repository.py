@@ -40,7 +40,7 @@ from export.model_config import CONFIG_FILE, MODELS, Tuning, difference, render
 from export.scorer import LongText, Scorer
 from export.serving import Served, Serving, State, parse_serving, serving_path
 from export.signing import check_signature, required_key
-from train.tokenizer import Tokenizer
+from train.data.tokenizer import Tokenizer
 
 _MEND = "run `make publish` to write it again"
 _LOOKS = 20

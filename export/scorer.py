@@ -1,7 +1,7 @@
 """Texts -> ids -> logits with a published ONNX graph, by the code that the server runs.
 
 What becomes of a comment that is longer than the encoder reads is `LongText`'s to say: in the core
-for what is served, here for the PyTorch reference (`export.parity`).
+for what is served, here for the PyTorch reference (`export.gates.parity`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from contract import MAX_BATCH_SIZE, MAX_WINDOWS, BadInput
 from core.binding import NativeScorer, Scores, probability
-from train.tokenizer import Tokenizer
+from train.data.tokenizer import Tokenizer
 
 __all__ = ["CUT", "LongText", "LongTextRule", "Scorer", "Scores", "open_session", "probability"]
 

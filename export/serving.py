@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from contract import MAX_CACHE_BYTES, PUBLIC_MODEL, SERVING_FILE
 from export.manifest import Positive, Sha256, validated
 from export.model_config import Tuning
-from train.files import json_text
+from storage.files import json_text
 
 _HISTORY = 100
 """Most versions that are remembered to have served."""

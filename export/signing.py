@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from contract import ARTIFACT_FILE, REQUIRE_SIGNATURE, SIGNATURE_FILE, BadInput
 from export.manifest import read_regular
-from train.files import write_atomically
+from storage.files import write_atomically
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -34,7 +34,7 @@ from export.repository import (
 )
 from export.serving import Served, Serving, State, serving_path
 from export.signing import load_private_key
-from train.files import (
+from storage.files import (
     clear_unfinished,
     fsync_folder,
     json_text,
@@ -43,7 +43,7 @@ from train.files import (
     staging,
     write_atomically,
 )
-from train.locks import LOCK_FILE, locked
+from storage.locks import LOCK_FILE, locked
 
 TUNING_FILE = "tuning.json"
 LOCK_WAIT_S = 10.0

@@ -19,11 +19,11 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from console.options import parse_config, run
 from contract import ONNX_FILE, PUBLIC_MODEL, SIGNATURE_FILE, BadInput
 from export.repository import current, numbered, verify, versions
 from export.signing import make_keys
 from export.switch import rollback, serve_version
-from train.cli import parse_config, run
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,15 @@ import psutil
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from console.options import parse_config, run
 from contract import HOST, BadInput, ToxicityError
 from export.repository import current, verify
 from serve import control, haproxy, keys, triton, view
 from serve.process import refuse_taken_port
 from serve.supervisor import Program, State, Supervisor
 from serve.triton import ServeConfig, Server
-from train.cli import parse_config, run
-from train.files import read_json, write_atomically, write_json
-from train.locks import LOCK_FILE, locked
+from storage.files import read_json, write_atomically, write_json
+from storage.locks import LOCK_FILE, locked
 
 _STATE_FILE, _KEYS_MAP = "serve.json", "keys.map"
 _GRPC = "grpc"

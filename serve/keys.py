@@ -19,9 +19,9 @@ from typing import Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from console.options import parse_config, run
 from contract import BadInput
-from train.cli import parse_config, run
-from train.files import read_json, write_json
+from storage.files import read_json, write_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 

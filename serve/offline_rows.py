@@ -1,7 +1,7 @@
 """Rows of a file, in order and in chunks of bounded size: CSV, Parquet or lines of text.
 
-Nothing is lost on the way (see `train.tables`), and bytes that are not UTF-8 come through as lone
-surrogates (PEP 383) for `serve.offline_worker` to name.
+Nothing is lost on the way (see `train.data.tables`), and bytes that are not UTF-8 come through as
+lone surrogates (PEP 383) for `serve.offline_worker` to name.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contract import TEXT, BadInput
-from train import tables
-from train.tables import CSV_SUFFIXES, PARQUET_SUFFIX, CsvRows, Unreadable, is_text, open_csv
+from train.data import tables
+from train.data.tables import CSV_SUFFIXES, PARQUET_SUFFIX, CsvRows, Unreadable, is_text, open_csv
 
 CHUNK_ROWS = 2048
 CHUNK_BYTES = 1 << 20

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from console.options import unexpected
 from contract import (
     ARTIFACT_FILE,
     LOGIT,
@@ -38,9 +39,8 @@ from contract import (
 )
 from core.binding import NativeScorer, NativeTokenizer, probability
 from serve.offline_rows import Chunk, Rows
-from train.cli import unexpected
-from train.files import write_atomically
-from train.tables import as_bytes, not_utf8
+from storage.files import write_atomically
+from train.data.tables import as_bytes, not_utf8
 
 Form = Literal["csv", "parquet", "jsonl"]
 ROW = "row"

@@ -16,9 +16,9 @@ from typing import IO
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from console.options import parse_config, run
 from contract import LOGIT, MODEL_VERSION, PROBABILITY, TEXT
 from serve.client import Protocol, score_comments
-from train.cli import parse_config, run
 
 
 @dataclass(frozen=True)

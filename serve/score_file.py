@@ -35,6 +35,7 @@ import tqdm
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 
+from console.options import parse_config
 from contract import ARTIFACT_FILE, ONNX_FILE, BadInput, ToxicityError
 from export.repository import verify, version_folder
 from serve.offline_rows import (
@@ -58,11 +59,10 @@ from serve.offline_worker import (
     work,
     write_durably,
 )
+from storage.system_errors import explained, naming
 from train.artifacts import read_json, sha256_of
-from train.cli import parse_config
-from train.data import TEXT_COLUMNS
-from train.system_errors import explained, naming
-from train.tables import find_column, is_text, shown_names
+from train.data.load import TEXT_COLUMNS
+from train.data.tables import find_column, is_text, shown_names
 
 STATE_FILE = "state.json"
 _FORMS: dict[str, Form] = {".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl"}
@@ -135,7 +135,7 @@ class Report:
 
 
 def main(argv: Sequence[str]) -> None:
-    """`score` with --file; called within `train.cli.run`."""
+    """`score` with --file; called within `console.options.run`."""
     config = parse_config(
         ScoreFileConfig, argv, prog="score", description="Score a file without a server."
     )

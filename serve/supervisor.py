@@ -27,7 +27,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from contract import BadInput, ToxicityError
 from serve.launch import LAUNCH_FILE, STARTS_FILE
-from train.files import write_atomically, write_json
+from storage.files import write_atomically, write_json
 
 _CONFIG_FILE, _SOCKET, _PID_FILE, _LOG_FILE = (
     "supervisord.conf",

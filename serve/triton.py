@@ -32,12 +32,12 @@ import psutil
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from console.options import parse_config, run
 from contract import GRPC_PORT, HOST, HTTP_PORT, METRICS_PORT, PUBLIC_MODEL, TEXT, BadInput
 from export.repository import current
 from serve import view
 from serve.process import alive, refuse_taken_port, spawn, wait_or_kill
-from train.cli import parse_config, run
-from train.files import write_json
+from storage.files import write_json
 
 _EXAMPLE = "Thank you, that was a kind and thoughtful answer."
 PROCESS_FILE = "server.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from contract import ARTIFACT_FILE, ORT_FILE, PUBLIC_MODEL, BadInput
 from export.repository import current, served_files, serving_config, verify, version_folder
-from train.files import read_json, sha256_of, write_atomically
+from storage.files import read_json, sha256_of, write_atomically
 
 FOLDER = "models"
 _CONFIG_FILE = "config.pbtxt"

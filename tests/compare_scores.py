@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 from tqdm import tqdm
 
-from bench.comments import load_pool
+from bench.traffic.comments import load_pool
 from contract import (
     ATTENTION_MASK,
     ENCODER_MODEL,

@@ -28,13 +28,13 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from bench.comments import REAL_COMMENTS
+from bench.traffic.comments import REAL_COMMENTS
 from contract import SPECIAL_TOKENS, BadInput, ToxicityError
 from core import build
 from core.binding import NativeTokenizer
 from tests.reference_tokenizer import ReferenceTokenizer
 from train.artifacts import write_json
-from train.data import TEXT_COLUMNS
+from train.data.load import TEXT_COLUMNS
 
 _PART = 2000
 """Texts that one task of a process compares."""

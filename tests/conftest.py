@@ -18,15 +18,15 @@ import torch
 import export.__main__ as export_main
 from contract import FP32_LOGIT_ATOL, ONNX_FILE, TOKENIZER_FILE
 from export.config import ExportConfig
+from export.graph.build import build
+from export.graph.trace import trace
 from export.publish import publish
-from export.serving_graph import build
-from export.trace import trace
 from serve import triton
 from train.__main__ import train
 from train.artifacts import write_atomically
 from train.config import TrainConfig
+from train.data.tokenizer import Tokenizer, build_tokenizer
 from train.model import ModelConfig, ToxicityEncoder
-from train.tokenizer import Tokenizer, build_tokenizer
 
 # The models of these tests are small: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

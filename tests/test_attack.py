@@ -18,15 +18,15 @@ import psutil
 import pytest
 from conftest import TinyModel
 
-from bench.answers import Answer, Oracle, scores_in, take_answer
-from bench.attack import Honest, Measured, bars
-from bench.bodies import HEADER_LENGTH, INFER_PATH
-from bench.comments import SYNTHETIC
-from bench.draws import GENERATE_PATH, generate_body, infer_body, single
-from bench.exchange import Outcome
-from bench.hostile import FAMILIES, draw_all
-from bench.legality import Served, read_requests
-from bench.tally import FamilyTally, Tally, merged, table
+from bench.hostile.attack import Honest, Measured, bars
+from bench.hostile.draws import GENERATE_PATH, generate_body, infer_body, single
+from bench.hostile.exchange import Outcome
+from bench.hostile.families import FAMILIES, draw_all
+from bench.hostile.legality import Served, read_requests
+from bench.hostile.tally import FamilyTally, Tally, merged, table
+from bench.traffic.answers import Answer, Oracle, scores_in, take_answer
+from bench.traffic.bodies import HEADER_LENGTH, INFER_PATH
+from bench.traffic.comments import SYNTHETIC
 from contract import HOST, LOGIT, MAX_HEADERS, MAX_REQUEST_BYTES, PUBLIC_MODEL, TEXT
 from serve import haproxy
 
@@ -44,7 +44,7 @@ def repository(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) 
 # --- The run -------------------------------------------------------------------------------
 def command(repository: Path, out: Path, *flags: str) -> list[str]:
     fixed = ["--repository", str(repository), "--out", str(out), "--comments", SYNTHETIC]
-    return [sys.executable, "-m", "bench.attack", *fixed, *flags]
+    return [sys.executable, "-m", "bench.hostile.attack", *fixed, *flags]
 
 
 def test_a_bounded_attack_holds_every_bar_that_is_no_time(repository: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_nothing_is_left_when_it_is_told_to_end(repository: Path, tmp_path: Path
         found = []
         for one in psutil.process_iter(["pid", "name", "cmdline"]):
             words = " ".join(one.info["cmdline"] or [])
-            if one.pid not in before and ("door-" in words or "bench.attack" in words):
+            if one.pid not in before and ("door-" in words or "bench.hostile.attack" in words):
                 found.append(words)
         return found
 

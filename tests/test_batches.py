@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract import PAD_ID
-from train.batches import (
+from train.data.batches import (
     Pretokenized,
     TokenizedOnTheFly,
     evaluation_batches,
     pretokenize,
     training_batches,
 )
-from train.tokenizer import build_tokenizer
+from train.data.tokenizer import build_tokenizer
 
 RNG = np.random.default_rng(0)
 WORDS = [f"word{i}" for i in range(500)]

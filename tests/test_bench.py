@@ -23,8 +23,8 @@ import pytest
 from conftest import free_port
 from tritonclient.grpc import service_pb2
 
-from bench.comments import REAL_COMMENTS, SYNTHETIC, load_pool
 from bench.run import Result, bars, table
+from bench.traffic.comments import REAL_COMMENTS, SYNTHETIC, load_pool
 from contract import HOST, MAX_COMMENT_BYTES, MODEL_VERSION, PROBABILITY, BadInput
 from serve import triton
 

@@ -1,4 +1,4 @@
-"""bench.encoder: contenders that disagree end it, work is counted right, bars can fail."""
+"""bench.model.encoder: contenders that disagree end it, work is counted right, bars can fail."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import encoder, workload
-from bench.comments import SYNTHETIC, load_pool
-from bench.contenders import read_feeds, running, write_feeds
-from bench.encoder import EncoderBenchConfig, measure
-from bench.machine import peak_gops, profile_by_op
-from bench.plot import plot_encoders
-from bench.verdict import bars, multiply_adds
-from bench.workload import STUDENT, Subject, cells_of
+from bench.model import encoder
+from bench.model.encoder import EncoderBenchConfig, measure
+from bench.report.machine import peak_gops, profile_by_op
+from bench.report.plot import plot_encoders
+from bench.report.verdict import bars, multiply_adds
+from bench.serving.contenders import read_feeds, running, write_feeds
+from bench.traffic import workload
+from bench.traffic.comments import SYNTHETIC, load_pool
+from bench.traffic.workload import STUDENT, Subject, cells_of
 from contract import ATTENTION_MASK, INPUT_IDS, TOKENIZER_FILE, ToxicityError
-from export import serving_graph
+from export.graph import build as serving_graph
 from train.artifacts import CONFIG_FILE, save_weights, write_json
+from train.data.tokenizer import build_tokenizer
 from train.model import ModelConfig, ToxicityEncoder
-from train.tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="module")

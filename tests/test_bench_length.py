@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import length, long_text
-from bench.length import Cost, LengthBenchConfig, overtakes
-from bench.long_text import LongTextBenchConfig
+from bench.model import length
+from bench.model.length import Cost, LengthBenchConfig, overtakes
 from contract import BadInput
-from export.parity import reference_logits
+from experiments import long_text
+from experiments.long_text import LongTextBenchConfig
+from export.gates.parity import reference_logits
 from export.scorer import CUT
 from train.artifacts import load_checkpoint
-from train.data import load_comments
+from train.data.load import load_comments
 
 
 def _cost(tokens: int, softmax: float, linear: float) -> Cost:

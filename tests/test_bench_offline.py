@@ -1,4 +1,6 @@
-"""bench.offline: the real command is timed and compared, bars can fail, JSON only when asked."""
+"""bench.serving.offline: the real command is timed and compared, bars can fail, JSON only when
+asked.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from typing import Any
 import pytest
 from conftest import TinyModel
 
-from bench import offline
-from bench.offline import OfflineBenchConfig, bars, measure, read_texts
+from bench.serving import offline
+from bench.serving.offline import OfflineBenchConfig, bars, measure, read_texts
 from contract import MAX_COMMENT_BYTES, ToxicityError
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +45,7 @@ def test_the_real_command_is_timed(repository: Path, comments: Path, tmp_path: P
     ]
     flags += ["--processes", 2, "--rounds", 1, "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.offline", *map(str, flags)],
+        [sys.executable, "-m", "bench.serving.offline", *map(str, flags)],
         cwd=ROOT,
         capture_output=True,
         text=True,

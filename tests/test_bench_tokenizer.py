@@ -1,4 +1,4 @@
-"""bench.tokenizer: ids that must be equal are, other ids show, a slow rule breaks its bar."""
+"""bench.model.tokenizer: ids that must be equal are, other ids show, a slow rule breaks its bar."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench import tokenizer as bench
-from bench.comments import SYNTHETIC
-from bench.tokenizer import (
+from bench.model import tokenizer as bench
+from bench.model.tokenizer import (
     CORE,
     CORE_UNK,
     OURS,
@@ -17,7 +16,8 @@ from bench.tokenizer import (
     TokenizerBenchConfig,
     measure,
 )
-from train.tokenizer import build_tokenizer
+from bench.traffic.comments import SYNTHETIC
+from train.data.tokenizer import build_tokenizer
 
 CONFIG = TokenizerBenchConfig(comments=SYNTHETIC, max_vocab=400, rounds=1)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import TinyModel, free_port
 
-from bench.cache import Measurement, bars
+from bench.serving.cache import Measurement, bars
 from contract import (
     FP32_INVARIANCE_ATOL,
     FP32_LOGIT_ATOL,
@@ -53,7 +53,7 @@ FILL = """
 import itertools, json, psutil, sys
 from pathlib import Path
 from export.scorer import Scorer
-from train.tokenizer import Tokenizer
+from train.data.tokenizer import Tokenizer
 tokenizer = Tokenizer.from_json(Path(sys.argv[2]).read_text("utf-8"))
 ways = itertools.islice(itertools.product(tokenizer.vocabulary[3:], repeat=6), 90_000)
 texts = [" ".join(words) for words in ways]
@@ -160,7 +160,7 @@ def test_size_0_turns_it_off(
     triton.stop(config)
 
 
-# --- bench.cache -------------------------------------------------------------------------
+# --- bench.serving.cache -------------------------------------------------------------------------
 def _measured(cpu_us: float, hit_share: float) -> list[Measurement]:
     return [Measurement(1000.0, cpu_us, 1.0, 2.0, hit_share)]
 
@@ -184,7 +184,10 @@ def test_the_bench_runs_and_finds_repeats(tiny_model: TinyModel, tmp_path: Path)
     flags = ["--seconds", "0.5", "--rounds", "1", "--clients", "2", "--comments", "synthetic"]
     flags += ["--repository", str(tmp_path / "repository"), "--port", str(free_port())]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.cache", *flags], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "bench.serving.cache", *flags],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode in (0, 1), done.stderr  # 1: a bar, which is not this test's to judge
     results = json.loads(done.stdout.splitlines()[-1])["results"]

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import calibration
 from train.artifacts import METRICS_FILE, load_checkpoint
-from train.batches import TokenizedOnTheFly
-from train.calibration import Platt, fit_platt, fit_temperature, quality
-from train.evaluate import logits_of, probability_of
-from train.split import comments_of_run
+from train.data.batches import TokenizedOnTheFly
+from train.data.split import comments_of_run
+from train.methods import calibration
+from train.methods.calibration import Platt, fit_platt, fit_temperature, quality
+from train.validation import logits_of, probability_of
 
 
 def drawn(n: int, slope: float, offset: float) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from conftest import TinyModel, free_port
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from bench.capacity import (
+from bench.serving.capacity import (
     RUNGS,
     CapacityConfig,
     Rung,
@@ -22,8 +22,8 @@ from bench.capacity import (
     served,
     table,
 )
-from bench.comments import SYNTHETIC
-from bench.counters import PARTS, cpu_us
+from bench.traffic.comments import SYNTHETIC
+from bench.traffic.counters import PARTS, cpu_us
 from contract import PUBLIC_MODEL
 from export.model_config import CONFIG_FILE
 from export.repository import verify

@@ -19,12 +19,13 @@ from sklearn.metrics import roc_auc_score
 import contract
 import export.__main__ as export_main
 from contract import CLS_ID, BadInput
-from export import gates, parity
 from export.cascade import Band, Cascade, CascadeEncoder, fit_band, multiply_adds
 from export.config import ExportConfig
-from export.placement import placement_of
+from export.gates import parity
+from export.gates import run as gates
+from export.gates.placement import placement_of
+from export.graph.build import build, build_int8, linear_layers
 from export.repository import load_scorer, read_artifact
-from export.serving_graph import build, build_int8, linear_layers
 from train.artifacts import METRICS_FILE, WEIGHTS_FILE, load_checkpoint, save_tensors
 from train.model import ModelConfig, ToxicityEncoder
 

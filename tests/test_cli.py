@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from disk_limit import largest_file
 
+from console import options as cli
 from contract import BadInput, GateFailed
-from train import cli
+from storage.files import write_atomically
+from storage.system_errors import explained
 from train.artifacts import write_json
-from train.batches import pretokenize
-from train.files import write_atomically
-from train.system_errors import explained
-from train.tokenizer import build_tokenizer
+from train.data.batches import pretokenize
+from train.data.tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parent.parent
 
@@ -225,7 +225,7 @@ MANY = "[print('line', n) for n in range(20_000)]"
 )
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_closed_pipe_is_silence(main: str, unbuffered: str) -> None:
-    code = f"import argparse, sys, time; from train.cli import run; run(lambda: {main})"
+    code = f"import argparse, sys, time; from console.options import run; run(lambda: {main})"
     with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
@@ -254,7 +254,7 @@ def test_the_first_line_of_a_real_command() -> None:
 def test_an_output_without_room_is_one_line(main: str) -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         done = subprocess.run(
-            [sys.executable, "-c", f"from train.cli import run; run(lambda: {main})"],
+            [sys.executable, "-c", f"from console.options import run; run(lambda: {main})"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -268,7 +268,7 @@ def test_an_output_without_room_is_one_line(main: str) -> None:
 
 
 def test_what_an_alphabet_lacks_is_escaped() -> None:
-    code = "from train.cli import run; run(lambda: print('caf\\u00e9 \\U0001f642 \\udce9'))"
+    code = "from console.options import run; run(lambda: print('caf\\u00e9 \\U0001f642 \\udce9'))"
     done = python(code, env={**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"})
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.endswith("\\U0001f642 \\udce9\n")

@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import LABEL_THRESHOLD, BadInput
-from evaluate.curated import load_curated
+from quality.curated import load_curated
 from serve.offline_rows import open_source
 from train.artifacts import sha256_of
-from train.data import IDENTITY_COLUMNS, load_comments, load_texts
+from train.data.load import IDENTITY_COLUMNS, load_comments, load_texts
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 TEXTS = [

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from console.options import make_config
 from contract import CLS_ID, BadInput
-from train import debias, qat
 from train.__main__ import train
 from train.artifacts import load_checkpoint
-from train.batches import TokenizedOnTheFly, collate
-from train.cli import make_config
 from train.config import TrainConfig
-from train.evaluate import logits_of
-from train.tokenizer import build_tokenizer
+from train.data.batches import TokenizedOnTheFly, collate
+from train.data.tokenizer import build_tokenizer
+from train.methods import debias, qat
+from train.validation import logits_of
 
 TEXTS = ["you gay idiot"] * 8 + ["the gay bar"] * 2 + ["an idiot"] * 2 + ["a fine edit"] * 28
 LABELS = np.array([1] * 8 + [0] * 2 + [1] * 2 + [0] * 28, np.float32)

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
+from console.options import make_config
 from contract import TOKENIZER_FILE, BadInput
-from train import augment, debias, distill, ngrams, qat
 from train.__main__ import StopRequest, train
 from train.artifacts import (
     CONFIG_FILE,
@@ -25,12 +25,12 @@ from train.artifacts import (
     save_tensors,
     sha256_of,
 )
-from train.batches import TokenizedOnTheFly
-from train.cli import make_config
 from train.config import TrainConfig
-from train.data import Comments, load_comments
-from train.evaluate import logits_of, probability_of
-from train.tokenizer import build_tokenizer
+from train.data.batches import TokenizedOnTheFly
+from train.data.load import Comments, load_comments
+from train.data.tokenizer import build_tokenizer
+from train.methods import augment, debias, distill, ngrams, qat
+from train.validation import logits_of, probability_of
 
 CPU = torch.device("cpu")
 

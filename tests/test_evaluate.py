@@ -14,23 +14,23 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
+from console.options import run
 from contract import TOKENIZER_FILE, BadInput
-from evaluate import metrics
-from evaluate.__main__ import main
-from evaluate.curated import group_rates, load_curated, pair_shifts
-from evaluate.measure import bars
-from evaluate.metrics import bootstrap, interval
-from evaluate.misspell import KINDS, misspell_all
-from evaluate.models import load_model
+from export.graph.build import build
 from export.publish import publish
 from export.repository import load_scorer
-from export.serving_graph import build
+from quality import metrics
+from quality.__main__ import main
+from quality.curated import group_rates, load_curated, pair_shifts
+from quality.measure import bars
+from quality.metrics import bootstrap, interval
+from quality.misspell import KINDS, misspell_all
+from quality.models import load_model
 from serve import triton
 from train.artifacts import WEIGHTS_FILE, load_checkpoint, sha256_of
-from train.cli import run
-from train.data import load_comments
-from train.evaluate import probability_of
-from train.split import comments_of_run
+from train.data.load import load_comments
+from train.data.split import comments_of_run
+from train.validation import probability_of
 
 ROOT = Path(__file__).parent.parent
 CHANCE = {"resamples": 200, "seed": 0}
@@ -265,7 +265,7 @@ def test_baseline_learns_and_is_calibrated(trained_run: Path) -> None:
 # --- The command -----------------------------------------------------------------------------
 def evaluate(*flags: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "evaluate", *map(str, flags)],
+        [sys.executable, "-m", "quality", *map(str, flags)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -407,7 +407,7 @@ def test_bad_flag_is_one_line_and_status_2(
 ) -> None:
     """In this process: `document` is of the command itself."""
     known = () if "--run" in flags else ("--run", str(trained_run))
-    monkeypatch.setattr(sys, "argv", ["evaluate", *known, "--models", "baseline-words", *flags])
+    monkeypatch.setattr(sys, "argv", ["quality", *known, "--models", "baseline-words", *flags])
     with pytest.raises(SystemExit) as ended:
         run(main)
     said = capsys.readouterr().err

@@ -21,17 +21,18 @@ from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_stati
 import contract
 import export.__main__ as export_main
 from contract import BadInput, GateFailed
-from export import gates, parity
 from export.config import ExportConfig
+from export.gates import parity
+from export.gates import run as gates
+from export.gates.parity import Comment, batch_invariance, onnx_runner, shape_parity, torch_runner
+from export.graph.build import build, build_int8, linear_layers
+from export.graph.qdq import _OneByOne, linear_nodes
+from export.graph.trace import trace
 from export.manifest import check_gates
-from export.parity import Comment, batch_invariance, onnx_runner, shape_parity, torch_runner
-from export.qdq import _OneByOne, linear_nodes
 from export.repository import load_scorer, read_artifact, versions
-from export.serving_graph import build, build_int8, linear_layers
-from export.trace import trace
+from storage.locks import LOCK_FILE, locked
 from train.artifacts import Checkpoint, load_checkpoint, sha256_of
-from train.data import load_comments
-from train.locks import LOCK_FILE, locked
+from train.data.load import load_comments
 from train.model import ToxicityEncoder
 
 SMALL = {"calibration_comments": 64, "instances": 1}

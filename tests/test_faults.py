@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from bench import faults
-from bench.fault_child import Limits, run
-from bench.fault_targets import INVARIANTS, TARGETS, Broken
-from bench.faults import FaultsConfig, bars, measure, table
+from bench.faults.child import Limits, run
+from bench.faults.run import FaultsConfig, bars, measure, table
+from bench.faults import run as faults
+from bench.faults.targets import INVARIANTS, TARGETS, Broken
 from contract import BadInput
 from export import switch
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import fault_child
+from bench.faults import child as fault_child
 from contract import BadInput
-from train import files
-from train.files import (
+from storage import files
+from storage.files import (
     clear_unfinished,
     read_json,
     refusing_disk_errors,
@@ -27,7 +27,7 @@ from train.files import (
     replace_folder,
     write_atomically,
 )
-from train.locks import locked
+from storage.locks import locked
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,7 +123,7 @@ def test_json_that_is_none_is_one_line(tmp_path: Path, data: bytes, words: str) 
 def test_the_holder_of_a_lock_is_named_and_its_end_frees_it(tmp_path: Path) -> None:
     file = tmp_path / ".lock"
     code = (
-        "import sys, time; from pathlib import Path; from train.locks import locked\n"
+        "import sys, time; from pathlib import Path; from storage.locks import locked\n"
         "with locked(Path(sys.argv[1]), 'it', ''): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(

@@ -12,15 +12,15 @@ import torch
 from conftest import TinyModel
 from disk_limit import largest_file
 
-import evaluate.__main__ as evaluate_main
 import export.__main__ as export_main
+import quality.__main__ as evaluate_main
+from console.options import run
 from export.config import ExportConfig
 from export.repository import verify, versions
+from storage.locks import LOCK_FILE
 from train.__main__ import train
 from train.artifacts import PROGRESS_FILE
-from train.cli import run
 from train.config import TrainConfig
-from train.locks import LOCK_FILE
 
 CPU = torch.device("cpu")
 
@@ -99,7 +99,7 @@ def test_an_evaluation_keeps_the_report_that_is_there(
 ) -> None:
     (tmp_path / "evaluation.json").write_text("{}")
     flags = ["--run", trained_run, "--models", trained_run, "--resamples", 100, "--out", tmp_path]
-    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, flags)])
+    monkeypatch.setattr(sys, "argv", ["quality", *map(str, flags)])
     assert "evaluation.json" in line_of(evaluate_main.main, capsys, 1_000)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == {}
     assert names_in(tmp_path) == {"evaluation.json"}

@@ -17,8 +17,8 @@ from core.binding import LIBRARY_VARIABLE
 from tests.compare_tokenizers import generated
 from tests.fuzz.run import SANITIZERS, SHARES, fuzz
 from tests.reference_tokenizer import ReferenceTokenizer
-from train.synthetic import generate
-from train.tokenizer import Respelling, build_tokenizer
+from train.data.synthetic import generate
+from train.data.tokenizer import Respelling, build_tokenizer
 
 pytestmark = pytest.mark.skipif(
     shutil.which("clang++") is None, reason="clang++ is not on PATH: nothing was fuzzed"

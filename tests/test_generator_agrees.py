@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import arrivals
-from bench.bodies import HEADER_LENGTH, INFER_PATH, Comments, Payload, packed
-from bench.comments import SYNTHETIC, load_pool
-from bench.open_loop import drive, find_program, make_bodies
 from bench.run import BenchConfig
+from bench.traffic import arrivals
+from bench.traffic.bodies import HEADER_LENGTH, INFER_PATH, Comments, Payload, packed
+from bench.traffic.comments import SYNTHETIC, load_pool
+from bench.traffic.open_loop import drive, find_program, make_bodies
 from contract import HOST, TEXT
 from tests.test_open_loop import AnsweringServer, whole
 

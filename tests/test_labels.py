@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from console.options import parse_config
 from contract import BadInput
-from evaluate.curated import load_curated
+from quality.curated import load_curated
 from train.artifacts import CONFIG_FILE, SPLIT_FILE, read_json, write_json
-from train.cli import parse_config
 from train.config import TrainConfig
-from train.data import Comments, load_comments
-from train.labels import parse_label_map
-from train.split import comments_of_run
+from train.data.labels import parse_label_map
+from train.data.load import Comments, load_comments
+from train.data.split import comments_of_run
 
 
 def labelled(folder: Path, labels: list[Any], name: str = "c.csv") -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import ladder
-from bench.ladder import Rung
+from console.options import make_config
 from contract import BadInput
-from train.cli import make_config
+from experiments import ladder
+from experiments.ladder import Rung
 
 TEACHER = Rung("teacher", 0.97, 0.96, 500.0, 1.0, None, "0" * 64, "hold")
 

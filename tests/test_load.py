@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.arrivals import HOT_COMMENTS, comment, hot_rows, rows, self_check, send_times
-from bench.comments import SYNTHETIC
+from bench.traffic.arrivals import HOT_COMMENTS, comment, hot_rows, rows, self_check, send_times
+from bench.traffic.comments import SYNTHETIC
 from contract import HOST, MODEL_VERSION, PROBABILITY
 
 ROOT = Path(__file__).parent.parent

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 
 import contract
 import export.__main__ as export_main
+from console.options import make_config, parse_config
 from contract import (
     ACCUMULATED_COUNTS,
     ATTENTION_MASK,
@@ -39,23 +40,23 @@ from contract import (
     GateFailed,
 )
 from core.binding import Admission
-from export import gates, parity
 from export.config import ExportConfig
+from export.gates import parity
+from export.gates import run as gates
+from export.gates.parity import Comment
+from export.graph.build import build_int8
 from export.model_config import batch_size, encoder_config, ragged_config
-from export.parity import Comment
 from export.publish import publish
 from export.repository import load_scorer, read_artifact
 from export.scorer import CUT, LongText, Scorer
-from export.serving_graph import build_int8
 from serve import triton
 from serve.client import score_comments
 from train.__main__ import train
 from train.artifacts import CONFIG_FILE, load_checkpoint
-from train.batches import EVALUATION_PAIRS, evaluation_batches
-from train.cli import make_config, parse_config
 from train.config import TrainConfig
-from train.data import load_comments
-from train.tokenizer import build_tokenizer
+from train.data.batches import EVALUATION_PAIRS, evaluation_batches
+from train.data.load import load_comments
+from train.data.tokenizer import build_tokenizer
 
 WORDS = "you are a kind awful person and the idea is not so bad thanks for your work".split()
 RULES = {"max": LongText.by("max", 8), "mean": LongText.by("mean", 5)}

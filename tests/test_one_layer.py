@@ -17,9 +17,8 @@ from contract import (
     MAX_BATCH_SIZE,
     SERVING_LOGIT_ATOL,
 )
-from export import one_layer
 from export.cascade import Band, CascadeEncoder
-from export.parity import (
+from export.gates.parity import (
     Comment,
     Runner,
     adversarial_mates,
@@ -32,11 +31,12 @@ from export.parity import (
     shape_parity,
     torch_runner,
 )
-from export.placement import Placement, layers_in_float, placement_of
+from export.gates.placement import Placement, layers_in_float, placement_of
+from export.graph import one_layer
+from export.graph.build import build, build_int8, linear_layers
 from export.scorer import open_session
-from export.serving_graph import build, build_int8, linear_layers
+from train.methods.qat import FakeQuantizedEncoder, calibrate
 from train.model import ModelConfig, ToxicityEncoder
-from train.qat import FakeQuantizedEncoder, calibrate
 
 VOCAB, GROUPS = 100, (8, 70)
 MAX_LEN = 70

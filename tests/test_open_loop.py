@@ -21,11 +21,18 @@ import numpy as np
 import pytest
 from conftest import free_port
 
-from bench.arrivals import self_check
-from bench.comments import SYNTHETIC
-from bench.counters import process_counters
-from bench.open_loop import bodies_needed, drive, find_program, load, read_record, write_bodies
 from bench.run import BenchConfig
+from bench.traffic.arrivals import self_check
+from bench.traffic.comments import SYNTHETIC
+from bench.traffic.counters import process_counters
+from bench.traffic.open_loop import (
+    bodies_needed,
+    drive,
+    find_program,
+    load,
+    read_record,
+    write_bodies,
+)
 from contract import HOST, MODEL_VERSION, PROBABILITY, BadInput, ToxicityError
 from serve.triton import Server
 

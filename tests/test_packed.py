@@ -21,8 +21,8 @@ from contract import (
     LOGIT,
     SERVING_LOGIT_ATOL,
 )
-from export.parity import Comment, Runner, ragged_feeds, run_batch, torch_runner
-from export.serving_graph import build_packed, linear_layers
+from export.gates.parity import Comment, Runner, ragged_feeds, run_batch, torch_runner
+from export.graph.build import build_packed, linear_layers
 from tests.conftest import TinyModel
 
 ATOL = {"fp32": SERVING_LOGIT_ATOL, "fp16": 0.01}

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from conftest import Exported
 
-from bench.comments import SYNTHETIC, load_pool
-from bench.parity import bars, compare
+from bench.model.parity import bars, compare
+from bench.traffic.comments import SYNTHETIC, load_pool
 from export.repository import load_scorer
 from serve import triton
 from serve.client import score_comments
 from train.artifacts import load_checkpoint
-from train.batches import TokenizedOnTheFly
-from train.evaluate import logits_of
+from train.data.batches import TokenizedOnTheFly
+from train.validation import logits_of
 
 ROOT = Path(__file__).parent.parent
 COUNT = 300
@@ -60,7 +60,15 @@ def test_command_prints_bars_that_hold(
     live: tuple[str, triton.ServeConfig], trained_run: Path
 ) -> None:
     precision, config = live
-    command = [sys.executable, "-m", "bench.parity", "--comments", SYNTHETIC, "--count", "100"]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.model.parity",
+        "--comments",
+        SYNTHETIC,
+        "--count",
+        "100",
+    ]
     command += ["--run-dir", str(config.run_dir)]
     done = subprocess.run(
         [*command, "--checkpoint", str(trained_run)], cwd=ROOT, capture_output=True, text=True
@@ -77,7 +85,7 @@ def test_another_checkpoint_is_refused(
     other = tmp_path / "model"
     other.mkdir()
     (other / "model.safetensors").write_bytes(b"other weights")
-    command = [sys.executable, "-m", "bench.parity", "--comments", SYNTHETIC]
+    command = [sys.executable, "-m", "bench.model.parity", "--comments", SYNTHETIC]
     command += ["--run-dir", str(live[1].run_dir), "--checkpoint", str(other)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2

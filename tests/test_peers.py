@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import free_port
 
-from bench.comments import SYNTHETIC
-from bench.peer_app import TorchScorer
-from bench.peers import PeersConfig, _peer, ask, bars
+from bench.serving.peer_app import TorchScorer
+from bench.serving.peers import PeersConfig, _peer, ask, bars
+from bench.traffic.comments import SYNTHETIC
 from contract import FP32_LOGIT_ATOL
 
 TEXTS = ["you are kind", "", "what a pathetic idiot you are, go away"]

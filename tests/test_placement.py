@@ -18,14 +18,14 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 import export.__main__ as export_main
 from contract import ENCODER_MODEL, PUBLIC_MODEL, RAGGED_MODEL, BadInput
-from export import rates
 from export.config import ExportConfig
-from export.parity import Comment, feeds_of
-from export.placement import Placement, Row, layers_in_float, off_the_gpu, placement_of
+from export.gates import rates
+from export.gates.parity import Comment, feeds_of
+from export.gates.placement import Placement, Row, layers_in_float, off_the_gpu, placement_of
+from export.graph.build import build, build_int8, linear_layers
 from export.publish import publish
 from export.repository import read_artifact
 from export.scorer import open_session
-from export.serving_graph import build, build_int8, linear_layers
 from tests.conftest import TinyModel
 
 GROUPS = (8, 16)

@@ -11,18 +11,18 @@ import pytest
 import torch
 
 import contract
-import evaluate.__main__ as evaluate_main
 import export.__main__ as export_main
-from bench.comments import load_pool
+import quality.__main__ as evaluate_main
+from bench.traffic.comments import load_pool
+from console.options import make_config, run
 from contract import TOKENIZER_FILE, BadInput, GateFailed
 from export.config import ExportConfig
 from serve.offline_rows import open_source
 from serve.score_file import ScoreFileConfig, score_file
 from train.__main__ import train
-from train.cli import make_config, run
 from train.config import TrainConfig
-from train.data import load_comments
-from train.synthetic import generate
+from train.data.load import load_comments
+from train.data.synthetic import generate
 
 MARKER = "zqxmarker"
 """In every comment, and never said otherwise."""
@@ -102,7 +102,7 @@ def test_export_and_evaluation_name_comments_by_their_rows(
     argv = ["--run", run_folder, "--models", run_folder, config.repository, "--data", "test", data]
     argv += ["--label-map", *WORDS, "--curated", data, "--curated-label-map", *WORDS, "--misspell"]
     argv += ["--resamples", 100, "--out", tmp_path / "eval"]
-    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, argv)])
+    monkeypatch.setattr(sys, "argv", ["quality", *map(str, argv)])
     evaluate_main.main()
     said = capfd.readouterr()
     assert MARKER not in said.out + said.err

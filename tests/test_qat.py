@@ -19,22 +19,22 @@ from sklearn.metrics import roc_auc_score
 
 import contract
 import export.__main__ as export_main
+from console.options import parse_config
 from contract import BadInput, GateFailed
-from export import parity
 from export.config import ExportConfig
+from export.gates import parity
+from export.graph.build import _calibrate, _graph, build_int8
 from export.repository import load_scorer, read_artifact
-from export.serving_graph import _calibrate, _graph, build_int8
-from train import qat
 from train.__main__ import DEFAULTS_FROM, StopRequest, train
 from train.artifacts import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, load_checkpoint
-from train.batches import TokenizedOnTheFly
-from train.calibration import quality
-from train.cli import parse_config
 from train.config import TrainConfig
-from train.data import Comments, load_comments
-from train.evaluate import logits_of
+from train.data.batches import TokenizedOnTheFly
+from train.data.load import Comments, load_comments
+from train.data.split import Split, split_comments
+from train.methods import qat
+from train.methods.calibration import quality
 from train.model import ModelConfig, ToxicityEncoder
-from train.split import Split, split_comments
+from train.validation import logits_of
 
 CPU = torch.device("cpu")
 GROUPS = (16, 32)

@@ -12,11 +12,11 @@ from onnx import numpy_helper
 
 import export.__main__ as export_main
 from contract import GateFailed
-from export import parity
 from export.config import ExportConfig
-from export.parity import Comment
-from export.qdq import TENSORRT_FILE, linear_nodes, qdq_logits, write_qdq
-from export.trace import trace
+from export.gates import parity
+from export.gates.parity import Comment
+from export.graph.qdq import TENSORRT_FILE, linear_nodes, qdq_logits, write_qdq
+from export.graph.trace import trace
 from tests.conftest import TinyModel
 
 

@@ -18,7 +18,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 import contract
-from bench import fault_child
+from bench.faults import child as fault_child
 from contract import (
     ARTIFACT_FILE,
     ENCODER_MODEL,
@@ -40,7 +40,7 @@ from export import repository as repo
 from export import switch
 from export.model_config import CONFIG_FILE, MODELS
 from export.scorer import Scorer, probability
-from train.files import sha256_of
+from storage.files import sha256_of
 
 
 def _parsed(repository: Path, model: str) -> model_config_pb2.ModelConfig:

@@ -28,6 +28,7 @@ import pytest
 from conftest import TinyModel
 from disk_limit import largest_file
 
+from console.options import make_config, run
 from contract import LOGIT, MAX_COMMENT_BYTES, MODEL_VERSION, PROBABILITY, TEXT, BadInput
 from core.binding import probability
 from export.repository import load_scorer, version_folder
@@ -35,8 +36,7 @@ from serve import score_file
 from serve.offline_rows import CHUNK_BYTES, CHUNK_ROWS, Chunk, open_source
 from serve.offline_worker import ROW, Done, Job, Part, csv_line, open_scorer
 from serve.score_file import ScoreFileConfig, Workers, scored
-from train import tables
-from train.cli import make_config, run
+from train.data import tables
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = ['a "quoted", one', "two\nlines", "a\rreturn", "x\0y", "", " ", "é😀", "\u2028", "=1+1"]

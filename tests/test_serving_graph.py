@@ -23,7 +23,7 @@ from contract import (
     MAX_BATCH_SIZE,
     SERVING_LOGIT_ATOL,
 )
-from export.parity import (
+from export.gates.parity import (
     Comment,
     Runner,
     adversarial_mates,
@@ -35,8 +35,8 @@ from export.parity import (
     shape_parity,
     torch_runner,
 )
-from export.placement import placement_of
-from export.serving_graph import (
+from export.gates.placement import placement_of
+from export.graph.build import (
     GROUP_COST,
     WIDTH_STEP,
     build,

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from conftest import TinyModel
 
-from bench import honest
-from bench.comments import SYNTHETIC, load_pool
-from bench.incidents import Incident, copy_of, publish_shifted, schedule
-from bench.soak import Measured, bars
-from bench.tally import FamilyTally
-from bench.watch import growth, slope
+from bench.hostile import honest
+from bench.hostile.incidents import Incident, copy_of, publish_shifted, schedule
+from bench.hostile.soak import Measured, bars
+from bench.hostile.tally import FamilyTally
+from bench.hostile.watch import growth, slope
+from bench.traffic.comments import SYNTHETIC, load_pool
 from contract import BadInput
 from export.repository import current, load_scorer
 from serve import haproxy
@@ -36,7 +36,7 @@ def repository(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) 
 def test_a_short_soak_holds_every_bar(repository: Path, tmp_path: Path) -> None:
     if not haproxy.found():
         pytest.skip("haproxy is not installed")
-    command = [sys.executable, "-m", "bench.soak", "--repository", str(repository)]
+    command = [sys.executable, "-m", "bench.hostile.soak", "--repository", str(repository)]
     command += ["--out", str(tmp_path), "--comments", SYNTHETIC, "--minutes", "0.6", "--rate", "40"]
     command += "--publishes 1 --kills 1 --rollbacks 0 --balancer-ends 0 --check --json".split()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)

@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from contract import BadInput
-from train.split import Split, overlap, split_comments
-from train.synthetic import generate
+from train.data.split import Split, overlap, split_comments
+from train.data.synthetic import generate
 
 FRACTIONS = [(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.34, 0.33, 0.33), (0.1, 0.2, 0.7)]
 

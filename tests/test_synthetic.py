@@ -16,14 +16,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
-import train.synthetic as synthetic
-from train.split import split_comments
-from train.synthetic import generate
-from train.tokenizer import SPECIAL_TOKENS, Tokenizer
+import train.data.synthetic as synthetic
+from train.data.split import split_comments
+from train.data.synthetic import generate
+from train.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 _DIGEST = """
 import hashlib
-from train.synthetic import generate
+from train.data.synthetic import generate
 texts, shares = generate(300, seed=7)
 print(hashlib.sha256("|".join(texts).encode() + shares.tobytes()).hexdigest())
 """

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.comments import REAL_COMMENTS
+from bench.traffic.comments import REAL_COMMENTS
 from contract import CLS_ID, SPECIAL_TOKENS, UNK_ID, BadInput
 from core.binding import NativeTokenizer
 from tests.compare_tokenizers import (
@@ -30,7 +30,7 @@ from tests.compare_tokenizers import (
     varied,
 )
 from tests.reference_tokenizer import ReferenceTokenizer
-from train.tokenizer import Respelling, Tokenizer, build_tokenizer, oov_rates
+from train.data.tokenizer import Respelling, Tokenizer, build_tokenizer, oov_rates
 
 TEXTS = ["you are a wonderful person !", "you are an idiot", "don't be an idiot , you"] * 3
 TOKENIZER = build_tokenizer(TEXTS, max_vocab=100, max_len=12)

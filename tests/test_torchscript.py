@@ -15,9 +15,9 @@ import torch
 import contract
 import export.__main__ as export_main
 from contract import GateFailed
-from export import parity
 from export.config import ExportConfig
-from export.torchscript import TORCHSCRIPT_FILE, torchscript_runner, write_torchscript
+from export.gates import parity
+from export.graph.torchscript import TORCHSCRIPT_FILE, torchscript_runner, write_torchscript
 from tests.conftest import TinyModel
 from train.model import ToxicityEncoder
 

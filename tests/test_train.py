@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
-from bench import fault_child
+from bench.faults import child as fault_child
 from contract import CLS_ID, PAD_ID, TOKENIZER_FILE, BadInput
 from train.__main__ import StopRequest, train
 from train.artifacts import (
@@ -32,14 +32,14 @@ from train.artifacts import (
     WEIGHTS_FILE,
     load_checkpoint,
 )
-from train.batches import TokenizedOnTheFly, collate
 from train.config import TrainConfig
-from train.data import load_comments
-from train.evaluate import classification_metrics, logits_of
+from train.data.batches import TokenizedOnTheFly, collate
+from train.data.load import load_comments
+from train.data.split import split_comments
+from train.data.tokenizer import Respelling
 from train.model import ModelConfig, ToxicityEncoder
 from train.optimizer import lr_share
-from train.split import split_comments
-from train.tokenizer import Respelling
+from train.validation import classification_metrics, logits_of
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent

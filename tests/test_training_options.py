@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import ablation
+from console.options import make_config
 from contract import CLS_ID, PAD_ID, UNK_ID, BadInput
-from train import debias, embeddings, pretrain
+from experiments import ablation
 from train.__main__ import StopRequest, train
 from train.artifacts import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE
-from train.cli import make_config
-from train.cls_only import ClsOnlyEncoder
 from train.config import TrainConfig
+from train.methods import debias, embeddings, pretrain
+from train.methods.cls_only import ClsOnlyEncoder
 from train.model import Attention, ModelConfig, ToxicityEncoder
 from train.throughput import flops_per_token, matmul_peak
 

@@ -9,8 +9,8 @@ from conftest import TinyModel
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from bench.comments import SYNTHETIC
-from bench.tune import TuneConfig, bars, choose
+from bench.serving.tune import TuneConfig, bars, choose
+from bench.traffic.comments import SYNTHETIC
 from contract import MAX_BATCH, PUBLIC_MODEL
 from export.model_config import CONFIG_FILE, Tuning
 from export.repository import read_tuning, served_tuning, verify

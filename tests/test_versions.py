@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import TinyModel
 
-from bench import fault_child
+from bench.faults import child as fault_child
 from contract import (
     ARTIFACT_FILE,
     ONNX_FILE,
@@ -39,7 +39,7 @@ from export.repository import (
 from export.repository import versions as published
 from export.signing import make_keys
 from export.switch import rollback, serve_version, tune
-from train.files import sha256_of, write_json
+from storage.files import sha256_of, write_json
 
 ROOT = Path(__file__).parent.parent
 

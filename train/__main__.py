@@ -2,9 +2,10 @@
 
     python -m train --data ../shared/data/jigsaw_wiki_train.csv.gz
     torchrun --nproc-per-node 2 -m train --data ...
-    python -m train --qat runs/model     # fine-tune that run for INT8, see train/qat.py
-    python -m train --distill runs/model --d-model 64 --n-layers 1   # see train/distill.py
-    python -m train --pretrain-epochs 2  # learn to guess masked words first, see train/pretrain.py
+    python -m train --qat runs/model     # fine-tune that run for INT8, see train/methods/qat.py
+    python -m train --distill runs/model --d-model 64 --n-layers 1   # see train/methods/distill.py
+    python -m train --pretrain-epochs 2  # learn to guess masked words first, see
+    train/methods/pretrain.py
 
 Ctrl-C saves the progress; the same command goes on at the same step. One training at a time
 writes an --out: its lock is `.<name>.lock` beside the folder.
@@ -32,23 +33,24 @@ from torch import nn
 from torch.optim import swa_utils
 from tqdm import tqdm
 
+from console.options import parse_config, run
 from contract import TOKENIZER_FILE, UNK_ID, BadInput
-from train import artifacts, calibration, debias, distill, pretrain, qat
-from train.batches import Batch, CommentIds, TokenizedOnTheFly, pretokenize, training_batches
-from train.cli import parse_config, run
-from train.cls_only import ClsOnlyEncoder
+from storage.files import clear_removed, clear_unfinished, recover, refusing_disk_errors, remove
+from storage.locks import LOCK_FILE, SHARED_WAIT_S, locked
+from train import artifacts
 from train.config import WRITTEN_BEFORE, TrainConfig
 from train.curves import plot_curves
-from train.data import Comments, load_comments
-from train.embeddings import cooccurrence_embeddings, spelled_alike, start_from
-from train.evaluate import classification_metrics, logits_of
-from train.files import clear_removed, clear_unfinished, recover, refusing_disk_errors, remove
-from train.locks import LOCK_FILE, SHARED_WAIT_S, locked
+from train.data.batches import Batch, CommentIds, TokenizedOnTheFly, pretokenize, training_batches
+from train.data.load import Comments, load_comments
+from train.data.split import overlap, split_comments
+from train.data.tokenizer import Respelling, build_tokenizer, oov_rates
+from train.methods import calibration, debias, distill, pretrain, qat
+from train.methods.cls_only import ClsOnlyEncoder
+from train.methods.embeddings import cooccurrence_embeddings, spelled_alike, start_from
 from train.model import ToxicityEncoder
 from train.optimizer import make_optimizer, prepare_step, update
-from train.split import overlap, split_comments
 from train.throughput import flops_per_token, matmul_peak
-from train.tokenizer import Respelling, build_tokenizer, oov_rates
+from train.validation import classification_metrics, logits_of
 
 DEFAULTS_FROM: dict[str, Callable[[Any], dict[str, Any]]] = {
     "qat": lambda run: qat.defaults_of(Path(run)),

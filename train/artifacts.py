@@ -19,15 +19,15 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from console.options import make_config
 from contract import TOKENIZER_FILE, BadInput
-from train.cli import make_config
-from train.files import read_json as read_json
-from train.files import remove, replace_folder
-from train.files import sha256_of as sha256_of
-from train.files import write_atomically as write_atomically
-from train.files import write_json as write_json
+from storage.files import read_json as read_json
+from storage.files import remove, replace_folder
+from storage.files import sha256_of as sha256_of
+from storage.files import write_atomically as write_atomically
+from storage.files import write_json as write_json
+from train.data.tokenizer import Tokenizer
 from train.model import ModelConfig, ToxicityEncoder
-from train.tokenizer import Tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"

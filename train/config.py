@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from contract import MAX_LEN
-from train.labels import parse_label_map
+from train.data.labels import parse_label_map
 from train.model import Attention, ModelConfig, check_heads
 
 Embeddings = Literal["random", "cooccurrence", "spelling"]
@@ -57,7 +57,7 @@ class TrainConfig:
         0.0,
         ge=0,
         description="a regression on character n-grams teaches beside the runs of --distill and "
-        "counts as so many; 1 with --distill, see train/ngrams.py",
+        "counts as so many; 1 with --distill, see train/methods/ngrams.py",
     )
     unlabelled: Path | None = Field(
         None, description="more comments for --distill, in a file that needs no labels"
@@ -66,7 +66,7 @@ class TrainConfig:
         0,
         ge=0,
         description="passages of each training comment, some words replaced, for the teachers of "
-        "--distill to score; see train/augment.py",
+        "--distill to score; see train/methods/augment.py",
     )
     fractions: tuple[float, float, float] = Field(
         (0.8, 0.1, 0.1), description="shares of the training, validation and test split"
@@ -94,10 +94,12 @@ class TrainConfig:
     embeddings: Embeddings = Field(
         "spelling",
         description="what token embeddings start from: noise, the words near them, or those and "
-        "the words spelled alike; see train/embeddings.py",
+        "the words spelled alike; see train/methods/embeddings.py",
     )
     pretrain_epochs: int = Field(
-        0, ge=0, description="passes of masked-word pre-training first; see train/pretrain.py"
+        0,
+        ge=0,
+        description="passes of masked-word pre-training first; see train/methods/pretrain.py",
     )
     epochs: int = Field(2, ge=1, description="passes over the training split, at most")
     batch_size: int = Field(128, ge=1, description="comments a step and device")
@@ -119,7 +121,7 @@ class TrainConfig:
         0.0,
         ge=0,
         description="weigh comments until identity terms tell nothing; 1 is the formula's own "
-        "strength, see train/debias.py",
+        "strength, see train/methods/debias.py",
     )
     identity_insertion: float = Field(
         0.0, ge=0, le=1, description="share of the harmless comments shown with an identity term"

@@ -18,7 +18,7 @@ def flops_per_token(config: ModelConfig) -> float:
 
     A multiplication and an addition are two; the backward pass has twice the forward's (Kaplan
     et al. 2020, section 2.1). The last block counts its keys and values alone, see
-    `train.cls_only`; attention's own products, about a tenth, are left out.
+    `train.methods.cls_only`; attention's own products, about a tenth, are left out.
     """
     d, hidden = config.d_model, round(config.d_model * config.mlp_ratio)
     weights = (config.n_layers - 1) * (4 * d * d + 2 * d * hidden) + 2 * d * d

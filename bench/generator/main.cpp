@@ -2,7 +2,7 @@
 //
 //   open_loop --port 8000 --path /v2/models/toxicity/infer --bodies FILE --rate 1000 --seconds 10
 //
-// Prints one JSON document. bench/open_loop.py prepares the bodies and reads the result.
+// Prints one JSON document. bench/traffic/open_loop.py prepares the bodies and reads the result.
 #include <csignal>
 #include <cstdio>
 

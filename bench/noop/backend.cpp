@@ -1,5 +1,5 @@
 // A Triton backend that does nothing: every comment gets the logit 0. What its requests cost is what
-// the server, its front end and the generator cost without a model (bench/road.py).
+// the server, its front end and the generator cost without a model (bench/serving/road.py).
 #include <cstdint>
 #include <cstring>
 #include <string>

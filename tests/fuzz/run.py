@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.comments import default_source, load_pool
+from bench.traffic.comments import default_source, load_pool
 from contract import BadInput, ToxicityError
 from core import build
 from train.artifacts import write_json

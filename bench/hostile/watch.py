@@ -1,0 +1,252 @@
+"""A door of its own for a bench that must not harm another's, and how it looks from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.hostile.children import SPAWN
+from console.options import make_config
+from contract import HOST, PUBLIC_MODEL, BadInput
+from serve import door, haproxy
+from serve.supervisor import Supervisor
+
+REPLICA, GRPC = "replica-1", "grpc"
+"""Names of the programs, as `serve.door` calls them."""
+_CACHE = f"{PUBLIC_MODEL}_cache_bytes"
+
+
+# --- The door ------------------------------------------------------------------------------
+@contextlib.contextmanager
+def opened(repository: Path, *, grpc: bool) -> Iterator[door.DoorConfig]:
+    """A door on free ports, in a temporary run folder; it ends with this, whatever ends it.
+
+    Raises BadInput without haproxy and as `serve.door.start` does.
+    """
+    haproxy.executable()
+    with tempfile.TemporaryDirectory(prefix="door-") as folder:
+        http_port, grpc_port, metrics_port = free_ports(3)
+        config = make_config(
+            door.DoorConfig,
+            {
+                "action": "start",
+                "repository": repository,
+                "run_dir": Path(folder) / "run",
+                "http_port": http_port,
+                "grpc_port": grpc_port,
+                "metrics_port": metrics_port,
+                "grpc": grpc,
+            },
+        )
+        with _guarded(config):
+            try:
+                quietly(door.start, config)
+                yield config
+            finally:
+                quietly(door.stop, config)
+
+
+def quietly(action: Any, config: door.DoorConfig) -> None:
+    """Run a command of `serve.door` without what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        action(config)
+
+
+@contextlib.contextmanager
+def _guarded(config: door.DoorConfig) -> Iterator[None]:
+    """Have another process stop the door when this one is killed: its supervisor lives on."""
+    ours, theirs = SPAWN.Pipe()
+    guard = SPAWN.Process(target=_guard, args=(theirs, config), daemon=True)
+    guard.start()
+    theirs.close()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            ours.send("stopped")
+        guard.join()
+
+
+def _guard(connection: Any, config: door.DoorConfig) -> None:
+    import signal
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    try:
+        connection.recv()
+    except EOFError:
+        quietly(door.stop, config)
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nothing listens on."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((HOST, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+# --- Looking at it -------------------------------------------------------------------------
+@dataclass
+class Sample:
+    """One look at the door."""
+
+    at_s: float
+    """Monotonic time."""
+    memory_bytes: dict[str, int]
+    """Resident memory by program, of a server without the logits that it keeps."""
+    pids: dict[str, int]
+    starts: dict[str, int]
+
+
+@dataclass
+class Watch:
+    """Samples of the door at an interval, taken by a thread until `stop`."""
+
+    config: door.DoorConfig
+    interval_s: float = 1.0
+    samples: list[Sample] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._supervisor = Supervisor(self.config.run_dir)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def starts(self) -> dict[str, int]:
+        """How often each program was started until now."""
+        return {name: state.starts for name, state in self._supervisor.states().items()}
+
+    def memory(self, names: Sequence[str], since_s: float = 0.0) -> list[tuple[float, int]]:
+        """Time and memory of these programs together, where all of them were there."""
+        return [
+            (sample.at_s, sum(sample.memory_bytes[name] for name in names))
+            for sample in self.samples
+            if sample.at_s >= since_s and set(names) <= sample.memory_bytes.keys()
+        ]
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(self.interval_s):
+            states = self._supervisor.states()
+            memory = {}
+            for name, state in states.items():
+                with contextlib.suppress(psutil.Error, OSError):
+                    if state.pid:
+                        memory[name] = _resident(state.pid) - self._cached(name)
+            self.samples.append(
+                Sample(
+                    time.monotonic(),
+                    memory,
+                    {name: state.pid for name, state in states.items()},
+                    {name: state.starts for name, state in states.items()},
+                )
+            )
+
+    def _cached(self, name: str) -> int:
+        if name == haproxy.NAME:
+            return 0
+        url = f"http://{HOST}:{self.config.metrics_port}/{name}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+            return sum(
+                int(sample.value)
+                for family in families
+                for sample in family.samples
+                if sample.name == _CACHE
+            )
+
+
+def _resident(pid: int) -> int:
+    process = psutil.Process(pid)
+    family = [process, *process.children(recursive=True)]
+    return sum(int(one.memory_info().rss) for one in family)
+
+
+def growth(memory: Sequence[tuple[float, int]]) -> float:
+    """Largest memory of the last tenth over that of the second tenth of the samples.
+
+    Raises BadInput for fewer than ten.
+    """
+    values = _enough(memory)
+    tenth = len(values) // 10
+    return max(values[-tenth:]) / max(values[tenth : 2 * tenth])
+
+
+def _enough(memory: Sequence[tuple[float, int]]) -> list[int]:
+    if len(memory) < 10:
+        raise BadInput(
+            f"memory was seen {len(memory)} times, expected 10 or more; make the run longer"
+        )
+    return [value for _, value in memory]
+
+
+def level(memory: Sequence[tuple[float, int]]) -> float:
+    """Median memory of the last tenth over that of the second tenth; raises as `growth` does."""
+    values = _enough(memory)
+    tenth = len(values) // 10
+    return float(np.median(values[-tenth:]) / np.median(values[tenth : 2 * tenth]))
+
+
+def ends_mib(memory: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """MiB at the second tenth of the samples, and at the last."""
+    values = [round(value / 2**20, 1) for _, value in memory] or [0.0]
+    return values[len(values) // 10], values[-1]
+
+
+def slope(memory: Sequence[tuple[float, int]], breaks_s: Sequence[float]) -> float:
+    """Growth of memory a second, as a share of its mean, by least squares.
+
+    One slope and a level for each stretch between two of `breaks_s`: a server that was started
+    anew, or has another version, begins at another level.
+    """
+    at = np.array([time_s for time_s, _ in memory])
+    value = np.array([float(size) for _, size in memory])
+    stretch = np.searchsorted(np.sort(np.asarray(breaks_s, np.float64)), at)
+    time_left, value_left = at.copy(), value.copy()
+    for number in np.unique(stretch):
+        rows = stretch == number
+        time_left[rows] -= at[rows].mean()
+        value_left[rows] -= value[rows].mean()
+    spread = float((time_left**2).sum())
+    return float((time_left * value_left).sum()) / spread / float(value.mean()) if spread else 0.0
+
+
+def open_connections(config: door.DoorConfig) -> int:
+    """Connections that haproxy has on the door's ports."""
+    state = Supervisor(config.run_dir).states()[haproxy.NAME]
+    process = psutil.Process(state.pid)
+    found = 0
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += sum(
+                connection.laddr.port in (config.http_port, config.grpc_port)
+                and connection.status != psutil.CONN_LISTEN
+                for connection in one.net_connections("tcp")
+            )
+    return found
+
+
+def closed_after_s(config: door.DoorConfig, most_s: float) -> tuple[float, int]:
+    """Seconds until haproxy has no connection left, at most so many; and how many it has then."""
+    began = time.monotonic()
+    while (left := open_connections(config)) and time.monotonic() - began < most_s:
+        time.sleep(0.25)
+    return time.monotonic() - began, left

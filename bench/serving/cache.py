@@ -1,0 +1,235 @@
+"""What the cache of repeated comments costs and saves: `make bench-cache`.
+
+    python -m bench.serving.cache --repository model_repository
+
+Serves the newest published version twice, side by side on ports of its own, with its cache and
+without, and loads the two in turns. Clients in this process send one comment a request in a closed
+loop; a set share of them repeats one of a few hot comments (Zipf), every other comment is new to
+the server. A cost is the CPU time of the server's process a request, the clients' not included.
+Read ratios within one run. The last line is JSON; exit status 1 when a bar does not hold.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from pydantic import dataclasses as pydantic_dataclasses
+
+from bench.run import artifact_of, hardware, report_broken_bars
+from bench.traffic.comments import default_source, load_pool
+from bench.traffic.counters import server_counters, settled
+from console.options import make_config, parse_config, run
+from contract import HOST
+from export.repository import served_tuning, verify
+from export.switch import tune
+from serve import triton
+from serve.client import Protocol, connect, infer
+
+_HOT = 100
+"""Comments that are repeated, the n-th with a weight of 1 / n."""
+_MISS_COST = 1.03
+"""Most that the look-up may add to the CPU time of a request that repeats nothing."""
+
+
+@pydantic_dataclasses.dataclass(frozen=True)
+class CacheBenchConfig:
+    """Flags of `python -m bench.serving.cache`."""
+
+    repository: Path = Field(Path("model_repository"), description="filled model repository")
+    comments: str = Field(default_source(), description="a labelled file, or 'synthetic'")
+    repeats_percent: tuple[int, ...] = Field((0, 20, 50), description="shares of repeats")
+    protocol: Protocol = Field("http", description="http or grpc")
+    clients: int = Field(16, ge=1, description="requests in flight")
+    seconds: float = Field(3, gt=0, description="length of one measurement")
+    rounds: int = Field(5, ge=1, description="turns of every measurement")
+    port: int = Field(8100, ge=1, le=65530, description="first of six ports of the servers")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One closed loop of some seconds."""
+
+    rate_rps: float
+    cpu_us: float
+    """CPU time a request of tritonserver."""
+    p50_ms: float
+    p99_ms: float
+    hit_share: float
+
+
+def main() -> None:
+    """Measure, print the table, then the JSON line."""
+    config = parse_config(
+        CacheBenchConfig,
+        None,
+        prog="python -m bench.serving.cache",
+        description="Measure the cache.",
+    )
+    verify(config.repository)
+    pool = load_pool(config.comments)
+    print(pool.summary(), flush=True)
+    stream = _Stream(pool.texts)
+    taken: dict[tuple[int, bool], list[Measurement]] = {}
+    with _serving(config, cached=True) as with_cache, _serving(config, cached=False) as without:
+        artifact = artifact_of(with_cache)
+        servers = {True: with_cache, False: without}
+        for server in servers.values():
+            _measure(config, server, stream, 50, config.seconds)  # fills the cache, warms up
+        for turn, percent in itertools.product(range(config.rounds), config.repeats_percent):
+            for cached in (True, False) if turn % 2 else (False, True):
+                measured = _measure(config, servers[cached], stream, percent, config.seconds)
+                taken.setdefault((percent, cached), []).append(measured)
+    results = [
+        {"repeats_percent": percent, "cache": cached, **_median(rows)}
+        for (percent, cached), rows in sorted(taken.items())
+    ]
+    document = {
+        "bench": "cache",
+        "closed_loop": True,
+        "config": {**asdict(config), "repository": config.repository.name},
+        "comments": pool.to_json(),
+        "artifact": artifact,
+        "hardware": hardware(),
+        "results": results,
+        "bars": bars(taken),
+    }
+    print(table(results))
+    print(json.dumps(document, default=str))
+    report_broken_bars(document)
+
+
+class _Stream:
+    """Comments in the order in which they are sent, for threads."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self._texts = itertools.cycle(texts)
+        self._words = sorted({word for text in texts[:500] for word in text.split()})
+        self._rng = np.random.default_rng(0)
+        self._hot = [self._new() for _ in range(_HOT)]
+        weights = 1 / np.arange(1, _HOT + 1)
+        self._weights = weights / weights.sum()
+        self._lock = threading.Lock()
+
+    def next(self, repeats_percent: int) -> bytes:
+        with self._lock:
+            if 100 * self._rng.random() < repeats_percent:
+                text = self._hot[self._rng.choice(_HOT, p=self._weights)]
+            else:
+                text = self._new()
+        return text.encode("utf-8", "replace")
+
+    def _new(self) -> str:
+        """A comment of the pool with other first words, so that no look-up finds it."""
+        fresh = self._rng.choice(self._words, 4)
+        return " ".join([*fresh, *next(self._texts).split()[4:]])
+
+
+@contextmanager
+def _serving(config: CacheBenchConfig, *, cached: bool) -> Iterator[triton.Server]:
+    """A server of a copy of the repository, with its cache or with a size of 0."""
+    with tempfile.TemporaryDirectory() as scratch:
+        repository = Path(scratch) / "repository"
+        shutil.copytree(config.repository, repository)
+        if not cached:
+            tune(repository, served_tuning(repository), {}, cache_bytes=0)
+        port = config.port + (0 if cached else 3)
+        settings = {"action": "start", "repository": repository, "run_dir": Path(scratch) / "run"}
+        ports = {"http_port": port, "grpc_port": port + 1, "metrics_port": port + 2}
+        server_config = make_config(triton.ServeConfig, {**settings, **ports})
+        server = triton.launch(server_config)
+        try:
+            yield server
+        finally:
+            triton.stop(server_config, quiet=True)
+
+
+def _measure(
+    config: CacheBenchConfig, server: triton.Server, stream: _Stream, percent: int, seconds: float
+) -> Measurement:
+    url = f"{HOST}:{server.http_port if config.protocol == 'http' else server.grpc_port}"
+    ends = time.monotonic() + seconds
+
+    def ask() -> list[float]:
+        latencies = []
+        with connect(config.protocol, url) as client:
+            while (sent := time.monotonic()) < ends:
+                infer(client, config.protocol, [stream.next(percent)])
+                latencies.append(time.monotonic() - sent)
+        return latencies
+
+    before, began = settled(server_counters, server), time.monotonic()
+    with ThreadPoolExecutor(config.clients) as pool:
+        asking = [pool.submit(ask) for _ in range(config.clients)]
+        latencies_ms = 1e3 * np.concatenate([future.result() for future in asking])
+    wall_s, after = time.monotonic() - began, settled(server_counters, server)
+    used = {name: after[name] - before[name] for name in after}
+    return Measurement(
+        rate_rps=round(len(latencies_ms) / wall_s, 1),
+        cpu_us=round(1e6 * used["server_cpu_s"] / len(latencies_ms), 1),
+        p50_ms=round(float(np.percentile(latencies_ms, 50)), 2),
+        p99_ms=round(float(np.percentile(latencies_ms, 99)), 2),
+        hit_share=round(used["cache_hits"] / used["comments"], 3),
+    )
+
+
+def _median(rows: list[Measurement]) -> dict[str, float]:
+    names = asdict(rows[0])
+    return {name: statistics.median(asdict(row)[name] for row in rows) for name in names}
+
+
+def bars(taken: dict[tuple[int, bool], list[Measurement]]) -> dict[str, dict[str, Any]]:
+    """CPU time of a request with the cache over that without, the median of the turns.
+
+    At most _MISS_COST where nothing is repeated; elsewhere a comment that was found may cost half
+    of one that was not.
+    """
+    found = {}
+    for percent in sorted({percent for percent, _ in taken}):
+        on, off = taken[percent, True], taken[percent, False]
+        ratio = statistics.median(a.cpu_us / b.cpu_us for a, b in zip(on, off, strict=True))
+        hit_share = statistics.median(row.hit_share for row in on)
+        bar = _MISS_COST if percent == 0 else 1 - hit_share / 2
+        found[f"cpu_at_{percent}_percent"] = {
+            "value": round(ratio, 3),
+            "bar": round(bar, 3),
+            "holds": ratio <= bar,
+        }
+    return found
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """One line a share of repeats, with the cache and without it."""
+    lines = [["repeats", "cache", "found", "requests/s", "server CPU us", "p50 ms", "p99 ms"]]
+    lines += [
+        [
+            f"{row['repeats_percent']} %",
+            "on" if row["cache"] else "off",
+            f"{100 * row['hit_share']:.0f} %",
+            f"{row['rate_rps']:.0f}",
+            *(f"{row[name]:.1f}" for name in ("cpu_us", "p50_ms", "p99_ms")),
+        ]
+        for row in results
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+if __name__ == "__main__":
+    run(main)

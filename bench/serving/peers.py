@@ -1,0 +1,159 @@
+"""Ours beside other ways to serve the same weights, at one objective: `make bench-peers`.
+
+    python -m bench.serving.peers --p99-ms 50 --seconds 10 --steps 4
+
+FastAPI and LitServe run PyTorch (bench/serving/peer_app.py); Triton runs the plain traced graph,
+padded to the batch, in FP32 and in dynamic INT8; the last row is the published version. Each in
+turn gets a process a core and the same comments over HTTP from the same generator. A peer whose
+package is not installed is skipped, loudly. Prints a table and, as its last line, one JSON
+document; the same goes to `bench/out/peers.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from bench.run import hardware, report_broken_bars
+from bench.serving.capacity import CapacityConfig, Rung, search, served, table
+from bench.serving.peer_app import INFER_PATH
+from bench.traffic.comments import load_pool
+from bench.traffic.counters import process_counters
+from console.options import parse_config, run
+from contract import HOST, LOGIT, TEXT, ToxicityError
+from export.graph.qdq import write_dynamic
+from export.model_config import Tuning
+from export.repository import verify
+from serve.process import refuse_taken_port, spawn, wait_or_kill
+from serve.triton import Server
+from train.artifacts import write_json
+
+_ALL = Tuning(os.cpu_count() or 1)
+_READY_S = 90.0
+_OURS = Rung("ours: published version", tuning=_ALL)
+
+
+@dataclass(frozen=True)
+class PeersConfig(CapacityConfig):
+    """Flags of `python -m bench.serving.peers`."""
+
+    checkpoint: Path = Field(Path("runs/model"), description="weights of the published version")
+
+
+def main() -> None:
+    config = parse_config(
+        PeersConfig,
+        None,
+        prog="python -m bench.serving.peers",
+        description="Compare ways to serve.",
+    )
+    artifact = verify(config.repository)
+    pool = load_pool(config.comments)
+    print(pool.summary(), flush=True)
+    rows = []
+    for framework, words in (("fastapi", "FastAPI + PyTorch"), ("litserve", "LitServe + PyTorch")):
+        if find_spec(framework) is None:
+            print(f"{words}: skipped, {framework} is not installed", flush=True)
+            continue
+        with _peer(config, framework) as server:
+            rows.append(search(config, Rung(words, tuning=_ALL), server, process_counters))
+    with tempfile.TemporaryDirectory() as folder:
+        dynamic = Path(folder) / "dynamic.onnx"
+        write_dynamic(config.traced, dynamic)
+        for words, traced in (("FP32", config.traced), ("dynamic INT8", dynamic)):
+            rung = Rung(f"Triton, traced {words}", "traced", tuning=_ALL)
+            with served(replace(config, traced=traced), rung) as server:
+                rows.append(search(config, rung, server))
+    with served(config, _OURS) as server:
+        rows.append(search(config, _OURS, server))
+    document = {
+        "bench": "peers",
+        "objective": {"p99_ms": config.p99_ms, "errors": 0},
+        "seconds": config.seconds,
+        "precision": artifact["precision"],
+        "comments": pool.to_json(),
+        "hardware": hardware(),
+        "peers": rows,
+        "bars": bars(rows),
+    }
+    write_json(config.out / "peers.json", document)
+    print(table(rows))
+    print(json.dumps(document))
+    report_broken_bars(document)
+
+
+@contextlib.contextmanager
+def _peer(config: PeersConfig, framework: str) -> Iterator[Server]:
+    """A PyTorch server that answers, killed at the end. Raises ToxicityError if it never does."""
+    refuse_taken_port(config.http_port, "http_port")
+    config.out.mkdir(parents=True, exist_ok=True)
+    log = config.out / f"{framework}.log"
+    command = [sys.executable, "-m", "bench.serving.peer_app", framework]
+    command += ["--checkpoint", str(config.checkpoint), "--port", str(config.http_port)]
+    process = spawn(command, {**os.environ, "OMP_NUM_THREADS": "1"}, log)
+    try:
+        _wait_until_it_answers(process, config.http_port, log)
+        yield Server(
+            pid=process.pid,
+            create_time=process.create_time(),
+            repository=str(config.checkpoint),
+            http_port=config.http_port,
+            grpc_port=config.http_port,
+            metrics_port=config.http_port,
+        )
+    finally:
+        family = [process, *process.children(recursive=True)] if process.is_running() else []
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        wait_or_kill(family, 5)
+
+
+def _wait_until_it_answers(process: psutil.Process, port: int, log: Path) -> None:
+    deadline = time.monotonic() + _READY_S
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        with contextlib.suppress(OSError):
+            ask(port, ["a kind answer"])
+            return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    raise ToxicityError(f"{log.stem} did not answer within {_READY_S:.0f} s; see {log}")
+
+
+def ask(port: int, texts: list[str]) -> list[float]:
+    """Logits of one JSON request; OSError when nothing answers it."""
+    tensor = {"name": TEXT, "shape": [len(texts), 1], "datatype": "BYTES", "data": texts}
+    request = urllib.request.Request(
+        f"http://{HOST}:{port}{INFER_PATH}",
+        json.dumps({"inputs": [tensor]}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=_READY_S) as answer:
+        outputs = {output["name"]: output["data"] for output in json.load(answer)["outputs"]}
+    return [float(value) for value in outputs[LOGIT]]
+
+
+def bars(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Ours, the last row, at four times the best of the others."""
+    *peers, ours = (row["capacity_rps"] for row in rows)
+    gain = ours / max(*peers, 1e-9) if len(peers) > 1 else 0.0
+    return {"ours_over_best_peer": {"value": round(gain, 2), "bar": 4, "holds": gain >= 4}}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,120 @@
+"""Choose instances, window and largest batch by measurement: `make tune`.
+
+    python -m bench.serving.tune --repository model_repository
+
+One setting after the other, the others held: the capacity at the objective, as in
+`bench.serving.capacity`, for each of its values. A value replaces the one that stands only when it
+is better by more than --margin, which is this machine's noise. What won goes into the repository's
+configuration (toxicity/serving.json, and the measurements in toxicity/tuning.json); later exports
+keep it. Prints a table and, as its last line, one JSON document, also in `bench/out/tune.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from bench.run import hardware, report_broken_bars
+from bench.serving.capacity import CapacityConfig, Rung, search, served, table
+from bench.traffic.comments import load_pool
+from console.options import parse_config, run
+from contract import MAX_BATCH_SIZE, MAX_INSTANCES, MAX_WINDOW_MS, ONNX_FILE
+from export.model_config import Tuning
+from export.repository import served_tuning, verify
+from export.switch import tune
+from train.artifacts import write_json
+
+_CORES = os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class TuneConfig(CapacityConfig):
+    """Flags of `python -m bench.serving.tune`."""
+
+    steps: int = Field(4, ge=1, description="runs of the search of one setting")
+    instances: tuple[Annotated[int, Field(ge=1, le=MAX_INSTANCES)], ...] = Field(
+        tuple(sorted({1, _CORES, _CORES + 1})), description="sessions to try"
+    )
+    window_ms: tuple[Annotated[float, Field(ge=0, le=MAX_WINDOW_MS)], ...] = Field(
+        (0, 2, 8), description="waits for batch-mates to try"
+    )
+    max_batch: tuple[Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)], ...] = Field(
+        (16, MAX_BATCH_SIZE), description="largest batches to try"
+    )
+    margin: float = Field(0.05, ge=0, description="gain from which on a value replaces another")
+
+
+def main() -> None:
+    config = parse_config(
+        TuneConfig, None, prog="python -m bench.serving.tune", description="Tune the served model."
+    )
+    published = verify(config.repository)
+    artifact = {"precision": published["precision"], **published["files"][ONNX_FILE]}
+    pool = load_pool(config.comments)
+    print(pool.summary(), flush=True)
+    standing = served_tuning(config.repository)
+    best, rows = choose(config, standing, lambda tuning: _measure(config, tuning))
+    document = {
+        "bench": "tune",
+        "objective": {"p99_ms": config.p99_ms, "errors": 0},
+        "seconds": config.seconds,
+        "margin": config.margin,
+        "comments": pool.to_json(),
+        "artifact": artifact,
+        "hardware": hardware(),
+        "chosen": asdict(best),
+        "rows": rows,
+        "bars": bars(rows),
+    }
+    write_json(config.out / "tune.json", document)
+    tune(config.repository, best, document)
+    print(table(rows))
+    print(
+        f"chosen: {_words(best)}; it is in {config.repository} and serves after `make stop serve`"
+    )
+    print(json.dumps(document))
+    report_broken_bars(document)
+
+
+def _measure(config: TuneConfig, tuning: Tuning) -> dict[str, Any]:
+    rung = Rung(_words(tuning), tuning=tuning)
+    with served(config, rung) as server:
+        return search(config, rung, server)
+
+
+def choose(
+    config: TuneConfig, standing: Tuning, measure: Callable[[Tuning], dict[str, Any]]
+) -> tuple[Tuning, list[dict[str, Any]]]:
+    """The best tuning, and what `measure` gave for each that was tried, `standing` first."""
+    best, rows = standing, [measure(standing)]
+    to_beat = rows[0]["capacity_rps"]
+    for name in ("instances", "window_ms", "max_batch"):
+        standing = best
+        for value in getattr(config, name):
+            if value == getattr(standing, name):
+                continue
+            candidate = replace(standing, **{name: value})
+            rows.append(measure(candidate))
+            if rows[-1]["capacity_rps"] > (1 + config.margin) * to_beat:
+                best, to_beat = candidate, rows[-1]["capacity_rps"]
+    return best, rows
+
+
+def _words(tuning: Tuning) -> str:
+    return f"{tuning.instances} x, {tuning.window_ms:g} ms, batch {tuning.max_batch}"
+
+
+def bars(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every tuning that was tried meets the objective at some rate."""
+    share = sum(row["capacity_rps"] > 0 for row in rows) / len(rows)
+    return {"tunings_with_capacity": {"value": share, "bar": 1, "holds": share == 1}}
+
+
+if __name__ == "__main__":
+    run(main)

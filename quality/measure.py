@@ -1,0 +1,359 @@
+"""Everything that an evaluation measures, as one JSON document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contract import DECISION_THRESHOLD, TOKENIZER_FILE, UNK_ID, BadInput
+from quality import metrics
+from quality.config import TEST, EvaluateConfig
+from quality.curated import group_rates, load_curated, pair_shifts
+from quality.metrics import Values, bootstrap, interval
+from quality.misspell import KINDS, misspell_all
+from quality.models import Model, load_model
+from train.artifacts import WEIGHTS_FILE, sha256_of
+from train.data.load import Comments, load_comments
+from train.data.split import Split, comments_of_run, overlap
+from train.data.tokenizer import Tokenizer
+from train.methods.calibration import Platt, fit_platt, fit_temperature, quality
+from train.validation import RELIABILITY_BINS, probability_of, reliability_bin
+
+VALIDATION = "validation"
+DEFAULT = f"{DECISION_THRESHOLD:g}"
+"""Name of the threshold that every artifact decides by."""
+Logits = dict[str, np.ndarray]
+"""Model -> float32 [n]."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The document, and what its curves are drawn from."""
+
+    document: dict[str, Any]
+    sets: dict[str, Comments]
+    logits: dict[str, Logits]
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Score every set with every model and measure.
+
+    Raises BadInput for a model, a file or a run that cannot be used, and ToxicityError when a
+    live server fails.
+    """
+    trained_on, split = comments_of_run(config.run, config.train_data)
+    sets = _load_sets(config, trained_on, split)
+    curated = load_curated(
+        config.curated,
+        text_column=config.curated_text_column,
+        label_column=config.curated_label_column,
+        label_map=config.curated_label_map,
+    )
+    models = {
+        model.name: model
+        for model in (load_model(spec, trained_on, split) for spec in config.models)
+    }
+    logits = {name: _score(models, name, comments.texts) for name, comments in sets.items()}
+    thresholds = {name: _thresholds(config, sets, logits, name) for name in models}
+    training = [trained_on.texts[row] for row in split.train]
+    document = {
+        "bench": "evaluate",
+        "run": {
+            "checkpoint_sha256": sha256_of(config.run / WEIGHTS_FILE),
+            "trained_on": trained_on.source,
+            "split": split.to_json(),
+        },
+        "models": {name: {"kind": model.kind, **model.about} for name, model in models.items()},
+        "sets": {
+            name: {
+                **comments.source,
+                "comments": len(comments.texts),
+                "toxic": int(comments.labels.sum()),
+                "in_training": seen.same,
+                "in_training_but_for_form": seen.alike,
+            }
+            for name, comments in (sets | curated).items()
+            for seen in [overlap(comments.texts, training)]
+        },
+        "resamples": config.resamples,
+        "seed": config.seed,
+        "thresholds": {
+            name: {rule: _shown(logit) for rule, logit in rules.items()}
+            for name, rules in thresholds.items()
+        },
+        "results": {
+            name: _results(config, comments, logits[name], thresholds)
+            for name, comments in sets.items()
+        },
+        "calibration": {
+            name: _calibration(comments, logits[name], sets[VALIDATION], logits[VALIDATION], models)
+            for name, comments in sets.items()
+        },
+        "curated": {
+            name: _curated(config, comments, _score(models, name, comments.texts), thresholds)
+            for name, comments in curated.items()
+        },
+    }
+    if config.misspell:
+        document["misspelled"] = {
+            name: _misspelled(config, models, name, comments, logits[name])
+            for name, comments in sets.items()
+            if name != VALIDATION
+        }
+    document["bars"] = bars(document)
+    return Evaluation(document, sets, logits)
+
+
+# --- Sets ------------------------------------------------------------------------------------
+def _load_sets(config: EvaluateConfig, trained_on: Comments, split: Split) -> dict[str, Comments]:
+    """Validation first, then what was asked for, by the file's name without its suffix."""
+    sets = {VALIDATION: _part(trained_on, split.validation, VALIDATION)}
+    for source in config.data:
+        name = source if source == TEST else Path(source).name.split(".")[0]
+        if name in sets:
+            raise BadInput(f"--data has two sets named {name!r}, expected one; rename a file")
+        if source == TEST:
+            sets[name] = _part(trained_on, split.test, TEST)
+        else:
+            sets[name] = load_comments(
+                source,
+                text_column=config.text_column,
+                label_column=config.label_column,
+                label_map=config.label_map,
+            )
+    return sets
+
+
+def _part(comments: Comments, rows: np.ndarray, part: str) -> Comments:
+    return replace(
+        comments,
+        texts=[comments.texts[row] for row in rows],
+        rows=comments.rows[rows],
+        labels=comments.labels[rows],
+        targets=comments.targets[rows],
+        identities={name: share[rows] for name, share in comments.identities.items()},
+        source={"name": comments.source["name"], "part": part},
+    )
+
+
+def _score(models: Mapping[str, Model], name: str, texts: list[str]) -> Logits:
+    print(f"scoring {len(texts):,} comments of {name} ...", flush=True)
+    return {model.name: model.logits(texts) for model in models.values()}
+
+
+# --- Labelled sets ---------------------------------------------------------------------------
+def _thresholds(
+    config: EvaluateConfig, sets: dict[str, Comments], logits: dict[str, Logits], model: str
+) -> dict[str, float | None]:
+    """Logits from which a comment counts as toxic, by rule; chosen on the validation split."""
+    labels, own = sets[VALIDATION].labels, logits[VALIDATION][model]
+    precision, fpr = config.wanted_precision, config.wanted_fpr
+    return {
+        DEFAULT: float(np.log(DECISION_THRESHOLD / (1 - DECISION_THRESHOLD))),
+        f"precision {precision:g}": metrics.threshold_for_precision(labels, own, precision),
+        f"FPR {fpr:g}": metrics.threshold_for_fpr(labels, own, fpr),
+    }
+
+
+def _shown(logit: float | None) -> dict[str, float] | None:
+    if logit is None:
+        return None
+    return {"logit": logit, "probability": float(probability_of(np.array(logit)))}
+
+
+def _results(
+    config: EvaluateConfig,
+    comments: Comments,
+    logits: Logits,
+    thresholds: Mapping[str, Mapping[str, float | None]],
+) -> dict[str, Any]:
+    """Metrics of each model with their intervals, and their differences from the first one's."""
+    mentioned = metrics.mentions(comments.identities)
+    values: dict[str, Values] = {}
+    for name, own in logits.items():
+
+        def statistic(weights: np.ndarray, own: np.ndarray = own, name: str = name) -> Values:
+            found = metrics.classification(comments.labels, own, weights)
+            for rule, logit in thresholds[name].items():
+                if logit is not None:
+                    rates = metrics.at_threshold(comments.labels, own >= logit, weights)
+                    found |= {f"{key} at {rule}": value for key, value in rates.items()}
+            return found | metrics.bias(comments.labels, own, mentioned, weights)
+
+        n = len(comments.texts)
+        values[name] = bootstrap(statistic, n, resamples=config.resamples, seed=config.seed)
+    first = next(iter(values.values()))
+    return {
+        name: {
+            "metrics": {key: interval(value) for key, value in own.items()},
+            "difference": {key: interval(own[key] - first[key]) for key in own if key in first},
+        }
+        for name, own in values.items()
+    }
+
+
+def _reliability(labels: np.ndarray, logits: np.ndarray) -> list[dict[str, float]]:
+    """Of each bin of the probability that has comments."""
+    probability = probability_of(logits)
+    in_bin = reliability_bin(probability)
+    return [
+        {
+            "comments": int(chosen.sum()),
+            "probability": float(probability[chosen].mean()),
+            "toxic_share": float(labels[chosen].mean()),
+        }
+        for chosen in (in_bin == k for k in range(RELIABILITY_BINS))
+        if chosen.any()
+    ]
+
+
+def _calibration(
+    comments: Comments,
+    logits: Logits,
+    validation: Comments,
+    by_model: Logits,
+    models: Mapping[str, Model],
+) -> dict[str, Any]:
+    """Log loss, ECE and reliability before calibration, by maps fitted on validation, as served."""
+    found: dict[str, Any] = {}
+    for name, served in logits.items():
+        # A cascade has one of each of its models.
+        about = models[name].about
+        known = None if about.get("cascade") else about.get("calibration")
+        applied = Platt(**known) if known else Platt(1.0)
+        before, fitted_on = applied.undone(served), applied.undone(by_model[name])
+        temperature = fit_temperature(validation.labels, fitted_on)
+        platt = fit_platt(validation.labels, fitted_on)
+        ways = {
+            "before": before,
+            "temperature": temperature(before),
+            "slope and offset": platt(before),
+            "served": served,
+        }
+        found[name] = {way: quality(comments.labels, x) for way, x in ways.items()}
+        for way in ("before", "served"):
+            found[name][way]["reliability"] = _reliability(comments.labels, ways[way])
+    return found
+
+
+# --- Curated sets, misspellings --------------------------------------------------------------
+def _curated(
+    config: EvaluateConfig,
+    comments: Comments,
+    logits: Logits,
+    thresholds: Mapping[str, Mapping[str, float | None]],
+) -> dict[str, Any]:
+    chance = {"resamples": config.resamples, "seed": config.seed}
+    found: dict[str, Any] = {}
+    for name, own in logits.items():
+        rates = {
+            rule: group_rates(comments, own >= logit, **chance)
+            for rule, logit in thresholds[name].items()
+            if logit is not None
+        }
+        found[name] = {
+            "rates": {rule: _intervals(values) for rule, values in rates.items()},
+            "pairs": _intervals(pair_shifts(comments, own, **chance)),
+        }
+    return found
+
+
+def _intervals(values: Values) -> dict[str, Any]:
+    return {name: interval(value) for name, value in values.items()}
+
+
+def _misspelled(
+    config: EvaluateConfig,
+    models: Mapping[str, Model],
+    name: str,
+    comments: Comments,
+    logits: Logits,
+) -> dict[str, Any]:
+    """AUROC by kind of misspelling, and the unknown words of the toxic comments.
+
+    "toxic": the toxic comments alone are misspelled. A model may then rank better than before,
+    because a spelling that only they have gives them away. "every": as many others are, too,
+    and these two halves are what is ranked; so it says what a model still reads.
+    """
+    tokenizer = Tokenizer.from_json((config.run / TOKENIZER_FILE).read_text("utf-8"))
+    toxic, others = (np.flatnonzero(comments.labels == label) for label in (1, 0))
+    drawn = np.random.default_rng(config.seed).permutation(others)[: len(toxic)]
+    rows = np.concatenate([toxic, drawn])
+    texts = [comments.texts[row] for row in rows]
+
+    def figures(texts: list[str], scores: Logits) -> dict[str, Any]:
+        aurocs = {}
+        for model, own in scores.items():
+            attacked = logits[model].copy()
+            attacked[toxic] = own[: len(toxic)]
+            aurocs[model] = {
+                "toxic": _auroc(comments.labels, attacked),
+                "every": _auroc(comments.labels[rows], own),
+            }
+        return {"oov": _oov(tokenizer, texts[: len(toxic)]), "auroc": aurocs}
+
+    found = {"none": figures(texts, {model: own[rows] for model, own in logits.items()})}
+    for kind, kinds in [*((kind, (kind,)) for kind in KINDS), ("any", KINDS)]:
+        changed = misspell_all(texts, kinds, seed=config.seed)
+        found[kind] = figures(changed, _score(models, f"{name} misspelled ({kind})", changed))
+    return found
+
+
+def _auroc(labels: np.ndarray, logits: np.ndarray) -> float:
+    return float(metrics.auroc(labels, logits, np.ones((1, len(labels))))[0])
+
+
+def _oov(tokenizer: Tokenizer, texts: list[str]) -> float:
+    """Share of the tokens, [CLS] apart, that the vocabulary does not have."""
+    ids = np.concatenate([tokenizer.encode(text)[1:] for text in texts])
+    return float(np.mean(ids == UNK_ID))
+
+
+# --- Bars ------------------------------------------------------------------------------------
+_CIVIL_OVER_BASELINE = 0.02
+_ECE = 0.02
+_FPR_RATIO = 3.0
+_INT8_AUROC = 0.0005
+
+
+def bars(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the first model, and each INT8 artifact of a checkpoint here, must reach."""
+    found: dict[str, dict[str, Any]] = {}
+    first, models = next(iter(document["models"])), document["models"]
+    results = document["results"]
+
+    def bar(name: str, value: float | None, bound: float, holds: bool) -> None:
+        found[name] = {"value": value, "bar": bound, "holds": holds}
+
+    ece = results[VALIDATION][first]["metrics"]["ece"]["value"]
+    bar("ece", ece, _ECE, ece <= _ECE)
+    for name, of_set in results.items():
+        if name == VALIDATION:
+            continue
+        for model in (m for m in models if models[m]["kind"] == "baseline" and m != first):
+            gain = -of_set[model]["difference"]["auroc"]["value"]
+            least = _CIVIL_OVER_BASELINE if name.startswith("civil_comments") else 0.0
+            bar(f"auroc_over_{model}.{name}", gain, least, gain > 0 and gain >= least)
+    for name, by_model in document["curated"].items():
+        ratio = by_model[first]["rates"][DEFAULT].get("fpr_ratio")
+        if ratio and not document["sets"][name]["toxic"]:
+            value = ratio["value"]
+            bar(f"fpr_ratio.{name}", value, _FPR_RATIO, value is not None and value <= _FPR_RATIO)
+    pairs = [
+        (of, int8)
+        for of in models
+        for int8 in models
+        if models[of]["kind"] == "pytorch"
+        and models[int8].get("precision") == "int8"
+        and not models[int8]["cascade"]
+        and models[of]["checkpoint_sha256"] == models[int8]["checkpoint_sha256"]
+    ]
+    if pairs:
+        aurocs = [{m: r[m]["metrics"]["auroc"]["value"] for m in models} for r in results.values()]
+        worst = max(abs(auroc[a] - auroc[b]) for auroc in aurocs for a, b in pairs)
+        bar("int8_auroc_difference", worst, _INT8_AUROC, worst <= _INT8_AUROC)
+    return found

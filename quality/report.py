@@ -1,0 +1,261 @@
+"""The document of an evaluation as tables for the screen, and as one HTML page with its plots."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from quality.measure import DEFAULT, VALIDATION, Evaluation
+from train.artifacts import write_atomically
+
+_METRICS = ("average_precision", "accuracy", "precision", "recall", "f1", "ece")
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em }
+table { border-collapse: collapse; font-size: 13px } h2 { margin-top: 2em }
+th, td { padding: .2em .7em; text-align: right; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left } img { max-width: 100% }
+"""
+Table = tuple[str, pd.DataFrame]
+"""Title and cells, all of them text."""
+
+
+# --- Tables ----------------------------------------------------------------------------------
+def screen(document: Mapping[str, Any]) -> str:
+    """What to read first: the groups and the identities one by one are in the page."""
+    tables = [*labelled(document), *calibration(document), *fairness(document)]
+    tables += [*misspelled(document), bar_table(document)]
+    return "\n\n".join(f"{title}\n{cells.to_string(index=False)}" for title, cells in tables)
+
+
+def labelled(document: Mapping[str, Any]) -> Iterator[Table]:
+    """One table a set: AUROC with its interval, the difference from the first model, the rest."""
+    for name, of_set in document["results"].items():
+        about = document["sets"][name]
+        rows: list[dict[str, str]] = []
+        for model, found in of_set.items():
+            values, difference = found["metrics"], found["difference"]["auroc"]
+            row = {"model": model, "AUROC": _interval(values["auroc"])}
+            row["difference"] = "" if not rows else _interval(difference, signed=True)
+            row |= {metric.replace("_", " "): _number(values[metric]) for metric in _METRICS}
+            if "bias_metric" in values:
+                row["bias metric"] = _number(values["bias_metric"])
+            rows.append(row)
+        title = f"{name}: {about['comments']:,} comments, {about['toxic']:,} toxic"
+        if name != VALIDATION:
+            title += f"; {about['in_training']:,} of them trained on"
+            if more := about["in_training_but_for_form"]:
+                title += f", {more:,} more but for case, punctuation and spaces"
+        yield title, pd.DataFrame(rows)
+
+
+def thresholds(document: Mapping[str, Any]) -> Iterator[Table]:
+    """What each threshold, chosen on the validation split, gives on a set."""
+    for name, of_set in document["results"].items():
+        rows = [
+            {
+                "model": model,
+                "chosen for": rule,
+                "probability": _number({"value": chosen["probability"]}),
+                **{
+                    metric: _interval(found["metrics"][f"{metric} at {rule}"])
+                    for metric in ("precision", "recall", "fpr")
+                },
+            }
+            for model, found in of_set.items()
+            for rule, chosen in document["thresholds"][model].items()
+            if chosen
+        ]
+        yield f"thresholds on {name}", pd.DataFrame(rows)
+
+
+def calibration(document: Mapping[str, Any]) -> Iterator[Table]:
+    """ECE and log loss before, by temperature alone, by slope and offset, and as served."""
+    rows = [
+        {
+            "set": name,
+            "model": model,
+            **{f"ECE {way}": f"{found['ece']:.4f}" for way, found in ways.items()},
+            **{f"log loss {way}": f"{found['log_loss']:.4f}" for way, found in ways.items()},
+        }
+        for name, of_set in document["calibration"].items()
+        for model, ways in of_set.items()
+    ]
+    yield "calibration: temperature, and slope and offset, fitted on validation", pd.DataFrame(rows)
+
+
+def identities(document: Mapping[str, Any]) -> Iterator[Table]:
+    """Subgroup, BPSN and BNSP AUC by identity, of the sets that have identity columns."""
+    for name, of_set in document["results"].items():
+        keys = [key for key in next(iter(of_set.values()))["metrics"] if "_auc." in key]
+        names = dict.fromkeys(key.partition(".")[2] for key in keys)
+        rows = [
+            {
+                "model": model,
+                "identity": identity,
+                **{
+                    kind.upper().replace("_", " "): _interval(
+                        found["metrics"][f"{kind}_auc.{identity}"]
+                    )
+                    for kind in ("subgroup", "bpsn", "bnsp")
+                },
+            }
+            for identity in names
+            for model, found in of_set.items()
+        ]
+        if rows:
+            yield f"identities in {name}, AUC", pd.DataFrame(rows)
+
+
+def fairness(document: Mapping[str, Any]) -> Iterator[Table]:
+    """One table a curated set: the error rates of its two groups, or the range over many."""
+    for name, of_set in document["curated"].items():
+        rows = []
+        for model, found in of_set.items():
+            rates = found["rates"][DEFAULT]
+            row = {"model": model}
+            for rate in ("fpr", "fnr"):
+                groups = {key: value for key, value in rates.items() if key.startswith(f"{rate}.")}
+                if len(groups) > 2:
+                    values = [value["value"] for value in groups.values()]
+                    row[rate.upper()] = _number(rates[rate])
+                    row[f"{rate.upper()} of {len(groups)} groups"] = (
+                        f"{min(values):.4f} to {max(values):.4f}"
+                    )
+                else:
+                    for key, value in groups.items():
+                        row[key.replace(f"{rate}.", f"{rate.upper()} ")] = _number(value)
+            if "fpr_ratio" in rates:
+                row["FPR ratio"] = _interval(rates["fpr_ratio"], digits=2)
+            row |= {key.replace("_", " "): _number(value) for key, value in found["pairs"].items()}
+            rows.append(row)
+        yield f"{name}, decisions at {DEFAULT}", pd.DataFrame(rows)
+
+
+def groups(document: Mapping[str, Any]) -> Iterator[Table]:
+    """Error rates of every group of the curated sets, at every threshold."""
+    for name, of_set in document["curated"].items():
+        rows = [
+            {"model": model, "threshold": rule, "rate": rate, "value": _interval(value)}
+            for model, found in of_set.items()
+            for rule, rates in found["rates"].items()
+            for rate, value in rates.items()
+        ]
+        yield f"{name}, by group and threshold", pd.DataFrame(rows)
+
+
+def misspelled(document: Mapping[str, Any]) -> Iterator[Table]:
+    """AUROC by kind of misspelling: of the toxic comments alone, and of as many others too."""
+    for name, by_kind in document.get("misspelled", {}).items():
+        for which, title in (
+            ("toxic", "its toxic comments misspelled"),
+            ("every", "misspelled: its toxic comments and as many others"),
+        ):
+            rows = [
+                {
+                    "misspelled": kind,
+                    "unknown tokens": f"{100 * found['oov']:.2f} %",
+                    **{model: f"{auroc[which]:.4f}" for model, auroc in found["auroc"].items()},
+                }
+                for kind, found in by_kind.items()
+            ]
+            yield f"AUROC on {name}, {title}", pd.DataFrame(rows)
+
+
+def bar_table(document: Mapping[str, Any]) -> Table:
+    """What is asked of the first model."""
+    rows = [
+        {
+            "bar": name,
+            "value": "infinite" if bar["value"] is None else f"{bar['value']:.5f}",
+            "asked": f"{bar['bar']:g}",
+            "holds": "yes" if bar["holds"] else "NO",
+        }
+        for name, bar in document["bars"].items()
+    ]
+    return f"bars of {next(iter(document['models']))}", pd.DataFrame(rows)
+
+
+def _number(shown: Mapping[str, float | None]) -> str:
+    value = shown["value"]
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _interval(shown: Mapping[str, float | None], *, signed: bool = False, digits: int = 4) -> str:
+    """The value and its 95 % interval."""
+    form = f"{'+' if signed else ''}.{digits}f"
+    value, low, high = ("-" if shown[k] is None else f"{shown[k]:{form}}" for k in shown)
+    return f"{value} [{low}, {high}]"
+
+
+# --- The page --------------------------------------------------------------------------------
+def write_page(evaluation: Evaluation, path: Path) -> None:
+    """Write one HTML file that needs no other."""
+    document = evaluation.document
+    parts = ["<h1>Evaluation</h1>", _about(document)]
+    parts += [_table(bar_table(document))]
+    parts += [_table(table) for table in labelled(document)]
+    for name, comments in evaluation.sets.items():
+        image = base64.b64encode(_curves(document, name, comments.labels, evaluation.logits[name]))
+        parts.append(
+            f"<h2>{html.escape(name)}</h2>"
+            f'<img alt="curves" src="data:image/png;base64,{image.decode()}">'
+        )
+    for tables in (thresholds, calibration, identities, fairness, misspelled, groups):
+        parts += [_table(table) for table in tables(document)]
+    title = "<title>Evaluation</title>"
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8">{title}<style>{_STYLE}</style>'
+    write_atomically(path, "\n".join([head, *parts, "</html>\n"]))
+
+
+def _about(document: Mapping[str, Any]) -> str:
+    trained_on = html.escape(Path(document["run"]["trained_on"]["name"]).name)
+    return (
+        f"<p>Trained on {trained_on}; thresholds, and the maps of the calibration table, from its "
+        f"validation split. Intervals are 95 %, by bootstrap over the comments "
+        f"({document['resamples']:,} resamples); differences are paired with the first model's. "
+        "The reliability diagrams show the share of toxic comments by predicted probability, "
+        "dashed before the calibration that a checkpoint carries.</p>"
+    )
+
+
+def _table(table: Table) -> str:
+    title, cells = table
+    return f"<h2>{html.escape(title)}</h2>{cells.to_html(index=False, border=0)}"
+
+
+def _curves(
+    document: Mapping[str, Any], name: str, labels: np.ndarray, logits: Mapping[str, np.ndarray]
+) -> bytes:
+    """ROC and precision-recall curves and the reliability diagram of one set, as a PNG."""
+    figure = Figure(figsize=(15, 4.8), layout="constrained")
+    roc, pr, reliability = figure.subplots(1, 3)
+    for model, own in logits.items():
+        fpr, tpr, _ = roc_curve(labels, own)
+        (drawn,) = roc.plot(fpr, tpr, label=model)
+        precision, recall, _ = precision_recall_curve(labels, own)
+        pr.plot(recall, precision)
+        for way, line in (("before", "--"), ("served", "o-")):
+            bins = document["calibration"][name][model][way]["reliability"]
+            points = ([found[key] for found in bins] for key in ("probability", "toxic_share"))
+            reliability.plot(*points, line, color=drawn.get_color(), markersize=4)
+    reliability.plot([0, 1], [0, 1], ":", color="gray")
+    roc.set(xlabel="false-positive rate", ylabel="recall", title="ROC")
+    roc.set_xscale("symlog", linthresh=0.01)
+    roc.set_xlim(0, 1)
+    pr.set(xlabel="recall", ylabel="precision", title="Precision and recall")
+    reliability.set(xlabel="predicted probability", ylabel="toxic share", title="Reliability")
+    for axes in (roc, pr, reliability):
+        axes.grid(alpha=0.3)
+    roc.legend(fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()

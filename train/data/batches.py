@@ -1,0 +1,168 @@
+"""Length-bucketed batches of token ids, tokenized on the fly or once to disk.
+
+Both ways give the identical batches: the order depends on the token lengths, the seed and the
+epoch alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from contract import PAD_ID
+from storage.files import clear_unfinished, put_folder, read_json, staging, write_json
+from storage.locks import LOCK_FILE, SHARED_WAIT_S, locked
+from storage.system_errors import naming
+from train.data.tokenizer import Tokenizer
+
+BATCHES_PER_BUCKET = 50
+"""Comments are shuffled, then sorted by length within this many batches at a time: enough that
+padding stays under a tenth of the tokens, few enough that batches stay mixed."""
+
+
+EVALUATION_PAIRS = 128 * 256 * 256
+"""Most pairs of tokens that are evaluated together, padding included."""
+
+
+class CommentIds(Protocol):
+    """Token ids by row number, and how many comments were cut at max_len so far."""
+
+    cut: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """int32 [L] ids of one comment."""
+
+
+class TokenizedOnTheFly:
+    """Tokenizes a comment each time it is asked for."""
+
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer) -> None:
+        self.cut = 0
+        self._texts, self._tokenizer = texts, tokenizer
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        ids, was_cut = self._tokenizer.encode_and_cut(self._texts[row])
+        self.cut += was_cut
+        return np.asarray(ids, dtype=np.int32)
+
+
+class Pretokenized:
+    """Reads ids that `pretokenize` stored, memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cut = read_json(folder / "pretokenized.json", "delete the folder")["cut"]
+        self._ids = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
+        self._offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._ids[self._offsets[row] : self._offsets[row + 1]]
+
+
+def pretokenize(texts: Sequence[str], tokenizer: Tokenizer, folder: Path) -> Pretokenized:
+    """Tokenize `texts` once into `folder/<key>`; the key covers the tokenizer and every text."""
+    digest = hashlib.sha256(tokenizer.to_json().encode())
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    target = folder / digest.hexdigest()[:16]
+    if not target.exists():
+        with locked(folder / LOCK_FILE, str(folder), "wait for it", SHARED_WAIT_S):
+            clear_unfinished(folder)
+            if not target.exists():  # another training may have made it meanwhile
+                _store(texts, tokenizer, target)
+    return Pretokenized(target)
+
+
+def _store(texts: Sequence[str], tokenizer: Tokenizer, target: Path) -> None:
+    with staging(target.parent) as staged:
+        source = TokenizedOnTheFly(texts, tokenizer)
+        rows = [source[row] for row in range(len(texts))]
+        offsets = np.cumsum([0] + [len(row) for row in rows], dtype=np.int64)
+        _save(staged / "ids.npy", np.concatenate(rows))
+        _save(staged / "offsets.npy", offsets)
+        write_json(staged / "pretokenized.json", {"cut": source.cut, "comments": len(rows)})
+        put_folder(staged, target)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    # Not by name: NumPy would write by itself, and forget why it could not.
+    with naming(path), path.open("w+b") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`rows` int64 [B] are the comments' row numbers; the tensors are as in contract.py."""
+
+    rows: np.ndarray
+    input_ids: torch.Tensor  # int64 [B, L]
+    attention_mask: torch.Tensor  # int64 [B, L]
+
+    def part(self, rank: int, world: int) -> Batch:
+        """Every `world`-th comment from `rank` on, so that the processes' lengths match."""
+        keep = slice(rank, None, world)
+        return Batch(self.rows[keep], self.input_ids[keep], self.attention_mask[keep])
+
+
+def collate(rows: np.ndarray, ids: Sequence[Sequence[int] | np.ndarray]) -> Batch:
+    """Right-pad the ids of `rows` to the longest of them."""
+    input_ids = torch.full((len(ids), max(map(len, ids))), PAD_ID, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for index, row in enumerate(ids):
+        input_ids[index, : len(row)] = torch.as_tensor(np.asarray(row, dtype=np.int64))
+        attention_mask[index, : len(row)] = 1
+    return Batch(rows, input_ids, attention_mask)
+
+
+def training_batches(
+    ids: CommentIds, rows: np.ndarray, *, batch_size: int, seed: int, epoch: int, start: int = 0
+) -> Iterator[Batch]:
+    """Batches of one epoch over `rows` (int64 [n]), from batch number `start` on.
+
+    A bucket of `BATCHES_PER_BUCKET` batches is sorted by length, cut, and its batches shuffled.
+    The order is a function of (rows, lengths, batch_size, seed, epoch).
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    bucket_size = batch_size * BATCHES_PER_BUCKET
+    for bucket, at in enumerate(range(0, len(order), bucket_size)):
+        first = bucket * BATCHES_PER_BUCKET
+        if first + BATCHES_PER_BUCKET <= start:
+            continue
+        chosen = order[at : at + bucket_size]
+        taken = [ids[row] for row in chosen]
+        by_length = np.argsort([len(row) for row in taken], kind="stable")
+        cuts = [by_length[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+        shuffled = np.random.default_rng([seed, epoch, bucket]).permutation(len(cuts))
+        for number, which in enumerate(shuffled, start=first):
+            if number >= start:
+                members = cuts[which]
+                yield collate(chosen[members], [taken[i] for i in members])
+
+
+def evaluation_batches(ids: CommentIds, rows: np.ndarray, *, batch_size: int) -> Iterator[Batch]:
+    """All `rows`, longest first, so that running out of memory shows at once.
+
+    Fewer than `batch_size` of them at a time where attention would take too much memory.
+    """
+    taken = [ids[row] for row in rows]
+    order = np.argsort([-len(row) for row in taken], kind="stable")
+    at = 0
+    while at < len(order):
+        pairs = len(taken[order[at]]) ** 2
+        members = order[at : at + min(batch_size, max(1, EVALUATION_PAIRS // pairs))]
+        at += len(members)
+        yield collate(rows[members], [taken[i] for i in members])

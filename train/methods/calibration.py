@@ -1,0 +1,110 @@
+"""Calibration: a slope and an offset that make the logistic function of a logit a probability.
+
+A loss with pos_weight w learns the odds times w, and a few epochs are over-confident besides. So
+at the end of a training the logit is mapped to `slope * logit + offset`, fitted by maximum
+likelihood on the validation split (Platt 1999, "Probabilistic Outputs for Support Vector
+Machines"). A temperature (Guo et al. 2017) is the slope alone; it cannot undo pos_weight.
+
+The map is folded into the head, which is the last Linear layer. So the checkpoint, every graph
+made from it, a student and a server give calibrated probabilities, and nothing downstream knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from sklearn.metrics import log_loss
+
+from train.model import ToxicityEncoder
+from train.validation import expected_calibration_error, probability_of
+
+
+@dataclass(frozen=True)
+class Platt:
+    """`slope * logit + offset` is the log odds of toxic."""
+
+    slope: float
+    offset: float = 0.0
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrated logits, float64 of the same shape."""
+        return self.slope * logits.astype(np.float64) + self.offset
+
+    def undone(self, calibrated: np.ndarray) -> np.ndarray:
+        """The logits before, float64 of the same shape."""
+        return (calibrated.astype(np.float64) - self.offset) / self.slope
+
+
+def fit_platt(labels: np.ndarray, logits: np.ndarray) -> Platt:
+    """Slope and offset of the least log loss; `labels` [n] are 0 or 1, `logits` [n].
+
+    The targets are Platt's, (N+ + 1) / (N+ + 2) and 1 / (N- + 2), which keep the slope finite
+    where the logits separate the classes. The identity where the slope would not be positive: the
+    logits then say nothing, and their order must stay.
+    """
+    fitted = _fit(labels, logits, with_offset=True)
+    return fitted if fitted.slope > 0 else Platt(1.0)
+
+
+def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> Platt:
+    """The slope alone, 1 / temperature; otherwise as `fit_platt`."""
+    fitted = _fit(labels, logits, with_offset=False)
+    return fitted if fitted.slope > 0 else Platt(1.0)
+
+
+def fold_in(model: ToxicityEncoder, calibration: Platt) -> None:
+    """Change the head so that `model` gives the calibrated logits."""
+    with torch.no_grad():
+        model.head.weight.mul_(calibration.slope)
+        model.head.bias.mul_(calibration.slope).add_(calibration.offset)
+
+
+def comparison(labels: np.ndarray, logits: np.ndarray) -> dict[str, dict[str, float]]:
+    """Log loss and ECE of 0/1 `labels` [n] with `logits` [n] before, by temperature, by Platt."""
+    maps = {
+        "before": Platt(1.0),
+        "temperature": fit_temperature(labels, logits),
+        "platt": fit_platt(labels, logits),
+    }
+    return {name: {**asdict(fit), **quality(labels, fit(logits))} for name, fit in maps.items()}
+
+
+def summary(compared: dict[str, dict[str, float]]) -> str:
+    """One line for people; takes what `comparison` gives."""
+    before, temperature, platt = (
+        f"{compared[name]['ece']:.4f}" for name in ("before", "temperature", "platt")
+    )
+    return (
+        f"calibration: validation ECE {before}, by temperature {temperature}, by slope "
+        f"{compared['platt']['slope']:.3f} and offset {compared['platt']['offset']:+.3f} {platt}"
+    )
+
+
+def quality(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Log loss in nats and expected calibration error of 0/1 `labels` [n] with `logits` [n]."""
+    probability = probability_of(logits)
+    ece = expected_calibration_error(labels, probability, np.ones((1, len(labels))))
+    return {
+        "log_loss": float(log_loss(labels, probability, labels=[0, 1])),
+        "ece": float(ece[0]),
+    }
+
+
+def _fit(labels: np.ndarray, logits: np.ndarray, *, with_offset: bool) -> Platt:
+    positives, x = float(labels.sum()), logits.astype(np.float64)
+    negatives = len(labels) - positives
+    target = np.where(labels > 0.5, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    spread = max(float(x.std()), 1e-12)  # so that one step size fits both parameters
+
+    def loss(parameters: np.ndarray) -> tuple[float, Any]:
+        z = parameters[0] / spread * x + (parameters[1] if with_offset else 0.0)
+        error = probability_of(z) - target
+        value = np.mean(np.logaddexp(0.0, z) - target * z)
+        return float(value), np.array([np.mean(error * x) / spread, with_offset * np.mean(error)])
+
+    slope, offset = minimize(loss, [spread, 0.0], jac=True, method="BFGS").x
+    return Platt(float(slope) / spread, float(offset) if with_offset else 0.0)
