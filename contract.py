@@ -108,8 +108,10 @@ HEADER_TIMEOUT_S, BODY_TIMEOUT_S, IDLE_TIMEOUT_S = 5, 10, 60
 """Longest wait for the headers of a request, for its body, and for the next one of a connection."""
 MAX_CONNECTIONS, MAX_ADDRESS_CONNECTIONS = 4096, 1024
 """Open connections of all clients, and of one address."""
-LARGE_BODY_BYTES, MAX_ADDRESS_LARGE_BODIES = 64 << 10, 32
-"""From this size on a body counts as large; most of them that one address may be sending."""
+LARGE_BODY_BYTES = 32 << 10
+"""A larger body is held and read by a process of its own (serve/balancer.py)."""
+MAX_ADDRESS_LARGE_BODIES, MAX_LARGE_BODIES = 32, 512
+"""Most of them that are under way: of one address, and of all; more wait up to 5 s."""
 BYTES_A_ROW = 4096
 """So many bytes of text count as one more row of the encoder's batch when a request is admitted:
 reading them takes about as long."""

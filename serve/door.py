@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass
 from console.options import parse_config, run
 from contract import HOST, BadInput, ToxicityError
 from export.repository import current, verify
-from serve import control, haproxy, keys, triton, view
+from serve import balancer, control, haproxy, keys, triton, view
 from serve.process import refuse_taken_port
 from serve.supervisor import Program, State, Supervisor
 from serve.triton import ServeConfig, Server
@@ -35,7 +35,6 @@ from storage.locks import LOCK_FILE, locked
 
 _STATE_FILE, _KEYS_MAP = "serve.json", "keys.map"
 _GRPC = "grpc"
-_WAITING_SOCKET = "waiting.sock"
 _POLL_S = 0.05
 _LOCK_WAIT_S = 300
 
@@ -134,8 +133,9 @@ def stop(config: DoorConfig) -> None:
         print(f"no server is running from {config.run_dir}")
         _clean(config.run_dir)
         return
-    if haproxy.NAME in supervisor.states():
-        supervisor.stop(haproxy.NAME)
+    for name in haproxy.NAMES:  # the front first: the other finishes what it was given
+        if name in supervisor.states():
+            supervisor.stop(name)
     supervisor.stop()
     _clean(config.run_dir)
     print(f"stopped what ran from {config.run_dir}")
@@ -179,7 +179,9 @@ def running(run_dir: Path) -> Server | None:
     if not settings.balanced:
         return server(_replica(1), "/metrics")
     found = [server(name, f"/{name}/metrics") for name in _names(settings)]
-    return server(haproxy.NAME, "/balancer/metrics", tuple(one for one in found if one))
+    front = server(haproxy.NAME, balancer.BALANCER_METRICS, tuple(one for one in found if one))
+    large = states.get(haproxy.LARGE_NAME)
+    return dataclasses.replace(front, beside=(large.pid,)) if front and large else front
 
 
 def read_settings(run_dir: Path) -> Settings | None:
@@ -263,7 +265,7 @@ def _bring_up(
             others = [other for other in views.values() if other != folder]
             view.stage(config.repository, folder, others, settings.public_key)
     if settings.balanced:
-        _write_balancer(settings, supervisor)
+        _write_balancers(settings, supervisor)
     supervisor.start(_programs(config, settings, supervisor))
     for name in views:
         _wait_until_it_scores(config, settings, supervisor, name)
@@ -271,26 +273,29 @@ def _bring_up(
         _update(config, settings, supervisor, name)
     if settings.balanced:
         if before:
-            supervisor.signal(haproxy.NAME, "USR2")  # the old worker finishes what it began
+            for name in haproxy.NAMES:
+                supervisor.signal(name, "USR2")  # the old worker finishes what it began
         _wait_until_up(config, settings, supervisor)
 
 
 def _programs(config: DoorConfig, settings: Settings, supervisor: Supervisor) -> list[Program]:
     programs = [_server(config, settings, supervisor, name) for name in _names(settings)]
     if settings.balanced:
-        folder = supervisor.program_folder(haproxy.NAME)
-        programs.append(
-            Program(
-                name=haproxy.NAME,
-                command=[haproxy.executable(), "-W", "-f", str(folder / haproxy.CONFIG_FILE)],
-                environment=haproxy.ENVIRONMENT,
-                files={},
-                sockets=[],
-                stop_signal="USR1",
-                stop_timeout_s=int(config.stop_timeout_s) + 5,
-            )
-        )
+        programs += [_balancer(config, supervisor, name) for name in haproxy.NAMES]
     return programs
+
+
+def _balancer(config: DoorConfig, supervisor: Supervisor, name: str) -> Program:
+    file = supervisor.program_folder(name) / haproxy.CONFIG_FILE
+    return Program(
+        name=name,
+        command=[haproxy.executable(), "-W", "-f", str(file)],
+        environment=haproxy.ENVIRONMENT,
+        files={},
+        sockets=[],
+        stop_signal="USR1",
+        stop_timeout_s=int(config.stop_timeout_s) + 5,
+    )
 
 
 def _server(config: DoorConfig, settings: Settings, supervisor: Supervisor, name: str) -> Program:
@@ -332,44 +337,54 @@ def _grpc_socket(folder: Path) -> Path:
     return folder / f"{control.GRPC_SOCKET}:{control.GRPC_PORT}"
 
 
-def _write_balancer(settings: Settings, supervisor: Supervisor) -> None:
-    def replica(name: str) -> haproxy.Replica:
+def _write_balancers(settings: Settings, supervisor: Supervisor) -> None:
+    door = _door(settings, supervisor)
+    texts = {haproxy.NAME: balancer.front(door), haproxy.LARGE_NAME: balancer.large(door)}
+    candidates = {}
+    for name, text in texts.items():
+        path = supervisor.program_folder(name) / haproxy.CONFIG_FILE
+        candidates[path] = path.with_name(f"{path.name}.new")
+        write_atomically(candidates[path], text)
+        haproxy.check(candidates[path])
+    for path, candidate in candidates.items():
+        candidate.replace(path)
+
+
+def _door(settings: Settings, supervisor: Supervisor) -> balancer.Door:
+    def replica(name: str) -> balancer.Replica:
         folder = supervisor.program_folder(name)
-        return haproxy.Replica(
+        return balancer.Replica(
             name=name,
             http_socket=str(folder / control.HTTP_SOCKET),
             metrics_socket=str(folder / control.METRICS_SOCKET),
             grpc_socket=str(_grpc_socket(folder)),
         )
 
-    folder = supervisor.program_folder(haproxy.NAME)
-    folder.mkdir(parents=True, exist_ok=True)
+    folders = [supervisor.program_folder(name) for name in haproxy.NAMES]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
     clients = keys.read(Path(settings.keys)) if settings.keys else []
-    keys.write_map(folder / _KEYS_MAP, clients)
+    keys_file = folders[0] / _KEYS_MAP
+    keys.write_map(keys_file, clients)
     if settings.keys and not clients:
         raise BadInput(f"{settings.keys} has no key, expected one; run `python -m serve.keys add`")
     certificate = Path(settings.tls_certificate) if settings.tls_certificate else None
     if certificate and not certificate.is_file():
         raise BadInput(f"--tls-certificate is {certificate}, expected a PEM file; make one")
-    text = haproxy.render(
-        haproxy.Door(
-            address=settings.address,
-            http_port=settings.http_port,
-            grpc_port=settings.grpc_port,
-            metrics_port=settings.metrics_port,
-            replicas=[replica(_replica(n)) for n in range(1, settings.replicas + 1)],
-            waiting_socket=str(folder / _WAITING_SOCKET),
-            grpc=replica(_GRPC) if settings.grpc else None,
-            certificate=certificate,
-            keys=clients,
-            keys_file=folder / _KEYS_MAP,
-            origins=settings.allow_origin,
-        )
+    return balancer.Door(
+        address=settings.address,
+        http_port=settings.http_port,
+        grpc_port=settings.grpc_port,
+        metrics_port=settings.metrics_port,
+        replicas=[replica(_replica(n)) for n in range(1, settings.replicas + 1)],
+        front_folder=folders[0],
+        large_folder=folders[1],
+        grpc=replica(_GRPC) if settings.grpc else None,
+        certificate=certificate,
+        keys=clients,
+        keys_file=keys_file,
+        origins=settings.allow_origin,
     )
-    candidate = folder / f"{haproxy.CONFIG_FILE}.new"
-    write_atomically(candidate, text)
-    haproxy.check(candidate)
-    candidate.replace(folder / haproxy.CONFIG_FILE)
 
 
 def _wait_until_it_scores(
@@ -425,12 +440,19 @@ def _update(config: DoorConfig, settings: Settings, supervisor: Supervisor, name
 
 def _wait_until_up(config: DoorConfig, settings: Settings, supervisor: Supervisor) -> None:
     expected = {_replica(number): "UP" for number in range(1, settings.replicas + 1)}
+    large = balancer.large_socket(supervisor.program_folder(haproxy.LARGE_NAME))
     deadline = time.monotonic() + config.ready_timeout_s
-    while (found := haproxy.states(settings.metrics_port)) != expected:
-        state = supervisor.states().get(haproxy.NAME)
-        ended = state is None or state.words in ("BACKOFF", "FATAL", "EXITED")
+    while (found := haproxy.states(settings.metrics_port)) != expected or not haproxy.accepts(
+        large
+    ):
+        states = supervisor.states()
+        ended = [
+            name
+            for name in haproxy.NAMES
+            if name not in states or states[name].words in ("BACKOFF", "FATAL", "EXITED")
+        ]
         if ended or time.monotonic() > deadline:
-            log = supervisor.program_folder(haproxy.NAME) / "log"
+            log = supervisor.program_folder((*ended, haproxy.NAME)[0]) / "log"
             lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line]
             raise BadInput(
                 f"haproxy's replicas are {found or 'not there'}, expected {settings.replicas} that "
@@ -468,10 +490,10 @@ def _print_replicas(settings: Settings, supervisor: Supervisor) -> None:
     states = supervisor.states()
     up = haproxy.states(settings.metrics_port) if settings.balanced else {}
     for name in _names(settings):
-        print(f"{name + ':':11} {_described(settings, supervisor, states.get(name), name, up)}")
+        print(f"{name + ':':14} {_described(settings, supervisor, states.get(name), name, up)}")
     if settings.balanced:
-        state = states.get(haproxy.NAME)
-        print(f"{haproxy.NAME + ':':11} {_process(state)}")
+        for name in haproxy.NAMES:
+            print(f"{name + ':':14} {_process(states.get(name))}")
 
 
 def _described(
@@ -514,7 +536,7 @@ def _print_addresses(config: DoorConfig, settings: Settings, *, example: bool = 
     print(f"HTTP        {scheme}://{settings.address}:{settings.http_port}")
     if settings.grpc:
         print(f"gRPC        {settings.address}:{settings.grpc_port}")
-    where = "/balancer/metrics" if settings.balanced else "/metrics"
+    where = balancer.BALANCER_METRICS if settings.balanced else "/metrics"
     print(f"metrics     http://{HOST}:{settings.metrics_port}{where}")
     print(f"logs        {config.run_dir}")
     if not settings.balanced:

@@ -94,6 +94,8 @@ class Server:
     metrics_path: str = "/metrics"
     replicas: tuple[Server, ...] = ()
     """The servers behind it, when it is a balancer."""
+    beside: tuple[int, ...] = ()
+    """Process ids of a balancer's other programs."""
 
     @property
     def http_url(self) -> str:

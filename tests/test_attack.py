@@ -109,7 +109,7 @@ CALM = {"p50": 1.0, "p99": 2.0, "max": 9.0}
 GOOD = Measured(
     families={"paths": FamilyTally(sent=100_000, answers=Counter({"404": 100_000}))},
     honest=Honest(100, 0, 0, 0, "", {}, CALM, CALM),
-    starts={"replica-1": 1, "haproxy": 1, "grpc": 7},
+    starts={"replica-1": 1, "haproxy": 1, "haproxy-large": 1, "grpc": 7},
     memory_growth=1.01,
     memory_mib={},
     left_open=3,
@@ -119,8 +119,8 @@ GOOD = Measured(
     scores=True,
 )
 RED: dict[str, dict[str, Any]] = {
-    "server_deaths": {"starts": {"replica-1": 2, "haproxy": 1}},
-    "haproxy_deaths": {"starts": {"replica-1": 1, "haproxy": 2}},
+    "server_deaths": {"starts": {"replica-1": 2, "haproxy": 1, "haproxy-large": 1}},
+    "haproxy_deaths": {"starts": {"replica-1": 1, "haproxy": 1, "haproxy-large": 2}},
     "wrong_answers": {"families": {"paths": FamilyTally(100_000, wrong=1)}},
     "unexpected_statuses": {"families": {"paths": FamilyTally(100_000, unexpected=1)}},
     "hung": {"families": {"slow": FamilyTally(100_000, hung=1)}},

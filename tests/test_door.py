@@ -38,6 +38,7 @@ from contract import (
     FP32_LOGIT_ATOL,
     HEADER_TIMEOUT_S,
     HOST,
+    LARGE_BODY_BYTES,
     LOGIT,
     MAX_HEADER_BYTES,
     MAX_REQUEST_BYTES,
@@ -47,7 +48,7 @@ from contract import (
     TEXT,
     BadInput,
 )
-from serve import control, door, haproxy, keys, triton, view
+from serve import control, door, haproxy, keys, request_rules, triton, view
 from serve.client import score_comments
 from serve.supervisor import Supervisor
 
@@ -192,7 +193,7 @@ def test_control_plane_is_closed(opened: door.DoorConfig, path: str) -> None:
 
 def test_grpc_methods(opened: door.DoorConfig) -> None:
     service = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-    open_ = {*haproxy.GRPC_OPEN}
+    open_ = {*request_rules.GRPC_OPEN}
     assert open_ < {method.name for method in service.methods}
     with grpc.insecure_channel(f"{HOST}:{opened.grpc_port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -391,6 +392,21 @@ def test_largest_requests_pass(opened: door.DoorConfig, pretty: bool) -> None:
     assert len(score_comments([longest] * 5 + ["x " * 2000] * 600, url=url).logit) == 605
 
 
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_a_body_about_the_size_from_which_it_is_large_scores(
+    opened: door.DoorConfig, tiny_model: TinyModel, more: int
+) -> None:
+    """With as many headers as there may be, so that no buffer is too small."""
+    text = "you are kind"
+    content = body(text)
+    content += b" " * (LARGE_BODY_BYTES + more - len(content))
+    headers = {f"x-{number}": "v" * 100 for number in range(55)}
+    status, answer = ask(opened, "POST", INFER, content, headers)
+    assert status == 200, answer
+    outputs = {output["name"]: output["data"] for output in json.loads(answer)["outputs"]}
+    assert outputs[LOGIT][0] == pytest.approx(tiny_model.logit(text), abs=FP32_LOGIT_ATOL)
+
+
 def test_half_sent_requests_are_closed(opened: door.DoorConfig) -> None:
     began = time.monotonic()
     half = [
@@ -501,6 +517,25 @@ def test_a_killed_balancer_is_back(opened: door.DoorConfig, which: str) -> None:
 
     eventually(answers)
     eventually(lambda: not worker.is_running())
+
+
+def test_without_the_balancer_of_large_bodies_small_ones_score(opened: door.DoorConfig) -> None:
+    supervisor = Supervisor(opened.run_dir)
+    before = psutil.Process(supervisor.states()[haproxy.LARGE_NAME].pid)
+    large = body(*["you are kind " * 100] * 100)
+    assert len(large) > LARGE_BODY_BYTES
+    with load(opened) as found:
+        family = [before, *before.children()]
+        for process in family:
+            process.kill()
+        psutil.wait_procs(family, timeout=10)
+        # It waits for the new one.
+        assert ask(opened, "POST", INFER, large)[0] == 200
+    assert found.logits and not found.lost
+    assert supervisor.states()[haproxy.LARGE_NAME].pid != before.pid
+    url = f"http://{HOST}:{opened.metrics_port}/balancer/large/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        assert b'haproxy_frontend_http_requests_total{proxy="http"}' in answer.read()
 
 
 def test_grpc_clients_that_give_up_cost_http_clients_nothing(opened: door.DoorConfig) -> None:
@@ -699,16 +734,18 @@ def test_tls_and_keys(tiny_model: TinyModel, tmp_path: Path, certificate: Path) 
     )
     trust = ssl.create_default_context(cafile=str(certificate))
 
-    def send(key: str | None) -> int:
+    def send(key: str | None, content: bytes = body("fine")) -> int:
         connection = HTTPSConnection("localhost", config.http_port, context=trust, timeout=30)
         with contextlib.closing(connection):
             headers = {"Authorization": f"Bearer {key}"} if key else {}
-            connection.request("POST", INFER, body("fine"), headers)
+            connection.request("POST", INFER, content, headers)
             return connection.getresponse().status
 
     with serving(config):
         assert [send(key) for key in (alice, bob, None, "wrong", "")] == [200, 200, 401, 401, 401]
         assert [send(bob) for _ in range(20)].count(429) >= 9  # ten in ten seconds
+        large = body("fine " * LARGE_BODY_BYTES)
+        assert [send(bob, large), send(None, large), send(alice, large)] == [429, 401, 200]
         assert send(alice) == 200
         answered = r'haproxy_backend_http_responses_total{proxy="key_alice",code="2xx"} 2\b'
 

@@ -166,13 +166,13 @@ def _measure(config: AttackConfig, door_config: door.DoorConfig) -> Measured:
         attackers_.finish()
         children.join()
         socket = Supervisor(door_config.run_dir).program_folder(watch.REPLICA)
-        programs = (watch.REPLICA, haproxy.NAME, *([watch.GRPC] if config.grpc else []))
+        programs = (watch.REPLICA, *haproxy.NAMES, *([watch.GRPC] if config.grpc else []))
         read = honest.read_record(record)
         return Measured(
             families=families,
             honest=_judge_honest(config.repository, pool, read, (calm, attacked, ended)),
             starts=watched.starts(),
-            memory_growth=watch.growth(watched.memory([watch.REPLICA, haproxy.NAME])),
+            memory_growth=watch.growth(watched.memory([watch.REPLICA, *haproxy.NAMES])),
             memory_mib={name: watch.ends_mib(watched.memory([name])) for name in programs},
             left_open=left_open,
             open_at_end=open_at_end,
@@ -297,7 +297,7 @@ def bars(measured: Measured) -> dict[str, dict[str, Any]]:
     p99_bar = max(50.0, 10 * clients.calm_ms["p99"])
     most: dict[str, tuple[float, float]] = {
         "server_deaths": (measured.starts[watch.REPLICA] - 1, 0),
-        "haproxy_deaths": (measured.starts[haproxy.NAME] - 1, 0),
+        "haproxy_deaths": (sum(measured.starts[name] - 1 for name in haproxy.NAMES), 0),
         "wrong_answers": (tally.total(families, "wrong"), 0),
         "unexpected_statuses": (tally.total(http, "unexpected"), 0),
         "hung": (tally.total(families, "hung"), 0),

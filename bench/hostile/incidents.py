@@ -191,5 +191,5 @@ def deaths_not_caused(
     starts: dict[str, int], kills: int, balancer_ends: int, names: Sequence[str]
 ) -> dict[str, int]:
     """By program, starts beyond the first that nobody caused."""
-    caused = {REPLICA: kills, haproxy.NAME: balancer_ends}
+    caused = {REPLICA: kills, haproxy.NAME: balancer_ends, haproxy.LARGE_NAME: 0}
     return {name: starts.get(name, 0) - 1 - caused.get(name, 0) for name in names}

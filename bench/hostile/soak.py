@@ -146,7 +146,7 @@ def _measure(config: SoakConfig, door_config: door.DoorConfig, folder: Path) -> 
         reports = children.collect(hostile)
         children.join()
     read = {protocol: honest.read_record(path) for protocol, path in records.items()}
-    programs = [watch.REPLICA, haproxy.NAME, *([watch.GRPC] if config.grpc else [])]
+    programs = [watch.REPLICA, *haproxy.NAMES, *([watch.GRPC] if config.grpc else [])]
     return Measured(
         records=read,
         wrong=_compared(door_config.repository, pool, incidents.published, read),

@@ -161,7 +161,7 @@ class Watch:
             )
 
     def _cached(self, name: str) -> int:
-        if name == haproxy.NAME:
+        if name in haproxy.NAMES:
             return 0
         url = f"http://{HOST}:{self.config.metrics_port}/{name}/metrics"
         with urllib.request.urlopen(url, timeout=5) as answer:
@@ -231,14 +231,14 @@ def slope(memory: Sequence[tuple[float, int]], breaks_s: Sequence[float]) -> flo
 
 def open_connections(config: door.DoorConfig) -> int:
     """Connections that haproxy has on the door's ports."""
-    state = Supervisor(config.run_dir).states()[haproxy.NAME]
-    process = psutil.Process(state.pid)
-    found = 0
-    for one in [process, *process.children(recursive=True)]:
+    states, found = Supervisor(config.run_dir).states(), 0
+    for name in haproxy.NAMES:
         with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(states[name].pid)
             found += sum(
                 connection.laddr.port in (config.http_port, config.grpc_port)
                 and connection.status != psutil.CONN_LISTEN
+                for one in (process, *process.children(recursive=True))
                 for connection in one.net_connections("tcp")
             )
     return found

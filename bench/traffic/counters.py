@@ -11,7 +11,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from contract import HOST, PUBLIC_MODEL, BadInput
-from serve.haproxy import HTTP_BACKEND
+from serve.balancer import HTTP_BACKEND, LARGE_BACKEND
 from serve.triton import Server
 
 _SETTLE_S, _SETTLE_TRIES = 0.1, 20
@@ -84,7 +84,7 @@ def _asked_of(server: Server) -> float:
                     sample.value
                     for sample in found.samples
                     if sample.labels.get("code", "2xx") == "2xx"
-                    and sample.labels.get("proxy", HTTP_BACKEND) == HTTP_BACKEND
+                    and sample.labels.get("proxy", HTTP_BACKEND) in (HTTP_BACKEND, LARGE_BACKEND)
                 )
     return answered
 
@@ -149,10 +149,13 @@ def memory_bytes(server: Server) -> float:
 
 
 def family(server: Server) -> list[psutil.Process]:
-    """The server's process, then those that it started. Raises BadInput when it has ended."""
+    """The server's process, then those that it started. Raises BadInput when it has ended.
+
+    Of a balancer also its other programs.
+    """
     try:
-        process = psutil.Process(server.pid)
-        return [process, *process.children(recursive=True)]
+        found = [psutil.Process(pid) for pid in (server.pid, *server.beside)]
+        return [one for top in found for one in (top, *top.children(recursive=True))]
     except psutil.NoSuchProcess as error:
         raise BadInput(
             f"process {server.pid} of the server has ended, expected it to live; run `make serve`"

@@ -1,0 +1,366 @@
+"""The configurations of the two haproxy processes that stand before the servers.
+
+`front` has the ports. A buffer of haproxy holds a whole request, so that nothing reaches a server
+before all of it was judged, and one that no answer came to can be sent again: for that haproxy
+copies a buffer whole, whatever is in it. With buffers for the largest body this took 500 us a
+request (`perf`: memmove). So the front's buffers hold bodies up to LARGE_BODY_BYTES, and hand
+larger ones on, unread, to `large`, a process of its own whose buffers hold the largest. It also has
+gRPC, whose messages do not say beforehand how long they are. What is slow or costly to read there
+is nobody else's wait.
+
+`serve.door` writes and checks the files and starts the processes; the rules are
+`serve.request_rules`. Keywords as in the haproxy 2.6 configuration manual.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import contract
+from contract import HOST, PUBLIC_MODEL
+from serve import request_rules as rules
+from serve.keys import Key
+from serve.request_rules import NO_SERVER, quoted
+
+HTTP_BACKEND, LARGE_BACKEND, GRPC_BACKEND = "http_replicas", "large", "grpc_server"
+BALANCER_METRICS, LARGE_METRICS = "/balancer/metrics", "/balancer/large/metrics"
+_TIMEOUT_S = 60
+_READY_COMMENT = "thank you for your work"
+_FRONT_BYTES = 16 << 10
+"""Of a buffer beside the largest body: the headers, and what haproxy keeps free to rewrite them."""
+_WAITING_S, _WAIT_FOR_REPLICA_S = 0.25, 5
+"""A request that finds no replica waits so long before it is sent again, and in all."""
+_AGAIN = 425
+"""Status by which haproxy knows that it is to send it again; no server gives it."""
+_RELEASE = "24.10"
+_CLIENTS_FAULT = (
+    "(failed to parse|JSON|unexpected|Unable to parse|invalid|must be|expected|Unexpected|"
+    "attempt to)"
+)
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A server behind the door, by the paths of its sockets."""
+
+    name: str
+    http_socket: str
+    metrics_socket: str
+    grpc_socket: str | None = None
+
+
+@dataclass(frozen=True)
+class Door:
+    """What the configurations are made of."""
+
+    address: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    replicas: Sequence[Replica]
+    front_folder: Path
+    large_folder: Path
+    """Of each process, for its sockets; they are short and plain."""
+    grpc: Replica | None = None
+    stop_timeout_s: int = 30
+    certificate: Path | None = None
+    """PEM file with the certificates and the private key."""
+    keys: Sequence[Key] = ()
+    keys_file: Path | None = None
+    """Map that `keys.write_map` wrote: sha256 of a key -> its name."""
+    origins: Sequence[str] = ()
+    """Web pages' origins that may ask, beside the door's own."""
+
+
+# --- The two configurations --------------------------------------------------------------
+def front(door: Door) -> str:
+    """Of the process that has the ports of HTTP and of the metrics."""
+    text = _head(door, contract.LARGE_BODY_BYTES)
+    text += _section("frontend http", _http(door))
+    text += _replicas(door.replicas, door.front_folder)
+    text += _section(f"backend {LARGE_BACKEND}", _to_large(door))
+    for key in door.keys:
+        text += _of_key(door, key)
+    for table in ("addresses", "large_bodies"):
+        text += _section(f"backend {table}", [_ADDRESSES])
+    return text + _metrics(door)
+
+
+def large(door: Door) -> str:
+    """Of the process that holds what the front's buffers do not, and calls over gRPC."""
+    text = _head(door, contract.MAX_REQUEST_BYTES)
+    text += _section(
+        "frontend http",
+        [
+            f"bind unix@{large_socket(door.large_folder)} mode 600",
+            "acl infer always_true",
+            *rules.body_rules("infer"),
+            f"default_backend {HTTP_BACKEND}",
+        ],
+    )
+    text += _replicas(door.replicas, door.large_folder)
+    text += _section(
+        "frontend metrics",
+        [
+            f"bind unix@{_metrics_socket(door.large_folder)} mode 600",
+            "http-request use-service prometheus-exporter",
+        ],
+    )
+    return text + (_grpc(door, door.grpc) if door.grpc else "")
+
+
+def large_socket(folder: Path) -> Path:
+    """Where the process of large bodies listens for the front."""
+    return folder / "large.sock"
+
+
+def _metrics_socket(folder: Path) -> Path:
+    return folder / "balancer.sock"
+
+
+def _section(title: str, lines: Sequence[str]) -> str:
+    return "\n".join(["", title, *(f"    {line}" for line in lines), ""])
+
+
+# --- What both have ----------------------------------------------------------------------
+_HEAD = string.Template("""\
+global
+    maxconn $connections
+    hard-stop-after ${stop_timeout_s}s
+    tune.bufsize $buffer_bytes
+    tune.http.maxhdr $headers
+    ssl-default-bind-options ssl-min-ver TLSv1.2
+
+defaults
+    mode http
+    timeout connect 250ms
+    timeout client ${timeout_s}s
+    timeout server ${timeout_s}s
+    timeout http-request ${header_s}s
+    timeout http-keep-alive ${idle_s}s
+    timeout queue 5s
+    balance leastconn
+    http-reuse always
+    # Scoring is a pure function: a request that no answer came to is sent again, to another
+    # replica. Where none is left it goes to the waiting room, whose answer is to do so again.
+    retries $retries
+    option redispatch 1
+    retry-on conn-failure empty-response junk-response $again
+$errors
+""")
+
+
+def _head(door: Door, body_bytes: int) -> str:
+    return _HEAD.substitute(
+        connections=contract.MAX_CONNECTIONS,
+        stop_timeout_s=door.stop_timeout_s,
+        buffer_bytes=body_bytes + _FRONT_BYTES,
+        headers=contract.MAX_HEADERS,
+        timeout_s=_TIMEOUT_S,
+        header_s=contract.HEADER_TIMEOUT_S,
+        idle_s=contract.IDLE_TIMEOUT_S,
+        errors="\n".join(_errors()),
+        retries=round(_WAIT_FOR_REPLICA_S / _WAITING_S),
+        again=_AGAIN,
+    )
+
+
+def _errors() -> list[str]:
+    """Haproxy's own answers, each one line as a server's are."""
+    words = {
+        400: "the request is not HTTP, or has more than "
+        f"{contract.MAX_HEADERS} headers; send it otherwise",
+        408: f"the request took longer than {contract.HEADER_TIMEOUT_S} s (headers) or "
+        f"{contract.BODY_TIMEOUT_S} s (body) to arrive; send it faster",
+        500: "the balancer failed; try again",
+        502: f"no server answered within {_WAIT_FOR_REPLICA_S} s; try again",
+        503: NO_SERVER,
+        504: f"no answer within {_TIMEOUT_S} s; try again",
+    }
+    return [
+        f"    http-error status {status} content-type application/json "
+        f"string '{json.dumps({'error': text})}'"
+        for status, text in words.items()
+    ]
+
+
+_REPLICAS = string.Template("""
+backend $name
+    # Ready is what scores: the check is a request like any other.
+    option httpchk
+    http-check send meth POST uri /v2/models/$model/infer ver HTTP/1.1 hdr Host localhost \
+hdr Content-Type application/json body '$body'
+    http-check expect status 200
+    default-server inter 500ms fastinter 100ms downinter 100ms fall 2 rise 1 \
+observe layer4 error-limit 1 on-error mark-down
+    # What release $release calls its own failure though the request cannot be read.
+    http-response wait-for-body time 1s if { status 500 }
+    http-response set-status 400 if { status 500 } { res.body -m reg $clients_fault }
+$servers
+    server waiting unix@$waiting backup
+    http-response set-status 503 if { status $again }
+
+frontend waiting
+    mode tcp
+    bind unix@$waiting mode 600
+    tcp-request inspect-delay ${waiting_ms}ms
+    tcp-request content accept if WAIT_END
+    default_backend waited
+
+backend waited
+    mode tcp
+    server waited unix@$waiting.waited
+
+frontend waited
+    bind unix@$waiting.waited mode 600
+    http-request return status $again content-type application/json string '$no_server' \
+hdr Connection close
+""")
+
+
+def _replicas(replicas: Sequence[Replica], folder: Path) -> str:
+    """The servers, and the room where a request waits for one that starts anew."""
+    tensor = {
+        "name": contract.TEXT,
+        "datatype": "BYTES",
+        "shape": [1, 1],
+        "data": [_READY_COMMENT],
+    }
+    wanted = [{"name": contract.LOGIT}]
+    return _REPLICAS.substitute(
+        name=HTTP_BACKEND,
+        model=PUBLIC_MODEL,
+        body=json.dumps({"inputs": [tensor], "outputs": wanted}),
+        waiting=_waiting_socket(folder),
+        waiting_ms=round(1000 * _WAITING_S),
+        again=_AGAIN,
+        no_server=json.dumps({"error": NO_SERVER}),
+        release=_RELEASE,
+        clients_fault=f"'{_CLIENTS_FAULT}'",
+        servers="\n".join(
+            f"    server {one.name} unix@{one.http_socket} check" for one in replicas
+        ),
+    )
+
+
+def _waiting_socket(folder: Path) -> Path:
+    return folder / "waiting.sock"
+
+
+# --- HTTP --------------------------------------------------------------------------------
+def _http(door: Door) -> list[str]:
+    tls = f" ssl crt {quoted(str(door.certificate))} alpn http/1.1" if door.certificate else ""
+    scheme = "https" if door.certificate else "http"
+    hosts = sorted({door.address, HOST, "localhost"})
+    own = [f"{scheme}://{host}:{door.http_port}" for host in hosts]
+    return [
+        f"bind {door.address}:{door.http_port}{tls}",
+        # HTTP/2 would hold a hundred bodies a connection: 100 MB by ten connections, measured.
+        "option disable-h2-upgrade",
+        *rules.connection_rules(),
+        *rules.header_rules(),
+        *rules.origin_rules([*own, *door.origins]),
+        *(rules.key_rules(door.keys_file) if door.keys and door.keys_file else []),
+        *rules.path_rules([f"{HTTP_BACKEND}/{one.name}" for one in door.replicas]),
+        *rules.length_rules(),
+        *rules.body_rules("infer !large"),
+        *(
+            f"use_backend {_key_backend(key)}{suffix} if "
+            f"{{ var(txn.key) -m str {key.name} }}{condition}"
+            for key in door.keys
+            for suffix, condition in (("_large", " infer large"), ("", ""))
+        ),
+        f"use_backend {LARGE_BACKEND} if infer large",
+        f"default_backend {HTTP_BACKEND}",
+    ]
+
+
+_ADDRESSES = "stick-table type ipv6 size 100k expire 5m store conn_cur"
+
+
+def _to_large(door: Door) -> list[str]:
+    return [
+        # What is on its way cannot be sent again, so no connection is used that may just end.
+        "http-reuse never",
+        "option http-server-close",
+        "retry-on conn-failure",
+        f"server large unix@{large_socket(door.large_folder)} maxconn {contract.MAX_LARGE_BODIES}",
+    ]
+
+
+def _key_backend(key: Key) -> str:
+    return f"key_{key.name}"
+
+
+def _of_key(door: Door, key: Key) -> str:
+    """A client's own two backends, so that the metrics name it; its rate is that of both."""
+    name = _key_backend(key)
+    rate = rules.key_rate_rules(key.name, key.requests_per_s, name) if key.requests_per_s else []
+    servers = [
+        f"server {one.name} unix@{one.http_socket} track {HTTP_BACKEND}/{one.name} "
+        "on-error mark-down observe layer4 error-limit 1"
+        for one in door.replicas
+    ]
+    own = [
+        "stick-table type integer size 10 expire 1m store http_req_rate(10s)",
+        *rate,
+        *servers,
+        f"server waiting unix@{_waiting_socket(door.front_folder)} backup",
+        f"http-response set-status 503 if {{ status {_AGAIN} }}",
+    ]
+    return _section(f"backend {name}", own) + _section(
+        f"backend {name}_large", [*rate, *_to_large(door)]
+    )
+
+
+# --- Metrics -----------------------------------------------------------------------------
+def _metrics(door: Door) -> str:
+    every = [*door.replicas, *([door.grpc] if door.grpc else [])]
+    backends = {f"/{one.name}/metrics": f"metrics_{one.name}" for one in every}
+    if len(every) == 1:
+        backends["/metrics"] = f"metrics_{every[0].name}"
+    backends[LARGE_METRICS] = "metrics_large"
+    there = ", ".join([BALANCER_METRICS, *backends])
+    text = _section(
+        "frontend metrics",
+        [
+            f"bind {HOST}:{door.metrics_port}",
+            rules.refuse(405, "metrics are read with GET", "!{ method GET HEAD }"),
+            f"http-request use-service prometheus-exporter if {{ path {BALANCER_METRICS} }}",
+            rules.refuse(404, f"metrics are at {there}", f"!{{ path {' '.join(backends)} }}"),
+            *(f"use_backend {name} if {{ path {path} }}" for path, name in backends.items()),
+        ],
+    )
+    sockets = {f"metrics_{one.name}": one.metrics_socket for one in every}
+    sockets["metrics_large"] = str(_metrics_socket(door.large_folder))
+    for name, socket in sockets.items():
+        text += _section(
+            f"backend {name}",
+            ["http-request set-path /metrics", f"server {name} unix@{socket}"],
+        )
+    return text
+
+
+# --- gRPC --------------------------------------------------------------------------------
+def _grpc(door: Door, server: Replica) -> str:
+    tls = f" ssl crt {quoted(str(door.certificate))} alpn h2" if door.certificate else " proto h2"
+    lines = [
+        f"bind {door.address}:{door.grpc_port}{tls}",
+        *rules.grpc_rules(door.keys_file if door.keys else None),
+        f"default_backend {GRPC_BACKEND}",
+    ]
+    to_server = [
+        # To send a call again its buffer would be copied whole, and the calls on a connection of
+        # a server that ended are lost all the same.
+        "retry-on conn-failure",
+        f"server {server.name} unix@{server.grpc_socket} proto h2",
+    ]
+    return (
+        _section("frontend grpc", lines)
+        + _section(f"backend {GRPC_BACKEND}", to_server)
+        + _section("backend addresses", [_ADDRESSES])
+    )

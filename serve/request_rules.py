@@ -1,0 +1,318 @@
+"""What a request may be, as rules of haproxy: each bound of `contract`, its status and one line.
+
+`serve.balancer` puts them together, in the order in which they stand here. A rule that names a
+condition (`infer`, `large`) needs the function that defines it before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import contract
+from contract import PUBLIC_MODEL
+
+NO_SERVER = "no server is ready; try again"
+_MODEL_PATH = rf"/v2/models/{PUBLIC_MODEL}(/versions/[0-9]+)?"
+_INFER = rf"^{_MODEL_PATH}/(infer|generate|generate_stream)$"
+_READ = rf"^(/v2/?|/v2/health/live|{_MODEL_PATH}|{_MODEL_PATH}/stats|/v2/models/stats)$"
+_READY = rf"^(/v2/health/ready|{_MODEL_PATH}/ready)$"
+_CONTROL = r"^/v2/(repository|systemsharedmemory|cudasharedmemory|trace|logging)(/|$)"
+_MODEL_CONTROL = r"^/v2/models/.*/(config|trace/setting)$"
+_CONTROL_CHARACTERS = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+"""What no header may hold (RFC 9110, 5.5), but for the tab; haproxy 2.6 passes them on."""
+_CRASHES = "classification"
+"""Parameter of an output. Release 24.10 ends when it stands beside an output of strings."""
+_CRASHES_KEY = (
+    '"'
+    + "".join(rf"(?:{c}|\\u00{c.encode().hex()[0]}(?i:{c.encode().hex()[1]}))" for c in _CRASHES)
+) + '"'
+"""As a member of JSON, whatever is escaped of it."""
+_CRASHES_PROTOBUF = (
+    f"0A({len(_CRASHES):02X}|{len(_CRASHES) + 128:02X}(80)*00){_CRASHES.encode().hex().upper()}"
+)
+"""As the key of a map in a gRPC message, its length in one byte or more, in hexadecimal digits: a
+pattern sees a body only up to its first NUL."""
+_MEMBERS = 15  # beside the first of an object or a list of tensors
+_BODY_PATTERN = (
+    r"(?(DEFINE)(?<s>\"(?>[^\"\\]++|\\.)*+\")(?<v>(?&s)|[-+.\w]++)(?<w>[ \t\r\n]*+)"
+    rf"(?<k>(?!{_CRASHES_KEY})(?&s)(?&w):(?&w))(?<c>(?&w),(?&w))"
+    rf"(?<p>\{{(?&w)(?:(?&k)(?&v)(?:(?&c)(?&k)(?&v)){{0,{_MEMBERS}}}+)?+(?&w)\}})"
+    r"(?<a>\[(?&w)(?:(?&v)(?:(?&c)(?&v))*+)?+(?&w)\])"
+    r"(?<e>(?&v)|(?&a))(?<n>\[(?&w)(?:(?&e)(?:(?&c)(?&e))*+)?+(?&w)\])"
+    r"(?<f>(?&k)(?:(?&v)|(?&p)|(?&n)))"
+    rf"(?<t>\{{(?&w)(?:(?&f)(?:(?&c)(?&f)){{0,{_MEMBERS}}}+)?+(?&w)\}})"
+    rf"(?<l>\[(?&w)(?&t)(?:(?&c)(?&t)){{0,{_MEMBERS}}}+(?&w)\])"
+    r"(?<m>(?&k)(?:(?&v)|(?&p)|(?&l)|(?&n))))"
+    rf"^(?&w)\{{(?&w)(?&m)(?:(?&c)(?&m)){{0,{_MEMBERS}}}+(?&w)\}}"
+)
+"""A request as KServe's v2 protocol and Triton's generate extension write it: one object of
+scalars, flat parameters, lists of tensors, and tensors of scalars, flat parameters and lists;
+none of its members is what ends the server.
+Release 24.10 needs a second for 500,000 nested lists and more than a minute for 90,000 parameters,
+in a megabyte each. Possessive throughout, so it takes linear time. The syntax is PCRE2's."""
+_SHAPE_WORDS = (
+    f"the body is not JSON of at most {_MEMBERS + 1} members and tensors an object or list, "
+    "expected an inference request of the KServe v2 protocol; send fewer, nested as it says"
+)
+_FREE_BYTES = 4096
+"""Up to here a body may be anything: it costs little, and the server says better what is wrong."""
+_SIZE_WORDS = (
+    "Inference-Header-Content-Length is not one number, expected the length of the JSON; send it"
+)
+GRPC_OPEN = (
+    "ModelInfer",
+    "ModelMetadata",
+    "ModelReady",
+    "ModelStatistics",
+    "ServerLive",
+    "ServerMetadata",
+    "ServerReady",
+)
+_GRPC_SERVICE = "/inference.GRPCInferenceService/"
+
+
+# --- Ways to refuse ----------------------------------------------------------------------
+def refuse(status: int, words: str, condition: str, *, close: bool = False) -> str:
+    """A rule that answers with a status and one line, as a server does."""
+    body = json.dumps({"error": words})
+    hangup = " hdr Connection close" if close else ""
+    return (
+        f"http-request return status {status} content-type application/json "
+        f"string '{body}'{hangup} if {condition}"
+    )
+
+
+def refuse_grpc(status: int, words: str, condition: str) -> str:
+    """An answer without a message: a status of gRPC's own in the headers (PROTOCOL-HTTP2.md)."""
+    return (
+        "http-request return status 200 hdr content-type application/grpc "
+        f"hdr grpc-status {status} hdr grpc-message {quoted(words)} if {condition}"
+    )
+
+
+def quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+# --- HTTP ----------------------------------------------------------------------------------
+def connection_rules() -> list[str]:
+    """How many connections an address may have open; what is far above is closed unheard."""
+    limit = contract.MAX_ADDRESS_CONNECTIONS
+    return [
+        "tcp-request connection track-sc0 src table addresses",
+        f"tcp-request connection reject if {{ sc0_conn_cur gt {2 * limit} }}",
+        refuse(
+            429,
+            f"more than {limit} connections of this address are open; use fewer",
+            f"{{ sc0_conn_cur gt {limit} }}",
+            close=True,
+        ),
+    ]
+
+
+def header_rules() -> list[str]:
+    """What headers may be, whatever they ask for."""
+    return [
+        refuse(
+            431,
+            f"the headers have more than {contract.MAX_HEADER_BYTES} bytes; send fewer",
+            f"{{ req.hdrs,length gt {contract.MAX_HEADER_BYTES} }}",
+            close=True,
+        ),
+        refuse(
+            400,
+            "the headers have control characters; send text",
+            f"{{ req.hdrs -m reg '{_CONTROL_CHARACTERS}' }}",
+            close=True,
+        ),
+        refuse(
+            400,
+            "the version of HTTP is unknown; send HTTP/1.1",
+            "!{ req.ver 1.0 1.1 }",
+            close=True,
+        ),
+        refuse(
+            400,
+            "the request has no Host, expected one; send it",
+            "!HTTP_1.0 !{ req.fhdr_cnt(host) eq 1 }",
+            close=True,
+        ),
+    ]
+
+
+def origin_rules(allowed: Sequence[str]) -> list[str]:
+    """Refuse web pages of elsewhere: a plain POST needs no preflight."""
+    words = "requests of this web page are not allowed; see --allow-origin"
+    return [
+        f"acl own_origin req.hdr(origin) -i {' '.join(allowed)}",
+        refuse(403, words, "{ req.hdr_cnt(origin) gt 1 }", close=True),
+        refuse(403, words, "{ req.hdr(origin) -m found } !own_origin", close=True),
+        refuse(
+            403,
+            words,
+            "{ req.hdr(sec-fetch-site) -i cross-site same-site } !own_origin",
+            close=True,
+        ),
+    ]
+
+
+def key_rules(keys_map: Path) -> list[str]:
+    """Know the client by its key, whose name is then in the variable `txn.key`."""
+    return [
+        *_named_by_key(keys_map),
+        refuse(
+            401,
+            "the key is missing or unknown; send Authorization: Bearer KEY",
+            "!{ var(txn.key) -m found }",
+            close=True,
+        ),
+    ]
+
+
+def _named_by_key(keys_map: Path) -> list[str]:
+    return [
+        "http-request set-var(txn.key) req.hdr(authorization),"
+        rf"regsub('^[Bb]earer\ +',''),sha2(256),hex,lower,map({keys_map})",
+        "http-request del-header authorization",
+    ]
+
+
+def key_rate_rules(name: str, requests_per_s: int, table: str) -> list[str]:
+    """Of a key's own backends: its rate, counted in the table over ten seconds."""
+    return [
+        f"http-request track-sc2 int(1) table {table}",
+        refuse(
+            429,
+            f"the key {name} has more than {requests_per_s} requests a second; send fewer",
+            f"{{ sc2_http_req_rate({table}) gt {10 * requests_per_s} }}",
+        ),
+    ]
+
+
+def path_rules(servers: Sequence[str]) -> list[str]:
+    """Which paths are open, and with which method; ready is one of `servers` (backend/name)."""
+    return [
+        f"acl infer path -m reg {_INFER}",
+        f"acl read path -m reg {_READ}",
+        f"acl ready path -m reg {_READY}",
+        f"acl control path -m reg {_CONTROL}",
+        f"acl control path -m reg {_MODEL_CONTROL}",
+        refuse(403, "this is not open on this port; see docs/security.md", "control"),
+        *(f"http-request return status 200 if ready {{ srv_is_up({one}) }}" for one in servers),
+        refuse(503, NO_SERVER, "ready"),
+        refuse(404, "there is nothing at this path", "!infer !read"),
+        refuse(405, "a score is asked for with POST", "infer !{ method POST }"),
+        refuse(405, "this is read with GET", "read !{ method GET HEAD }"),
+    ]
+
+
+def length_rules() -> list[str]:
+    """How a body may be sent and how long it may be. Defines the condition `large`."""
+    most, limit = contract.MAX_REQUEST_BYTES, contract.MAX_ADDRESS_LARGE_BODIES
+    return [
+        "acl has_length req.hdr(content-length) -m found",
+        "acl body_sent req.hdr(content-length),add(0) -m int gt 0",
+        "acl body_sent req.hdr(transfer-encoding) -m found",
+        f"acl large req.hdr(content-length),add(0) -m int gt {contract.LARGE_BODY_BYTES}",
+        refuse(400, "a GET has no body; send it without", "read body_sent", close=True),
+        refuse(
+            415,
+            "the body is compressed, expected it as it is; send it without Content-Encoding",
+            # Any value of any line: the server obeys the first line, whatever the others say.
+            "infer { req.hdr(content-encoding) -m reg -i '^(?!identity$)' }",
+            close=True,
+        ),
+        refuse(
+            411,
+            "the body comes in chunks or without a length; send it with Content-Length",
+            "infer { req.hdr(transfer-encoding) -m found }",
+            close=True,
+        ),
+        refuse(
+            411,
+            "the body has no length; send it with Content-Length",
+            "infer !has_length",
+            close=True,
+        ),
+        refuse(400, "the body is empty, expected a comment; send one", "infer !body_sent"),
+        refuse(
+            413,
+            f"the body has more than {most} bytes; send fewer comments in a request",
+            f"infer {{ req.hdr(content-length),add(0) -m int gt {most} }}",
+            close=True,
+        ),
+        "http-request del-header content-encoding if infer",
+        "http-request track-sc1 src table large_bodies if infer large",
+        refuse(
+            429,
+            f"more than {limit} bodies above {contract.LARGE_BODY_BYTES} bytes come from this "
+            "address; send them one by one",
+            f"infer large {{ sc1_conn_cur gt {limit} }}",
+            close=True,
+        ),
+    ]
+
+
+def body_rules(condition: str) -> list[str]:
+    """Hold a body whole where the condition is true, and refuse what its form may not be."""
+    return [
+        f"http-request wait-for-body time {contract.BODY_TIMEOUT_S}s if {condition}",
+        f"acl free req.body_size le {_FREE_BYTES}",
+        "acl binary req.hdr(inference-header-content-length) -m found",
+        "acl one_size req.fhdr_cnt(inference-header-content-length) eq 1",
+        "acl one_size_digits req.fhdr(inference-header-content-length) -m reg ^[0-9]{1,9}$",
+        "acl raw req.fhdr(inference-header-content-length) -m reg ^0+$",
+        f"acl shaped req.body -m reg '{_BODY_PATTERN}(?&w)$'",
+        f"acl shaped_header req.body -m reg '{_BODY_PATTERN}'",
+        # The server takes what is no number for 0, and the first of two.
+        refuse(400, _SIZE_WORDS, f"{condition} binary !one_size"),
+        refuse(400, _SIZE_WORDS, f"{condition} binary !one_size_digits"),
+        refuse(400, _SHAPE_WORDS, f"{condition} !free !binary !shaped"),
+        refuse(400, _SHAPE_WORDS, f"{condition} binary !raw !shaped_header"),
+        refuse(
+            400,
+            f"{_CRASHES} is not open; leave it out",
+            f"{condition} !binary {{ req.body -m reg '{_CRASHES_KEY}[ \\t\\r\\n]*:' }}",
+        ),
+    ]
+
+
+# --- gRPC ----------------------------------------------------------------------------------
+def grpc_rules(keys_map: Path | None) -> list[str]:
+    """What a call over gRPC may be; its message is not read but for what ends the server."""
+    paths = " ".join(_GRPC_SERVICE + name for name in GRPC_OPEN)
+    most, half = contract.MAX_REQUEST_BYTES, contract.MAX_REQUEST_BYTES // 2
+    words = "the key is missing or unknown; send authorization"
+    keys = [
+        *(_named_by_key(keys_map) if keys_map else []),
+        *([refuse_grpc(16, words, "!{ var(txn.key) -m found }")] if keys_map else []),
+    ]
+    return [
+        "tcp-request connection track-sc0 src table addresses",
+        "tcp-request connection reject if "
+        f"{{ sc0_conn_cur gt {contract.MAX_ADDRESS_CONNECTIONS} }}",
+        *keys,
+        refuse_grpc(7, "this is not open on this port", f"!{{ path {paths} }}"),
+        f"http-request wait-for-body time {contract.BODY_TIMEOUT_S}s",
+        refuse_grpc(
+            8,
+            f"the message has more than {most} bytes; send fewer comments",
+            f"{{ req.body_size gt {most} }}",
+        ),
+        refuse_grpc(
+            12,
+            "the message is compressed, expected it as it is",
+            "{ req.hdr(grpc-encoding) -m reg -i '^(?!identity$)' }",
+        ),
+        *(
+            refuse_grpc(
+                3,
+                f"{_CRASHES} is not open; leave it out",
+                # Half of the body: of more, the digits would not fit into a buffer.
+                f"{{ req.body,bytes({at},{half + 100}),hex -m reg {_CRASHES_PROTOBUF} }}",
+            )
+            for at in (0, half)
+        ),
+    ]
