@@ -288,6 +288,7 @@ def _to_large(door: Door) -> list[str]:
         "http-reuse never",
         "option http-server-close",
         "retry-on conn-failure",
+        "no option redispatch",  # there is no other; else it would not wait between two tries
         f"server large unix@{large_socket(door.large_folder)} maxconn {contract.MAX_LARGE_BODIES}",
     ]
 

@@ -529,8 +529,7 @@ def test_without_the_balancer_of_large_bodies_small_ones_score(opened: door.Door
         for process in family:
             process.kill()
         psutil.wait_procs(family, timeout=10)
-        # It waits for the new one.
-        assert ask(opened, "POST", INFER, large)[0] == 200
+        eventually(lambda: ask(opened, "POST", INFER, large)[0] == 200)
     assert found.logits and not found.lost
     assert supervisor.states()[haproxy.LARGE_NAME].pid != before.pid
     url = f"http://{HOST}:{opened.metrics_port}/balancer/large/metrics"
