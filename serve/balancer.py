@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import contract
-from contract import HOST, PUBLIC_MODEL
+from contract import HOST
+from serve import probe
 from serve import request_rules as rules
 from serve.keys import Key
 from serve.request_rules import NO_SERVER, quoted
@@ -29,7 +30,6 @@ from serve.request_rules import NO_SERVER, quoted
 HTTP_BACKEND, LARGE_BACKEND, GRPC_BACKEND = "http_replicas", "large", "grpc_server"
 BALANCER_METRICS, LARGE_METRICS = "/balancer/metrics", "/balancer/large/metrics"
 _TIMEOUT_S = 60
-_READY_COMMENT = "thank you for your work"
 _FRONT_BYTES = 16 << 10
 """Of a buffer beside the largest body: the headers, and what haproxy keeps free to rewrite them."""
 _WAITING_S, _WAIT_FOR_REPLICA_S = 0.25, 5
@@ -190,10 +190,11 @@ def _errors() -> list[str]:
 
 _REPLICAS = string.Template("""
 backend $name
-    # Ready is what scores: the check is a request like any other.
+    # Ready is what scores: the check is a request like any other, of a comment that is not in the
+    # server's cache.
     option httpchk
-    http-check send meth POST uri /v2/models/$model/infer ver HTTP/1.1 hdr Host localhost \
-hdr Content-Type application/json body '$body'
+    http-check send meth POST uri $path ver HTTP/1.1 hdr Host localhost \
+hdr Content-Type application/json body-lf '$body'
     http-check expect status 200
     default-server inter 500ms fastinter 100ms downinter 100ms fall 2 rise 1 \
 observe layer4 error-limit 1 on-error mark-down
@@ -224,17 +225,10 @@ hdr Connection close
 
 def _replicas(replicas: Sequence[Replica], folder: Path) -> str:
     """The servers, and the room where a request waits for one that starts anew."""
-    tensor = {
-        "name": contract.TEXT,
-        "datatype": "BYTES",
-        "shape": [1, 1],
-        "data": [_READY_COMMENT],
-    }
-    wanted = [{"name": contract.LOGIT}]
     return _REPLICAS.substitute(
         name=HTTP_BACKEND,
-        model=PUBLIC_MODEL,
-        body=json.dumps({"inputs": [tensor], "outputs": wanted}),
+        path=probe.INFER_PATH,
+        body=json.dumps(probe.request(contract.LOGIT, text=f"{probe.COMMENT} %[date]")),
         waiting=_waiting_socket(folder),
         waiting_ms=round(1000 * _WAITING_S),
         again=_AGAIN,

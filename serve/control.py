@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-from contract import LOGIT, PUBLIC_MODEL, TEXT, BadInput
-from serve.triton import refused_load
+from contract import LOGIT, PUBLIC_MODEL, BadInput
+from serve import probe
 
 _TIMEOUT_S, _LOAD_TIMEOUT_S = 10, 300
-_COMMENT = "thank you for your work"
 HTTP_SOCKET, METRICS_SOCKET, GRPC_SOCKET = "http.sock", "metrics.sock", "grpc.sock"
 GRPC_PORT = 1
 """gRPC appends a port to a socket's path, so there is one."""
@@ -48,22 +48,21 @@ def ask(
 
 def scores(path: Path) -> bool:
     """Whether the server at this socket really scores a comment."""
-    tensor = {"name": TEXT, "datatype": "BYTES", "shape": [1, 1], "data": [_COMMENT]}
-    body = {"inputs": [tensor], "outputs": [{"name": LOGIT}]}
+    text = f"{probe.COMMENT} {time.time()}"  # which is not in its cache
     try:
-        status, answer = ask(path, f"/v2/models/{PUBLIC_MODEL}/infer", body)
-        return status == 200 and isinstance(answer["outputs"][0]["data"][0], float | int)
-    except (OSError, LookupError, TypeError):
+        status, answer = ask(path, probe.INFER_PATH, probe.request(LOGIT, text=text))
+    except OSError:
         return False
+    return status == 200 and probe.scored(answer)
 
 
 def version(path: Path) -> int | None:
     """Newest version that answers at this socket, or None when none does."""
     try:
-        status, metadata = ask(path, f"/v2/models/{PUBLIC_MODEL}")
-        return max(map(int, metadata["versions"]), default=None) if status == 200 else None
-    except (OSError, LookupError, TypeError, ValueError):
+        status, metadata = ask(path, probe.METADATA_PATH)
+    except OSError:
         return None
+    return probe.newest_version(metadata) if status == 200 else None
 
 
 def load(path: Path) -> None:
@@ -75,7 +74,7 @@ def load(path: Path) -> None:
     except OSError as error:
         raise BadInput(f"{path} does not answer ({error}); run `make stop serve`") from error
     if status != 200:
-        raise refused_load(json.dumps(answer).encode())
+        raise refused_load(answer)
 
 
 def load_over_grpc(path: Path) -> None:
@@ -87,4 +86,13 @@ def load_over_grpc(path: Path) -> None:
         with tritonclient.grpc.InferenceServerClient(f"unix:{path}") as client:
             client.load_model(PUBLIC_MODEL, client_timeout=_LOAD_TIMEOUT_S)
     except InferenceServerException as error:
-        raise refused_load(json.dumps({"error": error.message() or ""}).encode()) from error
+        raise refused_load({"error": error.message() or ""}) from error
+
+
+def refused_load(answer: Any) -> BadInput:
+    """Why a server did not load a version, by the JSON of its answer."""
+    why = answer.get("error") if isinstance(answer, dict) else None
+    return BadInput(
+        f"the server could not load the new version ({(why or 'no reason given').splitlines()[0]}),"
+        " the old one still answers; run `make export` again"
+    )

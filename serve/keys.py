@@ -1,11 +1,11 @@
 """API keys of the door: made here, shown once, kept as hashes.
 
-    python -m serve.keys add NAME --file keys.json --requests-per-s 100
-    python -m serve.keys remove NAME --file keys.json
+    python -m serve.keys add --name NAME --file keys.json --requests-per-s 100
+    python -m serve.keys remove --name NAME --file keys.json
     python -m serve.keys list --file keys.json
 
-`make serve KEYS=keys.json` then asks for one of them: `Authorization: Bearer KEY`. haproxy compares
-SHA-256 hashes; a key has 256 random bits, so a slow hash would add nothing.
+`make serve SERVE_ARGS="--keys keys.json"` then asks for one of them: `Authorization: Bearer KEY`.
+haproxy compares SHA-256 hashes; a key has 256 random bits, so a slow hash would add nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from console.options import parse_config, run
 from contract import BadInput
-from storage.files import read_json, write_json
+from storage.files import json_text, read_json, write_atomically
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
@@ -94,9 +94,7 @@ def read(path: Path) -> list[Key]:
 
 def write_map(path: Path, keys: list[Key]) -> None:
     """Write the map that haproxy reads: a hash and its name a line, for the user alone."""
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    path.write_text("".join(f"{key.sha256} {key.name}\n" for key in keys), "utf-8")
+    write_atomically(path, "".join(f"{key.sha256} {key.name}\n" for key in keys), 0o600)
 
 
 def _write(path: Path, keys: dict[str, Key]) -> None:
@@ -106,8 +104,7 @@ def _write(path: Path, keys: dict[str, Key]) -> None:
             for key in keys.values()
         ]
     }
-    write_json(path, document)
-    path.chmod(0o600)
+    write_atomically(path, json_text(document), 0o600)
 
 
 if __name__ == "__main__":

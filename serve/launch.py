@@ -41,11 +41,14 @@ def main(folder: Path) -> NoReturn:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if launch["stack_bytes"]:
         hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-        most = launch["stack_bytes"]
-        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_STACK, (stack_limit(launch["stack_bytes"], hard), hard))
     arguments = launch["command"]
     os.execve(arguments[0], arguments, environment)
+
+
+def stack_limit(most: int, hard: int) -> int:
+    """Soft limit for the stacks of a program's threads under this hard one, in bytes."""
+    return most if hard == resource.RLIM_INFINITY else min(most, hard)
 
 
 def _changed(folder: Path, files: dict[str, str]) -> str | None:

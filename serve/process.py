@@ -66,3 +66,12 @@ def _listener(port: int) -> str | None:
         if listens and connection.pid:
             return f"{connection.pid} ({psutil.Process(connection.pid).name()})"
     return None
+
+
+def refuse_other_flag(run_dir: Path, name: str, wanted: object, used: object) -> None:
+    """Raise BadInput unless a flag says what serves from the run folder already."""
+    if wanted != used:
+        raise BadInput(
+            f"--{name.replace('_', '-')} is {wanted}, expected {used}, with which {run_dir} "
+            "serves; run `make stop` first"
+        )

@@ -14,17 +14,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import resource
 import secrets
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
-from ctypes.util import find_library
+from collections.abc import Callable
 from http.client import HTTPException
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,24 +29,16 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from console.options import parse_config, run
-from contract import GRPC_PORT, HOST, HTTP_PORT, METRICS_PORT, PUBLIC_MODEL, TEXT, BadInput
+from contract import GRPC_PORT, HOST, HTTP_PORT, METRICS_PORT, PUBLIC_MODEL, BadInput
 from export.repository import current
-from serve import view
-from serve.process import alive, refuse_taken_port, spawn, wait_or_kill
-from storage.files import write_json
+from serve import probe, tritonserver, view
+from serve.control import refused_load
+from serve.launch import stack_limit
+from serve.process import alive, refuse_other_flag, refuse_taken_port, spawn, wait_or_kill
+from storage.files import write_atomically, write_json
 
-_EXAMPLE = "Thank you, that was a kind and thoughtful answer."
-PROCESS_FILE = "server.json"
+PROCESS_FILE, _SECRET_FILE = "server.json", "control.key"
 _POLL_S = 0.1
-STACK_BYTES = 1 << 30
-"""Stack of each server thread. A JSON body of 8 MB ended the whole of release 24.10 under the usual
-limit of 8 MB, and did not under this one. Address space only; a page counts once it is touched."""
-RESTRICTED = "model-repository,model-config,shared-memory,trace,logging"
-"""What `--http-restricted-api` and `--grpc-restricted-protocol` call all but inference, metadata,
-health and statistics."""
-KEY_HEADER = "toxicity-key"
-CLOSED = "\n"
-"""A key that no request can carry: a header's value has no line feed."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +59,11 @@ class ServeConfig:
 
     @property
     def log(self) -> Path:
-        return self.run_dir / LOG_FILE
+        return self.run_dir / tritonserver.LOG_FILE
 
     @property
     def process_file(self) -> Path:
         return self.run_dir / PROCESS_FILE
-
-
-LOG_FILE = "tritonserver.log"
 
 
 @dataclass(frozen=True)
@@ -127,7 +112,8 @@ def start(config: ServeConfig) -> None:
     if server is None:
         server = launch(config)
     else:
-        _refuse_other_ports(config, server)
+        for flag in ("http_port", "grpc_port", "metrics_port"):
+            refuse_other_flag(config.run_dir, flag, getattr(config, flag), getattr(server, flag))
         update(config, server)
     print_addresses(config.log, server)
 
@@ -210,27 +196,24 @@ def served_version(server: Server) -> int | None:
 def version_at(http_url: str) -> int | None:
     """`served_version` at an address."""
     try:
-        metadata = _get_json(f"{http_url}/v2/models/{PUBLIC_MODEL}")
-        return max((int(version) for version in metadata["versions"]), default=None)
-    except (OSError, ValueError, LookupError, TypeError, HTTPException):
+        return probe.newest_version(_get_json(http_url + probe.METADATA_PATH))
+    except (OSError, ValueError, HTTPException):
         return None
 
 
 def scores_at(http_url: str) -> bool:
     """Whether the server at an address really scores a comment."""
     try:
-        url = f"{http_url}/v2/models/{PUBLIC_MODEL}/infer"
-        answer = _get_json(url, json.dumps(_request(_EXAMPLE)).encode())
-        return all(output["data"] for output in answer["outputs"])
-    except (OSError, ValueError, LookupError, TypeError, HTTPException):
+        return probe.scored(_get_json(http_url + probe.INFER_PATH, probe.request()))
+    except (OSError, ValueError, HTTPException):
         return False
 
 
 # --- Starting ----------------------------------------------------------------------------
 def _spawn(config: ServeConfig) -> psutil.Process:
     secret = secrets.token_hex(16)
-    write_secret(config.run_dir / _SECRET_FILE, secret)
-    arguments = command(
+    write_atomically(config.run_dir / _SECRET_FILE, secret, 0o600)
+    arguments = tritonserver.command(
         config.run_dir.resolve(),
         http=(HOST, config.http_port),
         grpc=(HOST, config.grpc_port),
@@ -240,98 +223,12 @@ def _spawn(config: ServeConfig) -> psutil.Process:
         exit_timeout_s=int(config.stop_timeout_s),
     )
     limits = resource.getrlimit(resource.RLIMIT_STACK)
-    resource.setrlimit(resource.RLIMIT_STACK, (stack_limit(limits[1]), limits[1]))  # inherited
+    soft = stack_limit(tritonserver.STACK_BYTES, limits[1])
+    resource.setrlimit(resource.RLIMIT_STACK, (soft, limits[1]))  # the server inherits it
     try:
-        return spawn(arguments, {**os.environ, **environment(os.environ)}, config.log)
+        return spawn(arguments, {**os.environ, **tritonserver.environment(os.environ)}, config.log)
     finally:
         resource.setrlimit(resource.RLIMIT_STACK, limits)
-
-
-Address = tuple[str, int]
-"""Host and port, or ("unix:/path", any port)."""
-_SECRET_FILE = "control.key"
-
-
-def command(
-    folder: Path,
-    *,
-    http: Address,
-    metrics: Address,
-    grpc: Address | None,
-    http_key: str | None,
-    grpc_key: str | None,
-    exit_timeout_s: int,
-) -> list[str]:
-    """Arguments of a server of the model that `view.stage` put into `folder`.
-
-    A key opens the control plane of its protocol to requests that carry it in KEY_HEADER; CLOSED
-    opens it to nobody, None to everybody: only for a socket that nobody else can open. Raises
-    BadInput for an incomplete installation.
-    """
-    backends = folder / "backends"  # none but the model's own
-    backends.mkdir(parents=True, exist_ok=True)
-    arguments = [
-        str(_executable(wheel() / "bin" / "tritonserver")),
-        f"--model-repository={folder / view.FOLDER}",
-        f"--backend-directory={backends}",
-        "--model-control-mode=explicit",
-        f"--load-model={PUBLIC_MODEL}",
-        "--disable-auto-complete-config",
-        f"--allow-grpc={str(grpc is not None).lower()}",
-        f"--exit-timeout-secs={exit_timeout_s}",
-    ]
-    for service, address in (("http", http), ("metrics", metrics), ("grpc", grpc)):
-        if address:
-            arguments += [f"--{service}-address={address[0]}", f"--{service}-port={address[1]}"]
-    if http_key:
-        arguments.append(f"--http-restricted-api={RESTRICTED}:{KEY_HEADER}={http_key}")
-    if grpc and grpc_key:
-        arguments.append(f"--grpc-restricted-protocol={RESTRICTED}:{KEY_HEADER}={grpc_key}")
-    return arguments
-
-
-def stack_limit(hard: int) -> int:
-    """Soft limit for the stacks of a server's threads under this hard one."""
-    return STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
-
-
-def write_secret(path: Path, secret: str) -> None:
-    """Put `secret` into a file that its owner alone can read, from the first moment on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write(secret)
-
-
-def wheel() -> Path:
-    """The server in its package. Raises BadInput without it."""
-    spec = find_spec("pytriton")
-    for root in (spec.submodule_search_locations or []) if spec else []:
-        if (wheel := Path(root) / "tritonserver").is_dir():
-            return wheel
-    raise BadInput(
-        f"nvidia-pytriton is not installed for {sys.executable}, expected its tritonserver; "
-        "run `make serve`, or `pip install --no-deps nvidia-pytriton==0.7.0`"
-    )
-
-
-def environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """What a server needs in its environment, beside the inherited one."""
-    libraries = [
-        str(wheel().parent.parent / "nvidia_pytriton.libs"),
-        inherited.get("LD_LIBRARY_PATH", ""),
-    ]
-    own = {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries))}
-    if allocator := find_library("jemalloc"):
-        own["LD_PRELOAD"] = " ".join(filter(None, [inherited.get("LD_PRELOAD"), allocator]))
-    return own
-
-
-def _executable(path: Path) -> Path:
-    if not os.access(path, os.X_OK):
-        path.chmod(0o755)
-    return path
 
 
 def _wait_until_ready(config: ServeConfig, server: Server, process: psutil.Process) -> None:
@@ -340,24 +237,15 @@ def _wait_until_ready(config: ServeConfig, server: Server, process: psutil.Proce
         if process.status() == psutil.STATUS_ZOMBIE:
             raise BadInput(
                 f"tritonserver ended with status {process.wait()} before it was ready: "
-                f"{reason(config.log)}; the whole log is {config.log}"
+                f"{tritonserver.reason(config.log)}; the whole log is {config.log}"
             )
         if time.monotonic() > deadline:
             raise BadInput(
                 f"tritonserver is not ready after {config.ready_timeout_s:g} s: "
-                f"{reason(config.log)}; the whole log is {config.log}, the limit is "
+                f"{tritonserver.reason(config.log)}; the whole log is {config.log}, the limit is "
                 "--ready-timeout-s"
             )
         time.sleep(_POLL_S)
-
-
-def reason(log: Path) -> str:
-    """The most telling line of a Triton log: why it ended, else its last error, else its end."""
-    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
-    for start in (r"error: ", r"E\d{4} ", r"."):
-        if found := [line for line in lines if re.match(start, line)]:
-            return found[-1].split("] ", 1)[-1].strip('"').split("\\n")[0]
-    return "its log is empty"
 
 
 # --- A server that already runs ----------------------------------------------------------
@@ -366,7 +254,8 @@ def update(config: ServeConfig, server: Server) -> None:
 
     Raises BadInput when it cannot; the old version still answers then.
     """
-    refuse_other_repository(config, server)
+    wanted_repository = str(config.repository.resolve())
+    refuse_other_flag(config.run_dir, "repository", wanted_repository, server.repository)
     wanted, served = current(config.repository), served_version(server)
     if wanted == served:
         print(f"already serving version {served}")
@@ -382,25 +271,6 @@ def update(config: ServeConfig, server: Server) -> None:
         )
 
 
-def refuse_other_repository(config: ServeConfig, server: Server) -> None:
-    """Raise BadInput unless the running server is of this repository."""
-    if str(config.repository.resolve()) != server.repository:
-        raise BadInput(
-            f"the server of {config.run_dir} serves {server.repository}, expected "
-            f"{config.repository.resolve()}; run `make stop` first"
-        )
-
-
-def _refuse_other_ports(config: ServeConfig, server: Server) -> None:
-    for flag in ("http_port", "grpc_port", "metrics_port"):
-        wanted, used = getattr(config, flag), getattr(server, flag)
-        if wanted != used:
-            raise BadInput(
-                f"--{flag.replace('_', '-')} is {wanted}, expected {used}, where the server of "
-                f"{config.run_dir} listens; run `make stop` first"
-            )
-
-
 def load_version(config: ServeConfig, ask: Callable[[], None]) -> None:
     """Stage the current version in the server's view and have it loaded by `ask`.
 
@@ -414,23 +284,14 @@ def load_version(config: ServeConfig, ask: Callable[[], None]) -> None:
 def reload(http_url: str, key: str) -> None:
     """Ask a running server to load what its view holds; on BadInput the old version answers."""
     url = f"{http_url}/v2/repository/models/{PUBLIC_MODEL}/load"
-    request = urllib.request.Request(url, data=b"{}", headers={KEY_HEADER: key})
+    request = urllib.request.Request(url, data=b"{}", headers={tritonserver.KEY_HEADER: key})
     try:
         with urllib.request.urlopen(request, timeout=300):
             pass
     except urllib.error.HTTPError as error:
-        raise refused_load(error.read()) from error
+        raise refused_load(_json_of(error.read())) from error
     except OSError as error:
         raise BadInput(f"{http_url} does not answer ({error}); run `make stop serve`") from error
-
-
-def refused_load(answer: bytes) -> BadInput:
-    """Why a server did not load a version, by its answer."""
-    why = json.loads(answer).get("error", "no reason given").splitlines()[0]
-    return BadInput(
-        f"the server could not load the new version ({why}), the old one still answers; "
-        "run `make export` again"
-    )
 
 
 # --- Telling -----------------------------------------------------------------------------
@@ -445,20 +306,22 @@ def print_addresses(log: Path, server: Server) -> None:
 
 def print_example(http_url: str) -> None:
     """A request to copy, and what it answers."""
-    url = f"{http_url}/v2/models/{PUBLIC_MODEL}/infer"
-    body = json.dumps(_request(_EXAMPLE))
-    print(f"$ curl -s {url} -d '{body}'")
-    print(json.dumps(_get_json(url, body.encode())))
+    url, body = http_url + probe.INFER_PATH, probe.request()
+    print(f"$ curl -s {url} -d '{json.dumps(body)}'")
+    print(json.dumps(_get_json(url, body)))
 
 
-def _request(text: str) -> dict[str, Any]:
-    return {"inputs": [{"name": TEXT, "datatype": "BYTES", "shape": [1, 1], "data": [text]}]}
+def _get_json(url: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(url, data=data, timeout=10) as answer:
+        return json.load(answer)
 
 
-def _get_json(url: str, body: bytes | None = None) -> dict[str, Any]:
-    with urllib.request.urlopen(url, data=body, timeout=10) as answer:
-        document: dict[str, Any] = json.load(answer)
-    return document
+def _json_of(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from contract import ARTIFACT_FILE, ORT_FILE, PUBLIC_MODEL, BadInput
+from contract import ORT_FILE, PUBLIC_MODEL, BadInput
+from export.model_config import CONFIG_FILE
 from export.repository import current, served_files, serving_config, verify, version_folder
-from storage.files import read_json, sha256_of, write_atomically
+from storage.files import sha256_of, write_atomically
 
 FOLDER = "models"
-_CONFIG_FILE = "config.pbtxt"
 
 
 def stage(
@@ -29,8 +29,7 @@ def stage(
     """Make `folder` a view of the current version, whatever it was; return the version.
 
     `like` names other views whose files may be shared, `public_key` the key that the version must
-    be signed for. Raises BadInput as `verify` does, and when a
-    file changes while it is copied.
+    be signed for. Raises BadInput as `verify` does, and when a file changes while it is copied.
     """
     version = current(repository)
     verify(repository, version, public_key)
@@ -38,7 +37,7 @@ def stage(
     model = folder / PUBLIC_MODEL
     model.mkdir(parents=True)
     _put(repository, version, model, like)
-    write_atomically(model / _CONFIG_FILE, serving_config(repository, version))
+    write_atomically(model / CONFIG_FILE, serving_config(repository, version))
     return version
 
 
@@ -53,13 +52,13 @@ def changed(
     version = current(repository)
     verify(repository, version, public_key)
     model = folder / PUBLIC_MODEL
-    before = (model / _CONFIG_FILE).read_text("utf-8")
+    before = (model / CONFIG_FILE).read_text("utf-8")
     _put(repository, version, model, like)
-    write_atomically(model / _CONFIG_FILE, serving_config(repository, version))
+    write_atomically(model / CONFIG_FILE, serving_config(repository, version))
     try:
         yield
     except BaseException:
-        write_atomically(model / _CONFIG_FILE, before)
+        write_atomically(model / CONFIG_FILE, before)
         _keep(model, *_numbers(model, but=version))
         raise
     _keep(model, version)
@@ -74,12 +73,6 @@ def hashes(folder: Path) -> dict[str, str]:
 def newest(folder: Path) -> int | None:
     """Version that the view holds, if it holds one."""
     return max(_numbers(folder / PUBLIC_MODEL), default=None)
-
-
-def artifact(folder: Path) -> dict[str, object]:
-    """artifact.json of the version in the view. Raises BadInput."""
-    path = folder / PUBLIC_MODEL / str(newest(folder)) / ARTIFACT_FILE
-    return dict(read_json(path, "run `make stop serve`"))
 
 
 def _put(repository: Path, version: int, model: Path, like: Sequence[Path]) -> None:

@@ -48,7 +48,7 @@ from contract import (
     TEXT,
     BadInput,
 )
-from serve import control, door, haproxy, keys, request_rules, triton, view
+from serve import control, door, haproxy, keys, request_rules, tritonserver, view
 from serve.client import score_comments
 from serve.supervisor import Supervisor
 
@@ -165,7 +165,7 @@ CLOSED = [
 
 
 def test_every_endpoint_of_the_server_is_known() -> None:
-    binary = (triton.wheel() / "bin" / "tritonserver").read_bytes()
+    binary = (tritonserver.wheel() / "bin" / "tritonserver").read_bytes()
     found = {match.decode() for match in re.findall(rb"(?<=\0)/v2[!-~]*(?=\0)", binary)}
     assert found == HTTP_PATTERNS
     for path in [path for _, path in OPEN] + CLOSED:
@@ -626,7 +626,7 @@ def test_what_changes_after_staging_is_not_started_again(
         staged = folder / "models" / PUBLIC_MODEL / "config.pbtxt"
         staged.write_text(staged.read_text("utf-8") + "\n", "utf-8")
         os.kill(supervisor.states()["replica-1"].pid, signal.SIGKILL)
-        log = folder / triton.LOG_FILE
+        log = folder / tritonserver.LOG_FILE
         eventually(lambda: "is not what was staged" in log.read_text("utf-8", "replace"))
         assert not control.scores(folder / control.HTTP_SOCKET)
 

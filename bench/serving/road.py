@@ -50,7 +50,7 @@ from contract import PUBLIC_MODEL, BadInput
 from core import build
 from export.model_config import CONFIG_FILE, Tuning
 from export.repository import served_tuning
-from serve import door, haproxy, triton
+from serve import door, haproxy, triton, tritonserver
 from train.artifacts import write_atomically, write_json
 
 _NATIVE, _DOOR, _PYTHON, _NOOP = "native", "door", "python", "noop"
@@ -204,7 +204,7 @@ def _use_backend(models: Path, name: str) -> None:
 
 def _lay_out_python(target: Path) -> None:
     """Triton's Python backend with the stub of this interpreter beside it."""
-    wheel = triton.wheel()
+    wheel = tritonserver.wheel()
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = wheel / "python_backend_stubs" / python / "triton_python_backend_stub"
     if not stub.exists():

@@ -1,0 +1,36 @@
+"""What tells that a server scores: one request, and how its answer and its metadata are read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from contract import LOGIT, PUBLIC_MODEL, TEXT
+
+INFER_PATH = f"/v2/models/{PUBLIC_MODEL}/infer"
+METADATA_PATH = f"/v2/models/{PUBLIC_MODEL}"
+COMMENT = "Thank you, that was a kind and thoughtful answer."
+
+
+def request(*outputs: str, text: str = COMMENT) -> dict[str, Any]:
+    """A comment as a body of JSON that asks for these outputs; for all when none is named."""
+    tensor = {"name": TEXT, "datatype": "BYTES", "shape": [1, 1], "data": [text]}
+    wanted = {"outputs": [{"name": name} for name in outputs]} if outputs else {}
+    return {"inputs": [tensor], **wanted}
+
+
+def scored(answer: Any) -> bool:
+    """Whether the answer has a logit."""
+    try:
+        outputs = {output["name"]: output["data"] for output in answer["outputs"]}
+        return math.isfinite(outputs[LOGIT][0])
+    except (LookupError, TypeError):
+        return False
+
+
+def newest_version(metadata: Any) -> int | None:
+    """Newest version that the model's metadata names, if any."""
+    try:
+        return max(map(int, metadata["versions"]), default=None)
+    except (LookupError, TypeError, ValueError):
+        return None

@@ -1,0 +1,129 @@
+"""The programs that `serve.door` has supervised: servers, and the two balancers before them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from contract import HOST, BadInput
+from serve import balancer, control, haproxy, keys, tritonserver, view
+from serve.settings import GRPC, DoorConfig, Settings, replica, server_names
+from serve.supervisor import Program, Supervisor
+from storage.files import write_atomically
+
+KEYS_MAP = "keys.map"
+
+
+def programs(config: DoorConfig, settings: Settings, supervisor: Supervisor) -> list[Program]:
+    """All of them; the servers' views and the balancers' files are there already."""
+    found = [_server(config, settings, supervisor, name) for name in server_names(settings)]
+    if settings.balanced:
+        found += [_balancer(config, supervisor, name) for name in haproxy.NAMES]
+    return found
+
+
+def _balancer(config: DoorConfig, supervisor: Supervisor, name: str) -> Program:
+    file = supervisor.program_folder(name) / haproxy.CONFIG_FILE
+    return Program(
+        name=name,
+        command=[haproxy.executable(), "-W", "-f", str(file)],
+        environment=haproxy.ENVIRONMENT,
+        files={},
+        sockets=[],
+        stop_signal="USR1",
+        stop_timeout_s=int(config.stop_timeout_s) + 5,
+    )
+
+
+def _server(config: DoorConfig, settings: Settings, supervisor: Supervisor, name: str) -> Program:
+    folder = supervisor.program_folder(name)
+    http, metrics, grpc = (
+        (f"unix:{folder / socket}", control.GRPC_PORT)
+        for socket in (control.HTTP_SOCKET, control.METRICS_SOCKET, control.GRPC_SOCKET)
+    )
+    command = tritonserver.command(
+        folder,
+        http=http if settings.balanced else (HOST, settings.http_port),
+        metrics=metrics if settings.balanced else (HOST, settings.metrics_port),
+        # Where HTTP is open to others, loads come over this private socket.
+        grpc=grpc if name == GRPC or not settings.balanced else None,
+        http_key=None if settings.balanced else tritonserver.CLOSED,
+        grpc_key=None,
+        exit_timeout_s=int(config.stop_timeout_s),
+    )
+    names = [control.HTTP_SOCKET, control.METRICS_SOCKET, grpc_socket(folder).name]
+    return Program(
+        name=name,
+        command=command,
+        environment=tritonserver.environment(os.environ),
+        files=_files(folder),
+        sockets=names,
+        stop_signal="TERM",
+        stop_timeout_s=int(config.stop_timeout_s) + 5,
+        stack_bytes=tritonserver.STACK_BYTES,
+        log=tritonserver.LOG_FILE,
+    )
+
+
+def _files(folder: Path) -> dict[str, str]:
+    hashes = view.hashes(folder / view.FOLDER)
+    return {f"{view.FOLDER}/{name}": sha256 for name, sha256 in hashes.items()}
+
+
+def grpc_socket(folder: Path) -> Path:
+    """Where a server of this folder listens for gRPC."""
+    return folder / f"{control.GRPC_SOCKET}:{control.GRPC_PORT}"
+
+
+def write_balancers(settings: Settings, supervisor: Supervisor) -> None:
+    """Write what the balancers are told, once haproxy itself takes it.
+
+    Raises BadInput for keys and certificates that cannot be used.
+    """
+    door = _door(settings, supervisor)
+    texts = {haproxy.NAME: balancer.front(door), haproxy.LARGE_NAME: balancer.large(door)}
+    candidates = {}
+    for name, text in texts.items():
+        path = supervisor.program_folder(name) / haproxy.CONFIG_FILE
+        candidates[path] = path.with_name(f"{path.name}.new")
+        write_atomically(candidates[path], text)
+        haproxy.check(candidates[path])
+    for path, candidate in candidates.items():
+        candidate.replace(path)
+
+
+def _door(settings: Settings, supervisor: Supervisor) -> balancer.Door:
+    def sockets(name: str) -> balancer.Replica:
+        folder = supervisor.program_folder(name)
+        return balancer.Replica(
+            name=name,
+            http_socket=str(folder / control.HTTP_SOCKET),
+            metrics_socket=str(folder / control.METRICS_SOCKET),
+            grpc_socket=str(grpc_socket(folder)),
+        )
+
+    folders = [supervisor.program_folder(name) for name in haproxy.NAMES]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    clients = keys.read(Path(settings.keys)) if settings.keys else []
+    keys_file = folders[0] / KEYS_MAP
+    keys.write_map(keys_file, clients)
+    if settings.keys and not clients:
+        raise BadInput(f"{settings.keys} has no key, expected one; run `python -m serve.keys add`")
+    certificate = Path(settings.tls_certificate) if settings.tls_certificate else None
+    if certificate and not certificate.is_file():
+        raise BadInput(f"--tls-certificate is {certificate}, expected a PEM file; make one")
+    return balancer.Door(
+        address=settings.address,
+        http_port=settings.http_port,
+        grpc_port=settings.grpc_port,
+        metrics_port=settings.metrics_port,
+        replicas=[sockets(replica(n)) for n in range(1, settings.replicas + 1)],
+        front_folder=folders[0],
+        large_folder=folders[1],
+        grpc=sockets(GRPC) if settings.grpc else None,
+        certificate=certificate,
+        keys=clients,
+        keys_file=keys_file,
+        origins=settings.allow_origin,
+    )

@@ -1,0 +1,129 @@
+"""How the door is to be started, and how what runs was: flags, and serve.json in the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from contract import HOST, BadInput, ToxicityError
+from serve import haproxy
+from serve.process import refuse_other_flag
+from serve.triton import ServeConfig
+from storage.files import read_json
+
+STATE_FILE = "serve.json"
+GRPC = "grpc"
+"""Name of the server that gRPC has for its own."""
+
+
+@dataclass(frozen=True)
+class DoorConfig(ServeConfig):
+    """Flags of `python -m serve.door`."""
+
+    replicas: int | None = Field(
+        None, ge=1, le=64, description="servers behind haproxy; as many as there are, or one"
+    )
+    grpc: bool | None = Field(None, description="also serve gRPC, from a server of its own")
+    address: str | None = Field(
+        None, description="address to listen on, 127.0.0.1 by default; another one needs haproxy"
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file of certificates and private key: HTTPS, and gRPC over TLS"
+    )
+    keys: Path | None = Field(
+        None, description="file of API keys (`python -m serve.keys`); one is asked for then"
+    )
+    allow_origin: tuple[str, ...] = Field(
+        (), description="origins of web pages that may ask, such as https://site.example"
+    )
+    haproxy: bool = Field(True, description="put haproxy before the server when it is installed")
+    foreground: bool = Field(False, description="stay until a signal, then stop; for systemd")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the door was started: serve.json in the run folder."""
+
+    repository: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    address: str
+    replicas: int
+    grpc: bool
+    balanced: bool
+    tls_certificate: str | None = None
+    keys: str | None = None
+    allow_origin: tuple[str, ...] = ()
+    require_signature: str | None = None
+
+    @property
+    def public_key(self) -> Path | None:
+        return Path(self.require_signature) if self.require_signature else None
+
+
+def read_settings(run_dir: Path) -> Settings | None:
+    """How what serves from there was started, if something was."""
+    try:
+        return Settings(**read_json(run_dir / STATE_FILE, "run `make serve`"))
+    except (ToxicityError, TypeError, ValueError):
+        return None
+
+
+def settled(config: DoorConfig, before: Settings | None) -> Settings:
+    """What to run: the flags, and for those left out what runs already.
+
+    Raises BadInput for a flag that the running door does not have, and for one that needs haproxy
+    where it is not in front.
+    """
+    replicas = config.replicas or (before.replicas if before else 1)
+    grpc = config.grpc if config.grpc is not None else bool(before and before.grpc)
+    address = config.address or (before.address if before else HOST)
+    certificate, key_file = (
+        str(path.resolve()) if path else None for path in (config.tls_certificate, config.keys)
+    )
+    signed = str(config.require_signature.resolve()) if config.require_signature else None
+    origins = tuple(config.allow_origin)
+    if before:
+        certificate = certificate or before.tls_certificate
+        key_file, origins = key_file or before.keys, origins or before.allow_origin
+        signed = signed or before.require_signature
+    needs = replicas > 1 or grpc or address != HOST or certificate or key_file or origins
+    balanced = before.balanced if before else config.haproxy and haproxy.found() is not None
+    if needs and not balanced:
+        haproxy.executable()
+        raise BadInput(
+            "haproxy is not in front, expected it for more than one replica, gRPC, another "
+            "address, TLS, keys and origins; leave out --no-haproxy, after `make stop`"
+        )
+    settings = Settings(
+        repository=str(config.repository.resolve()),
+        http_port=config.http_port,
+        grpc_port=config.grpc_port,
+        metrics_port=config.metrics_port,
+        address=address,
+        replicas=replicas,
+        grpc=grpc,
+        balanced=balanced,
+        tls_certificate=certificate,
+        keys=key_file,
+        allow_origin=origins,
+        require_signature=signed,
+    )
+    for name in ("repository", "http_port", "grpc_port", "metrics_port", "address"):
+        used = getattr(before or settings, name)
+        refuse_other_flag(config.run_dir, name, getattr(settings, name), used)
+    return settings
+
+
+def replica(number: int) -> str:
+    """Name of a server behind the door, from 1."""
+    return f"replica-{number}"
+
+
+def server_names(settings: Settings) -> list[str]:
+    """Names of the programs that are servers."""
+    names = [replica(number) for number in range(1, settings.replicas + 1)]
+    return [*names, GRPC] if settings.grpc else names

@@ -1,0 +1,82 @@
+"""What `make serve` and `make status` print of a door: its programs, versions and addresses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from contract import HOST, ToxicityError
+from export.repository import current
+from serve import balancer, control, haproxy, triton
+from serve.settings import DoorConfig, Settings, server_names
+from serve.supervisor import State, Supervisor
+
+
+def scores(settings: Settings, folder: Path) -> bool:
+    """Whether the server of this folder really scores."""
+    if settings.balanced:
+        return control.scores(folder / control.HTTP_SOCKET)
+    return triton.scores_at(f"http://{HOST}:{settings.http_port}")
+
+
+def print_replicas(settings: Settings, supervisor: Supervisor) -> None:
+    """A line for each program."""
+    states = supervisor.states()
+    up = haproxy.states(settings.metrics_port) if settings.balanced else {}
+    for name in server_names(settings):
+        print(f"{name + ':':14} {_described(settings, supervisor, states.get(name), name, up)}")
+    if settings.balanced:
+        for name in haproxy.NAMES:
+            print(f"{name + ':':14} {_process(states.get(name))}")
+
+
+def _described(
+    settings: Settings,
+    supervisor: Supervisor,
+    state: State | None,
+    name: str,
+    up: dict[str, str],
+) -> str:
+    folder = supervisor.program_folder(name)
+    ready = "scores" if scores(settings, folder) else "DOES NOT SCORE"
+    if settings.balanced:
+        version = control.version(folder / control.HTTP_SOCKET)
+    else:
+        version = triton.version_at(f"http://{HOST}:{settings.http_port}")
+    seen = f", {up[name]} for haproxy" if name in up else ""
+    path = f"/{name}/metrics" if settings.balanced else "/metrics"
+    return (
+        f"{ready}, version {version or 'none'}{seen}, {_process(state)}, metrics "
+        f"http://{HOST}:{settings.metrics_port}{path}"
+    )
+
+
+def _process(state: State | None) -> str:
+    if state is None:
+        return "not known to the supervisor"
+    again = f", started {state.starts} times" if state.starts > 1 else ""
+    if state.pid:
+        return f"process {state.pid} up {state.up_s} s{again}"
+    return f"{state.words}{again}; it is started again by itself"
+
+
+def print_addresses(config: DoorConfig, settings: Settings, *, example: bool = True) -> None:
+    """Where the door is open, and an example request with its answer."""
+    try:
+        newest = f"version {current(config.repository)} is current in {settings.repository}"
+    except ToxicityError as error:
+        newest = f"{settings.repository}: {error}"
+    scheme = "https" if settings.tls_certificate else "http"
+    print(f"repository  {newest}")
+    print(f"HTTP        {scheme}://{settings.address}:{settings.http_port}")
+    if settings.grpc:
+        print(f"gRPC        {settings.address}:{settings.grpc_port}")
+    where = balancer.BALANCER_METRICS if settings.balanced else "/metrics"
+    print(f"metrics     http://{HOST}:{settings.metrics_port}{where}")
+    print(f"logs        {config.run_dir}")
+    if not settings.balanced:
+        print(
+            "haproxy is not in front: bodies, headers, nesting, slow and foreign-origin requests "
+            "are not bounded; `apt-get install haproxy`, then `make stop serve`"
+        )
+    if example and not settings.keys and not settings.tls_certificate:
+        triton.print_example(f"http://{HOST}:{settings.http_port}")

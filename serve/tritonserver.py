@@ -1,0 +1,107 @@
+"""The server's program: where it is, how it is called, and what its log says.
+
+It is the one inside the nvidia-pytriton wheel; nothing else of that package is used.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from ctypes.util import find_library
+from importlib.util import find_spec
+from pathlib import Path
+
+from contract import PUBLIC_MODEL, BadInput
+from serve import view
+
+LOG_FILE = "tritonserver.log"
+STACK_BYTES = 1 << 30
+"""Stack of each server thread. A JSON body of 8 MB ended the whole of release 24.10 under the usual
+limit of 8 MB, and did not under this one. Address space only; a page counts once it is touched."""
+RESTRICTED = "model-repository,model-config,shared-memory,trace,logging"
+"""What `--http-restricted-api` and `--grpc-restricted-protocol` call all but inference, metadata,
+health and statistics."""
+KEY_HEADER = "toxicity-key"
+CLOSED = "\n"
+"""A key that no request can carry: a header's value has no line feed."""
+Address = tuple[str, int]
+"""Host and port, or ("unix:/path", any port)."""
+
+
+def command(
+    folder: Path,
+    *,
+    http: Address,
+    metrics: Address,
+    grpc: Address | None,
+    http_key: str | None,
+    grpc_key: str | None,
+    exit_timeout_s: int,
+) -> list[str]:
+    """Arguments of a server of the model that `view.stage` put into `folder`.
+
+    A key opens the control plane of its protocol to requests that carry it in KEY_HEADER; CLOSED
+    opens it to nobody, None to everybody: only for a socket that nobody else can open. Raises
+    BadInput for an incomplete installation.
+    """
+    backends = folder / "backends"  # none but the model's own
+    backends.mkdir(parents=True, exist_ok=True)
+    arguments = [
+        str(_executable(wheel() / "bin" / "tritonserver")),
+        f"--model-repository={folder / view.FOLDER}",
+        f"--backend-directory={backends}",
+        "--model-control-mode=explicit",
+        f"--load-model={PUBLIC_MODEL}",
+        "--disable-auto-complete-config",
+        f"--allow-grpc={str(grpc is not None).lower()}",
+        f"--exit-timeout-secs={exit_timeout_s}",
+    ]
+    for service, address in (("http", http), ("metrics", metrics), ("grpc", grpc)):
+        if address:
+            arguments += [f"--{service}-address={address[0]}", f"--{service}-port={address[1]}"]
+    if http_key:
+        arguments.append(f"--http-restricted-api={RESTRICTED}:{KEY_HEADER}={http_key}")
+    if grpc and grpc_key:
+        arguments.append(f"--grpc-restricted-protocol={RESTRICTED}:{KEY_HEADER}={grpc_key}")
+    return arguments
+
+
+def wheel() -> Path:
+    """The server in its package. Raises BadInput without it."""
+    spec = find_spec("pytriton")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        if (wheel := Path(root) / "tritonserver").is_dir():
+            return wheel
+    raise BadInput(
+        f"nvidia-pytriton is not installed for {sys.executable}, expected its tritonserver; "
+        "run `make serve`, or `pip install --no-deps nvidia-pytriton==0.7.0`"
+    )
+
+
+def environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """What a server needs in its environment, beside the inherited one."""
+    libraries = [
+        str(wheel().parent.parent / "nvidia_pytriton.libs"),
+        inherited.get("LD_LIBRARY_PATH", ""),
+    ]
+    own = {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries))}
+    if allocator := find_library("jemalloc"):
+        own["LD_PRELOAD"] = " ".join(filter(None, [inherited.get("LD_PRELOAD"), allocator]))
+    return own
+
+
+def _executable(path: Path) -> Path:
+    if not os.access(path, os.X_OK):
+        path.chmod(0o755)
+    return path
+
+
+def reason(log: Path) -> str:
+    """The most telling line of a Triton log: why it ended, else its last error, else its end."""
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
+    for start in (r"error: ", r"E\d{4} ", r"."):
+        if found := [line for line in lines if re.match(start, line)]:
+            return found[-1].split("] ", 1)[-1].strip('"').split("\\n")[0]
+    return "its log is empty"
