@@ -1,0 +1,198 @@
+"""Run the benches one after the other, in one sitting and for one artifact, into bench/results.
+
+Used by `python -m bench.report.figures --measure`. `STEPS` lists what is run. A document names what
+its bench knows; what all of them share (the artifact, its precision, the versions and the commit)
+is added under "sitting". A bench that misses its own targets still counts as measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass as plain_dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from contract import ONNX_FILE, BadInput
+from export.repository import verify
+from storage.files import write_json
+
+_OUT = Path("bench/out")
+"""Where every bench writes unless told otherwise."""
+_PACKAGES = ("torch", "onnxruntime", "numpy")
+_PORTS = ("--http-port=8200", "--grpc-port=8201", "--metrics-port=8202")
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """What is measured, and on which comments."""
+
+    repository: Path = Field(
+        Path("runs/student_repository"), description="published repository to measure"
+    )
+    checkpoint: Path = Field(
+        Path("runs/student"), description="weights that the repository was exported from"
+    )
+    traced: Path = Field(
+        Path("runs/export_student/traced.onnx"), description="traced graph of the same export"
+    )
+    comments: str = Field("synthetic", description="labelled file, or 'synthetic'")
+    vocabulary: str = Field(
+        "", description="labelled file for the tokenizer's vocabulary; left out: the comments'"
+    )
+
+
+@plain_dataclass(frozen=True)
+class Step:
+    """One bench: its module, its arguments, and where its document goes.
+
+    In the arguments, {repository}, {checkpoint}, {traced} and {comments} are the sitting's,
+    {tuned} is a copy of the repository that may be changed, {run_dir} that of a running server and
+    {capacity} the rate that `bench.serving.capacity` found just before.
+    """
+
+    module: str
+    arguments: tuple[str, ...]
+    document: str
+    """Relative to bench/results."""
+    server: bool = False
+    """Whether the bench loads a server that runs already."""
+
+
+_PUBLISHED = ("--repository={repository}", "--comments={comments}")
+_COMPARED = (*_PUBLISHED, "--traced={traced}")
+STEPS = (
+    Step("bench.serving.road", _PUBLISHED, "road/road.json"),
+    Step("bench.serving.peers", (*_COMPARED, "--checkpoint={checkpoint}"), "peers/peers.json"),
+    Step("bench.serving.capacity", _COMPARED, "capacity/capacity.json"),
+    Step(
+        "bench.serving.overload",
+        ("--capacity={capacity}", "--comments={comments}", "--run-dir={run_dir}"),
+        "overload/overload.json",
+        server=True,
+    ),
+    Step("bench.serving.cache", _PUBLISHED, "cache/cache.json"),
+    Step("bench.serving.offline", _PUBLISHED, "offline/offline.json"),
+    Step(
+        "bench.model.encoder",
+        ("--checkpoint={checkpoint}", "--comments={comments}"),
+        "encoder/encoder.json",
+    ),
+    Step("bench.model.tokenizer", ("--comments={comments}",), "tokenizer/tokenizer.json"),
+    Step("bench.model.length", (), "length/length.json"),
+    # The last one: it changes how the repository that it is given serves.
+    Step("bench.serving.tune", ("--repository={tuned}", "--comments={comments}"), "tune/tune.json"),
+)
+
+
+def measure(sitting: Sitting, results: Path) -> None:
+    """Run every step and write its document under `results`.
+
+    Raises BadInput for a repository that does not verify, and for a bench that ends without a
+    document; what was measured before it stays.
+    """
+    artifact = verify(sitting.repository)
+    shared = {
+        "artifact": {
+            "onnx_sha256": artifact["files"][ONNX_FILE]["sha256"],
+            "precision": artifact["precision"],
+        },
+        "versions": {"python": platform.python_version(), **_installed()},
+        "commit": _commit(),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        tuned = Path(scratch) / "repository"
+        shutil.copytree(sitting.repository, tuned, symlinks=True)
+        words = {
+            "repository": str(sitting.repository),
+            "checkpoint": str(sitting.checkpoint),
+            "traced": str(sitting.traced),
+            "comments": sitting.comments,
+            "tuned": str(tuned),
+            "run_dir": str(Path(scratch) / "serve"),
+        }
+        for number, step in enumerate(STEPS, 1):
+            print(f"[{number}/{len(STEPS)}] {step.module}", flush=True)
+            command = arguments(step, words, sitting.vocabulary)
+            with _server(words) if step.server else contextlib.nullcontext():
+                document = _run(step, command)
+            if step.module == "bench.serving.capacity":
+                words["capacity"] = str(_capacity(document))
+            write_json(results / step.document, {**document, "sitting": shared})
+
+
+def arguments(step: Step, words: dict[str, str], vocabulary: str = "") -> list[str]:
+    """The step's arguments with the sitting's words in them."""
+    filled = [argument.format(**words) for argument in step.arguments]
+    if vocabulary and step.module == "bench.model.tokenizer":
+        filled.append(f"--vocabulary={vocabulary}")
+    return filled
+
+
+def _run(step: Step, command: list[str]) -> dict[str, Any]:
+    """The bench's document: the file that it wrote, or its last line."""
+    began = time.time()
+    done = subprocess.run(
+        [sys.executable, "-m", step.module, *command], stdout=subprocess.PIPE, text=True
+    )
+    name = Path(step.document).name
+    written = [path for path in _OUT.rglob(name) if path.stat().st_mtime >= began - 1]
+    if written:
+        return json.loads(max(written, key=lambda path: path.stat().st_mtime).read_text("utf-8"))
+    with contextlib.suppress(json.JSONDecodeError, IndexError):
+        found = json.loads(done.stdout.splitlines()[-1])
+        if isinstance(found, dict):
+            return found
+    raise BadInput(
+        f"{step.module} ended with status {done.returncode} and without a document, expected "
+        f"{_OUT / name}; run `python -m {step.module} {' '.join(command)}` to see why"
+    )
+
+
+@contextlib.contextmanager
+def _server(words: dict[str, str]) -> Iterator[None]:
+    """A server of the sitting's repository, in a run folder of its own."""
+    door = [sys.executable, "-m", "serve.door"]
+    folder = f"--run-dir={words['run_dir']}"
+    subprocess.run(
+        [*door, "start", f"--repository={words['repository']}", folder, *_PORTS], check=True
+    )
+    try:
+        yield
+    finally:
+        subprocess.run([*door, "stop", folder], check=False)
+
+
+def _capacity(document: dict[str, Any]) -> float:
+    """Highest rate of the published version on one server without repeated comments."""
+    return max(
+        rung["capacity_rps"]
+        for rung in document["rungs"]
+        if rung["rung"]["graph"] == "published"
+        and not rung["rung"]["repeats"]
+        and not rung["rung"]["replicas"]
+    )
+
+
+def _installed() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _commit() -> str | None:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or None
