@@ -23,9 +23,9 @@ from pathlib import Path
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.report import quality_tables, tables
+from bench.report import page_tables, quality_tables
 from bench.report.sitting import Sitting, measure
-from bench.report.tables import Document, Render, Rows
+from bench.report.page_tables import Document, Render, Rows
 from console.options import parse_config, run
 from contract import BadInput
 
@@ -59,81 +59,81 @@ SOURCES = (
     Source(
         "peers/peers.json",
         f"python -m bench.serving.peers {_STUDENT} {_TRACED} --checkpoint runs/student",
-        {"peers": tables.peers},
+        {"peers": page_tables.peers},
     ),
     Source(
         "capacity/capacity.json",
         f"python -m bench.serving.capacity {_STUDENT} {_TRACED}",
-        {"capacity": tables.capacity},
+        {"capacity": page_tables.capacity},
     ),
     Source(
         "road/road.json",
         f"make bench-road REPOSITORY=runs/student_repository {_WIKI}",
-        {"road": tables.road, "road-open": tables.road_open},
+        {"road": page_tables.road, "road-open": page_tables.road_open},
     ),
-    Source("road-full/road.json", f"make bench-road {_WIKI}", {"road-full": tables.road}),
-    Source("cache/cache.json", "make bench-cache COMMENTS=synthetic", {"cache": tables.cache}),
+    Source("road-full/road.json", f"make bench-road {_WIKI}", {"road-full": page_tables.road}),
+    Source("cache/cache.json", "make bench-cache COMMENTS=synthetic", {"cache": page_tables.cache}),
     Source(
         "overload/overload.json",
         f"make overload CAPACITY=398 {_WIKI}",
-        {"overload": tables.overload},
+        {"overload": page_tables.overload},
     ),
     Source(
         "tune/tune.json",
         f'make tune {_WIKI} CAPACITY_ARGS="--seconds 4 --skip-s 1 --steps 3 --window-ms 0 4 16"',
-        {"tune": tables.tune},
+        {"tune": page_tables.tune},
     ),
-    Source("load-student/bench.json", _STUDENT_LOAD, {"load-student": tables.load}),
+    Source("load-student/bench.json", _STUDENT_LOAD, {"load-student": page_tables.load}),
     Source(
         "load-student/parity.json",
         "python -m bench.model.parity --checkpoint runs/student",
         {"parity-student": quality_tables.parity},
     ),
-    Source("load-int8/bench.json", _LOAD, {"load-int8": tables.load}),
+    Source("load-int8/bench.json", _LOAD, {"load-int8": page_tables.load}),
     Source("load-int8/parity.json", _LOAD, {"parity-int8": quality_tables.parity}),
-    Source("load-fp32/bench.json", _LOAD, {"load-fp32": tables.load}),
+    Source("load-fp32/bench.json", _LOAD, {"load-fp32": page_tables.load}),
     Source("load-fp32/parity.json", _LOAD, {"parity-fp32": quality_tables.parity}),
     Source(
         "encoder/encoder.json",
         f'make bench-encoder {_WIKI} ENCODER_ARGS="--checkpoint runs/model"',
         {
-            "encoder": tables.encoder,
-            "encoder-batches": tables.encoder_batches,
-            "encoder-operators": tables.encoder_operators,
+            "encoder": page_tables.encoder,
+            "encoder-batches": page_tables.encoder_batches,
+            "encoder-operators": page_tables.encoder_operators,
         },
     ),
     Source(
         "length/length.json",
         'make bench-length LENGTH_ARGS="--rounds 3"',
-        {"length": tables.length},
+        {"length": page_tables.length},
     ),
     Source(
         "tokenizer/tokenizer.json",
         f"make bench-tokenizer {_WIKI} "
         'BENCH_ARGS="--vocabulary ../shared/data/jigsaw_wiki_train.csv.gz"',
-        {"tokenizer": tables.tokenizer},
+        {"tokenizer": page_tables.tokenizer},
     ),
     Source(
         "offline/offline.json",
         f"make bench-offline REPOSITORY=runs/student_repository {_WIKI}",
-        {"offline": tables.offline},
+        {"offline": page_tables.offline},
     ),
     Source(
         "core/tokenizer_agreement.json",
         "python -m tests.compare_tokenizers",
-        {"agreement": tables.agreement},
+        {"agreement": page_tables.agreement},
     ),
-    Source("core/fuzz.json", 'make fuzz FUZZ_ARGS="--runs 10000000"', {"fuzz": tables.fuzz}),
+    Source("core/fuzz.json", 'make fuzz FUZZ_ARGS="--runs 10000000"', {"fuzz": page_tables.fuzz}),
     Source(
         "attack/attack.json",
         'make attack ATTACK_ARGS="--requests 250000 --seed 11 --examples 2000"',
-        {"attack": tables.attack},
+        {"attack": page_tables.attack},
     ),
     Source(
         "soak/soak.json",
         'make soak MINUTES=2.5 SOAK_ARGS="--publishes 10 --kills 0 --rollbacks 0 '
         '--balancer-ends 0"',
-        {"soak": tables.soak},
+        {"soak": page_tables.soak},
     ),
     Source("faults/faults.json", "make faults", {}),
     Source(
@@ -236,12 +236,18 @@ def blocks_of(folder: Path) -> dict[str, str]:
         renders = dict(source.renders)
         if "bars" in document:
             stem = next(iter(renders), Path(source.path).stem)
-            renders[f"{stem}-targets"] = tables.targets
+            renders[f"{stem}-targets"] = page_tables.targets
         under = f"{provenance(document)} {named}: `{source.command}`"
         for name, render in renders.items():
-            blocks[name] = f"{markdown(render(document))}\n\n{under}"
-        artifact = ", ".join(f"`{digest}`" for digest in artifacts(document)) or tables.MISSING
-        precision = _precision(document) or tables.MISSING
+            try:
+                blocks[name] = f"{markdown(render(document))}\n\n{under}"
+            except (KeyError, StopIteration) as error:
+                raise BadInput(
+                    f"{_RESULTS / source.path} lacks {error} for the figures {name!r}, expected a "
+                    f"document of `{source.command}`; measure it again"
+                ) from error
+        artifact = ", ".join(f"`{digest}`" for digest in artifacts(document)) or page_tables.MISSING
+        precision = _precision(document) or page_tables.MISSING
         index.append([named, artifact, precision, f"`{source.command}`"])
     blocks[INDEX] = markdown(index)
     return blocks

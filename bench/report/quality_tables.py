@@ -1,12 +1,12 @@
 """The tables of quality, fairness and calibration, made from the JSON documents of `quality` and
-`experiments`. See `bench.report.tables` for the form.
+`experiments`. See `bench.report.page_tables` for the form.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from bench.report.tables import Document, Rows, number, percent
+from bench.report.page_tables import Document, Rows, number, percent
 
 _HARMLESS = "eval_nontoxic_identity_vs_random"
 _PAIRS = "eval_identity_swapped_pairs"

@@ -49,9 +49,14 @@ def targets(document: Document) -> Rows:
         measured = compact(judged["value"])
         if judged.get("spread"):
             measured += " [{}, {}]".format(*map(compact, judged["spread"]))
-        wanted = compact(judged["bar"])
+        wanted = f"{judged.get('wanted', '')} {compact(judged['bar'])}".strip()
         rows.append([f"`{name}`", measured, wanted, words[judged["holds"]]])
     return rows
+
+
+def _setting(document: Document, name: str) -> Any:
+    """A flag of the bench, wherever its document has it."""
+    return document[name] if name in document else document["config"][name]
 
 
 # --- Servers under load --------------------------------------------------------------------
@@ -115,14 +120,12 @@ _SERVERS = {
 
 def road(document: Document) -> Rows:
     """Closed loops at each number of connections, one figure a visit."""
-    connections = [str(count) for count in document["connections"]]
     rows = [["server", "load", "requests/s", "p99 in ms", "CPU a request in us", "memory in MiB"]]
     for server, name in _SERVERS.items():
         visits = document["servers"].get(server) or []
         memory = each([visit["memory_mib"] for visit in visits])
-        loads = {
-            f"{count} connections": [v["closed"][count] for v in visits] for count in connections
-        }
+        closed = visits[0]["closed"] if visits else ()
+        loads = {f"{count} connections": [v["closed"][count] for v in visits] for count in closed}
         loads["half of the comments repeated"] = [v["repeats"] for v in visits if v["repeats"]]
         loads["all repeated"] = [v["hits"] for v in visits if v["hits"]]
         for load, runs in loads.items():
@@ -136,7 +139,7 @@ def road(document: Document) -> Rows:
 def road_open(document: Document) -> Rows:
     """Open loops of the native server, in the order in which the search made them."""
     rows = [["visit", "requests/s", "p99 in ms", "within the objective", "generator"]]
-    limit = document["objective"]["p99_ms"]
+    limit = (document.get("objective") or document["config"])["p99_ms"]
     for visit, measured in enumerate(document["servers"]["native"], 1):
         for run in measured["open"]:
             p99, faults = run["latency_ms"]["p99"], run["check"]["invalid"]
@@ -173,7 +176,7 @@ def overload(document: Document) -> Rows:
     """What three times the capacity did, and what was wanted."""
     run = document["result"]
     rows = targets(document)
-    sent = f"{number(run['requests'])} requests in {document['seconds']} s"
+    sent = f"{number(run['requests'])} requests in {_setting(document, 'seconds')} s"
     rows.insert(1, [sent, f"{number(run['refused'])} refused", "", ""])
     for fault in run["check"]["invalid"]:
         rows.append([f"generator: {fault}", "run is invalid", "", "**no**"])
@@ -185,7 +188,7 @@ def load(document: Document) -> Rows:
     rows = [["protocol", "load", "requests/s", "p50 in ms", "p99 in ms", "failed"]]
     for run in document["results"]:
         latency = run["latency_ms"]
-        said = document.get("load") or f"{document['users']} users, closed loop"
+        said = document.get("load") or f"{_setting(document, 'users')} users, closed loop"
         rows.append(
             [
                 run["protocol"],
