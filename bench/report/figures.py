@@ -24,8 +24,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from bench.report import page_tables, quality_tables
-from bench.report.sitting import Sitting, measure
 from bench.report.page_tables import Document, Render, Rows
+from bench.report.sitting import Sitting, measure
 from console.options import parse_config, run
 from contract import BadInput
 
@@ -311,7 +311,10 @@ def _artifact(document: Document) -> Document:
 
 
 def _precision(document: Document) -> str:
-    return str(_artifact(document).get("precision") or document.get("precision") or "")
+    found = _artifact(document).get("precision") or document.get("precision")
+    models = (document.get("models") or {}).values()
+    each = dict.fromkeys(model["precision"] for model in models if "precision" in model)
+    return str(found or ", ".join(each))
 
 
 def _hardware(document: Document) -> str:
