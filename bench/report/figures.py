@@ -191,7 +191,7 @@ def main() -> None:
         text = page.read_text("utf-8")
         wanted = rewritten(text, page)
         if wanted != text:
-            stale.append(str(page.relative_to(_ROOT)))
+            stale.append(os.path.relpath(page, _ROOT))
             if not config.check:
                 page.write_text(wanted, "utf-8")
     if config.check and stale:
@@ -229,7 +229,7 @@ def rewritten(text: str, page: Path) -> str:
 def blocks_of(folder: Path) -> dict[str, str]:
     """Markdown of each table by its name, links relative to `folder`."""
     blocks = {}
-    index = [["document", "artifact", "precision", "command"]]
+    index = [["result file", "artifact", "precision", "command"]]
     for source, document in _documents():
         link = Path(os.path.relpath(_ROOT / _RESULTS / source.path, folder)).as_posix()
         named = f"[{source.path}]({link})"
@@ -283,7 +283,7 @@ def provenance(document: Document) -> str:
     missing = [name for name, part in zip(names, parts, strict=True) if not part]
     line = "; ".join(part for part in parts if part)
     if missing:
-        line += f"{'; ' if line else ''}not in the document: {', '.join(missing)}"
+        line += f"{'; ' if line else ''}not stated: {', '.join(missing)}"
     return f"{line[:1].upper()}{line[1:]}."
 
 

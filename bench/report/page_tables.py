@@ -120,7 +120,8 @@ _SERVERS = {
 
 def road(document: Document) -> Rows:
     """Closed loops at each number of connections, one figure a visit."""
-    rows = [["server", "load", "requests/s", "p99 in ms", "CPU a request in us", "memory in MiB"]]
+    rows = [["server", "load", "requests/s", "p99 in ms", "CPU a request in us"]]
+    rows[0] += ["server + tokenizer + encoder", "memory in MiB"]
     for server, name in _SERVERS.items():
         visits = document["servers"].get(server) or []
         memory = each([visit["memory_mib"] for visit in visits])
@@ -132,8 +133,14 @@ def road(document: Document) -> Rows:
             if runs:
                 rate = each([run["rate_rps"] for run in runs])
                 p99 = each([run["latency_ms"]["p99"] for run in runs])
-                rows.append([name, load, rate, p99, each([_cpu(run) for run in runs]), memory])
+                cpu = each([_cpu(run) for run in runs])
+                rows.append([name, load, rate, p99, cpu, _parts(runs), memory])
     return rows
+
+
+def _parts(runs: list[Document]) -> str:
+    parts = ("server", "tokenizer", "encoder")
+    return ", ".join(" + ".join(number(run["cpu_us"].get(p, 0)) for p in parts) for run in runs)
 
 
 def road_open(document: Document) -> Rows:
