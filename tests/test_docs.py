@@ -115,6 +115,14 @@ def test_commands_of_toxicity_exist() -> None:
             assert re.search(rf"\b{command}\b", known), f"{page}: {command}"
 
 
+def test_what_the_architecture_page_says_to_search_is_found() -> None:
+    found = re.findall(r"`(grep [^`]+)`", (ROOT / "docs/architecture.md").read_text("utf-8"))
+    assert len(found) >= 8
+    for line in found:
+        done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout and done.returncode == 0, line
+
+
 def test_every_page_is_in_the_navigation_and_the_index() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
     index = (ROOT / "docs/index.md").read_text("utf-8")

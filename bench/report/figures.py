@@ -135,7 +135,7 @@ SOURCES = (
         '--balancer-ends 0"',
         {"soak": page_tables.soak},
     ),
-    Source("faults/faults.json", "make faults", {}),
+    Source("faults/faults.json", "make faults", {"faults": page_tables.faults}),
     Source(
         "eval/evaluation.json",
         f'make eval DATA="test {_TEST_SETS}" CURATED=../shared/data '

@@ -352,3 +352,16 @@ def soak(document: Document) -> Rows:
         counts = [number(seen[n]) for n in ("requests", "scored", "refused", "lost", "sent_twice")]
         rows.append([protocol, *counts, each([seen["p50_ms"], seen["p99_ms"]])])
     return rows
+
+
+def faults(document: Document) -> Rows:
+    """Trials of each command by the faults that met it."""
+    rows = [["command", "faults", "trials", "broke something"]]
+    by_target: dict[str, list[Document]] = {}
+    for trial in document["trials"]:
+        by_target.setdefault(trial["target"], []).append(trial)
+    for target, trials in by_target.items():
+        counts = [sum(trial[name] for trial in trials) for name in ("trials", "broken")]
+        rows.append([target, ", ".join(trial["fault"] for trial in trials), *map(number, counts)])
+    rows.append(["all", "", number(document["count"]), number(len(document["broken"]))])
+    return rows
