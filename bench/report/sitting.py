@@ -30,6 +30,8 @@ from storage.files import write_json
 
 _OUT = Path("bench/out")
 """Where every bench writes unless told otherwise."""
+_LONGEST_SHOWN = 500
+"""Characters of a bench's line."""
 _PACKAGES = ("torch", "onnxruntime", "numpy")
 _PORTS = ("--http-port=8200", "--grpc-port=8201", "--metrics-port=8202")
 
@@ -143,21 +145,33 @@ def arguments(step: Step, words: dict[str, str], vocabulary: str = "") -> list[s
 def _run(step: Step, command: list[str]) -> dict[str, Any]:
     """The bench's document: the file that it wrote, or its last line."""
     began = time.time()
-    done = subprocess.run(
-        [sys.executable, "-m", step.module, *command], stdout=subprocess.PIPE, text=True
-    )
+    status, last = _followed([sys.executable, "-m", step.module, *command])
     name = Path(step.document).name
     written = [path for path in _OUT.rglob(name) if path.stat().st_mtime >= began - 1]
     if written:
         return json.loads(max(written, key=lambda path: path.stat().st_mtime).read_text("utf-8"))
-    with contextlib.suppress(json.JSONDecodeError, IndexError):
-        found = json.loads(done.stdout.splitlines()[-1])
+    with contextlib.suppress(json.JSONDecodeError):
+        found = json.loads(last)
         if isinstance(found, dict):
             return found
     raise BadInput(
-        f"{step.module} ended with status {done.returncode} and without a document, expected "
+        f"{step.module} ended with status {status} and without a document, expected "
         f"{_OUT / name}; run `python -m {step.module} {' '.join(command)}` to see why"
     )
+
+
+def _followed(command: list[str]) -> tuple[int, str]:
+    """Exit status and last line of a command whose lines are shown as they come.
+
+    A document on one line is not shown: it is too long to read.
+    """
+    last = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for last in process.stdout:
+            if len(last) <= _LONGEST_SHOWN:
+                print(last, end="", flush=True)
+    return process.returncode, last
 
 
 @contextlib.contextmanager
