@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import importlib.util
 import json
 import os
@@ -206,10 +208,17 @@ def test_steps_of_a_sitting_have_modules_documents_and_flags() -> None:
     )
     sources = {source.path for source in figures.SOURCES}
     for step in sitting.STEPS:
-        spec = importlib.util.find_spec(step.module)
-        assert spec and spec.origin, step.module
+        module = importlib.import_module(step.module)
         assert step.document in sources
-        assert not any("{" in argument for argument in sitting.arguments(step, words))
+        configs = [
+            found
+            for found in vars(module).values()
+            if dataclasses.is_dataclass(found) and found.__module__ == step.module
+        ]
+        flags = {field.name for config in configs for field in dataclasses.fields(config)}
+        for argument in sitting.arguments(step, words, "words.csv"):
+            assert "{" not in argument
+            assert argument.partition("=")[0][2:].replace("-", "_") in flags, step.module
 
 
 @pytest.mark.parametrize(
