@@ -203,9 +203,8 @@ def test_a_missed_target_is_told() -> None:
 
 
 def test_steps_of_a_sitting_have_modules_documents_and_flags() -> None:
-    words = dict.fromkeys(
-        "repository checkpoint traced comments tuned run_dir capacity".split(), "x"
-    )
+    names = "repository checkpoint traced comments tuned run_dir capacity"
+    words = {name: f"some-{name}" for name in names.split()}
     sources = {source.path for source in figures.SOURCES}
     for step in sitting.STEPS:
         module = importlib.import_module(step.module)
@@ -219,6 +218,7 @@ def test_steps_of_a_sitting_have_modules_documents_and_flags() -> None:
         for argument in sitting.arguments(step, words, "words.csv"):
             assert "{" not in argument
             assert argument.partition("=")[0][2:].replace("-", "_") in flags, step.module
+        assert words["tuned"] not in sitting.shown(step, words)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +227,7 @@ def test_steps_of_a_sitting_have_modules_documents_and_flags() -> None:
         ("print('[1/2]'); print('{\"bench\": \"said\"}')", "said"),
         (
             "from pathlib import Path\nPath('bench/out/length').mkdir(parents=True)\n"
+            "Path('bench/out/length/length.png').write_bytes(b'plot')\n"
             "Path('bench/out/length/length.json').write_text('{\"bench\": \"written\"}')\n"
             "raise SystemExit('a target was missed')",
             "written",
@@ -242,7 +243,9 @@ def test_a_step_gives_its_document(
     monkeypatch.chdir(tmp_path)
     step = sitting.Step("bench_of_nothing", (), "length/length.json")
     if found:
-        assert sitting._run(step, []) == {"bench": found}
+        document, plots = sitting._run(step, [])
+        assert document == {"bench": found}
+        assert [plot.name for plot in plots] == (["length.png"] if found == "written" else [])
     else:
         with pytest.raises(BadInput, match="ended with status 3 and without a document"):
             sitting._run(step, [])

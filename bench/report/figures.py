@@ -237,18 +237,19 @@ def blocks_of(folder: Path) -> dict[str, str]:
         if "bars" in document:
             stem = next(iter(renders), Path(source.path).stem)
             renders[f"{stem}-targets"] = page_tables.targets
-        under = f"{provenance(document)} {named}: `{source.command}`"
+        command = (document.get("sitting") or {}).get("command", source.command)
+        under = f"{provenance(document)} {named}: `{command}`"
         for name, render in renders.items():
             try:
                 blocks[name] = f"{markdown(render(document))}\n\n{under}"
             except (KeyError, StopIteration) as error:
                 raise BadInput(
                     f"{_RESULTS / source.path} lacks {error} for the figures {name!r}, expected a "
-                    f"document of `{source.command}`; measure it again"
+                    f"document of `{command}`; measure it again"
                 ) from error
         artifact = ", ".join(f"`{digest}`" for digest in artifacts(document)) or page_tables.MISSING
         precision = _precision(document) or page_tables.MISSING
-        index.append([named, artifact, precision, f"`{source.command}`"])
+        index.append([named, artifact, precision, f"`{command}`"])
     blocks[INDEX] = markdown(index)
     return blocks
 

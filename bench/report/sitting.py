@@ -1,8 +1,8 @@
 """Run the benches one after the other, in one sitting and for one artifact, into bench/results.
 
 Used by `python -m bench.report.figures --measure`. `STEPS` lists what is run. A document names what
-its bench knows; what all of them share (the artifact, its precision, the versions and the commit)
-is added under "sitting". A bench that misses its own targets still counts as measured.
+its bench knows; the artifact and its precision, the versions, the commit and the command are added
+under "sitting". A bench that misses its own targets still counts as measured.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class Step:
     """Relative to bench/results."""
     server: bool = False
     """Whether the bench loads a server that runs already."""
+    of_artifact: bool = True
+    """Whether it measures the published files; else it makes graphs of its own, or needs none."""
 
 
 _PUBLISHED = ("--repository={repository}", "--comments={comments}")
@@ -90,9 +92,15 @@ STEPS = (
         "bench.model.encoder",
         ("--checkpoint={checkpoint}", "--comments={comments}"),
         "encoder/encoder.json",
+        of_artifact=False,
     ),
-    Step("bench.model.tokenizer", ("--comments={comments}",), "tokenizer/tokenizer.json"),
-    Step("bench.model.length", (), "length/length.json"),
+    Step(
+        "bench.model.tokenizer",
+        ("--comments={comments}",),
+        "tokenizer/tokenizer.json",
+        of_artifact=False,
+    ),
+    Step("bench.model.length", (), "length/length.json", of_artifact=False),
     # The last one: it changes how the repository that it is given serves.
     Step("bench.serving.tune", ("--repository={tuned}", "--comments={comments}"), "tune/tune.json"),
 )
@@ -104,15 +112,13 @@ def measure(sitting: Sitting, results: Path) -> None:
     Raises BadInput for a repository that does not verify, and for a bench that ends without a
     document; what was measured before it stays.
     """
-    artifact = verify(sitting.repository)
-    shared = {
-        "artifact": {
-            "onnx_sha256": artifact["files"][ONNX_FILE]["sha256"],
-            "precision": artifact["precision"],
-        },
-        "versions": {"python": platform.python_version(), **_installed()},
-        "commit": _commit(),
+    manifest = verify(sitting.repository)
+    artifact = {
+        "onnx_sha256": manifest["files"][ONNX_FILE]["sha256"],
+        "precision": manifest["precision"],
     }
+    versions = {"python": platform.python_version(), **_installed()}
+    shared = {"versions": versions, "commit": _commit()}
     with tempfile.TemporaryDirectory() as scratch:
         tuned = Path(scratch) / "repository"
         shutil.copytree(sitting.repository, tuned, symlinks=True)
@@ -128,10 +134,15 @@ def measure(sitting: Sitting, results: Path) -> None:
             print(f"[{number}/{len(STEPS)}] {step.module}", flush=True)
             command = arguments(step, words, sitting.vocabulary)
             with _server(words) if step.server else contextlib.nullcontext():
-                document = _run(step, command)
+                document, plots = _run(step, command)
             if step.module == "bench.serving.capacity":
                 words["capacity"] = str(_capacity(document))
-            write_json(results / step.document, {**document, "sitting": shared})
+            said = {**shared, "command": shown(step, words, sitting.vocabulary)}
+            if step.of_artifact:
+                said["artifact"] = artifact
+            write_json(results / step.document, {**document, "sitting": said})
+            for plot in plots:
+                shutil.copy2(plot, (results / step.document).parent)
 
 
 def arguments(step: Step, words: dict[str, str], vocabulary: str = "") -> list[str]:
@@ -142,22 +153,34 @@ def arguments(step: Step, words: dict[str, str], vocabulary: str = "") -> list[s
     return filled
 
 
-def _run(step: Step, command: list[str]) -> dict[str, Any]:
-    """The bench's document: the file that it wrote, or its last line."""
+def shown(step: Step, words: dict[str, str], vocabulary: str = "") -> str:
+    """The step's command as a person would run it: without the folders of one sitting."""
+    own = {**words, "tuned": words["repository"], "run_dir": "runs/serve"}
+    return " ".join(["python -m", step.module, *arguments(step, own, vocabulary)])
+
+
+def _run(step: Step, command: list[str]) -> tuple[dict[str, Any], list[Path]]:
+    """The bench's document, from the file that it wrote or its last line, and its plots."""
     began = time.time()
     status, last = _followed([sys.executable, "-m", step.module, *command])
     name = Path(step.document).name
-    written = [path for path in _OUT.rglob(name) if path.stat().st_mtime >= began - 1]
-    if written:
-        return json.loads(max(written, key=lambda path: path.stat().st_mtime).read_text("utf-8"))
+    plots = _written("*.png", began)
+    if documents := _written(name, began):
+        return json.loads(documents[-1].read_text("utf-8")), plots
     with contextlib.suppress(json.JSONDecodeError):
         found = json.loads(last)
         if isinstance(found, dict):
-            return found
+            return found, plots
     raise BadInput(
         f"{step.module} ended with status {status} and without a document, expected "
         f"{_OUT / name}; run `python -m {step.module} {' '.join(command)}` to see why"
     )
+
+
+def _written(pattern: str, since: float) -> list[Path]:
+    """Results of that name written since then, the newest last."""
+    times = {path: path.stat().st_mtime for path in _OUT.rglob(pattern)}
+    return sorted((path for path, at in times.items() if at >= since - 1), key=times.__getitem__)
 
 
 def _followed(command: list[str]) -> tuple[int, str]:
