@@ -45,12 +45,13 @@ TARGET ?=
 MODELS ?=
 CURATED ?=
 EVAL_ARGS ?=
+FIGURES_ARGS ?=
 PYTHON ?=
 
 # They reach a command by the environment, letter by letter: neither make nor a shell expands what
 # is in them. Those that end in _ARGS are a piece of a command line, quotes and all.
 LITERAL := DATA TEST_DATA PRECISION REPOSITORY HTTP_PORT GRPC_PORT METRICS_PORT REPLICAS TEXT USERS SECONDS_EACH COMMENTS MINUTES RATE CAPACITY FILE SANITIZE TARGET MODELS CURATED PYTHON
-FLAGS := TRAIN_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS EVAL_ARGS
+FLAGS := TRAIN_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS EVAL_ARGS FIGURES_ARGS
 define newline
 
 
@@ -73,7 +74,7 @@ array = read -rd '' -a $(2) <<< "$$$(1)"; [[ ! -e $$$(1) ]] || $(2)=("$$$(1)");
 EVALUATE = $(call array,DATA,data) $(call array,CURATED,curated) $(RUN) -m quality $(if $(DATA),--data "$${data[@]}") $(if $(CURATED),--curated "$${curated[@]}")
 FOUND_PYTHON = $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
 
-.PHONY: help install native train export versions publish rollback serve status stop score eval baseline test check fuzz faults bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation clean
+.PHONY: help install native train export versions publish rollback serve status stop score eval baseline test check fuzz faults bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation figures docs clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -191,6 +192,13 @@ ladder: $(READY) ## distil students, export them and their cascades, plot AUROC 
 
 ablation: $(READY) ## one training a change from the default: what lifts AUROC|ABLATION_ARGS="--rows word-dropout ..."
 	$(RUN) -m experiments.ablation $(ABLATION_ARGS)
+
+figures: $(READY) ## write the tables of the pages from the result files; --measure runs the benches first|FIGURES_ARGS="--measure ..."
+	$(RUN) -m bench.report.figures $(FIGURES_ARGS)
+
+docs: $(READY) ## the pages as a site in build/site, every link checked
+	@$(RUN) -c 'import material' 2>/dev/null || $(RUN) -m pip install -q -c constraints.txt mkdocs mkdocs-material
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 clean: ## remove the virtual environment, runs and caches; model_repository/ stays
 	-@test ! -x $(RUN) || $(RUN) -m serve.door stop >/dev/null 2>&1

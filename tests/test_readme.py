@@ -1,4 +1,7 @@
-"""The README's own commands, run as they stand, on a small model and free ports."""
+"""The README's own commands, run as they stand, on a small model and free ports.
+
+Its links and variables are checked with those of the other pages: tests/test_docs.py.
+"""
 
 from __future__ import annotations
 
@@ -83,15 +86,3 @@ def test_commands_work_in_order(checkout: Path) -> None:
     finally:
         stop = ["make", "-o", ".venv/.ready", "stop"]
         subprocess.run(stop, cwd=checkout, env=environment, capture_output=True)
-
-
-def test_every_make_variable_in_the_readme_exists() -> None:
-    makefile = (ROOT / "Makefile").read_text("utf-8")
-    for line in re.findall(r"^\$? ?make .*$", README, re.MULTILINE):
-        for name in re.findall(r"\b([A-Z_]+)=", line):
-            assert re.search(rf"^{name} \?=", makefile, re.MULTILINE), line
-
-
-def test_linked_files_exist() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target

@@ -1,0 +1,191 @@
+"""The tables of quality, fairness and calibration, made from the JSON documents of `quality` and
+`experiments`. See `bench.report.page_tables` for the form.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.report.page_tables import Document, Rows, number, percent
+
+_HARMLESS = "eval_nontoxic_identity_vs_random"
+_PAIRS = "eval_identity_swapped_pairs"
+_TEMPLATES = "eval_identity_templates"
+_SETS = {"test": "test split", "jigsaw_wiki_test": "`jigsaw_wiki_test`"}
+_SETS["civil_comments_gender"] = "Civil Comments"
+
+
+def _interval(metric: Document, digits: int = 4) -> str:
+    value, low, high = (number(metric[name], digits) for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _names(document: Document) -> list[str]:
+    return list(next(iter(document["results"].values())))
+
+
+def models(document: Document) -> Rows:
+    """What was compared, with the sha256 of each artifact."""
+    rows = [["model", "kind", "precision", "sha256"]]
+    for name, model in document["models"].items():
+        sha256 = model.get("onnx_sha256") or model.get("checkpoint_sha256") or ""
+        digest = f"`{sha256[:12]}`" if sha256 else ""
+        rows.append([f"`{name}`", model["kind"], model.get("precision", ""), digest])
+    return rows
+
+
+def quality(document: Document) -> Rows:
+    """AUROC with its 95 % interval on each set of labelled comments."""
+    rows = [["AUROC", *_SETS.values()]]
+    for name in _names(document):
+        cells = [_interval(document["results"][data][name]["metrics"]["auroc"]) for data in _SETS]
+        rows.append([f"`{name}`", *cells])
+    return rows
+
+
+def quality_gain(document: Document) -> Rows:
+    """Paired difference of AUROC: the first model over each baseline."""
+    rows = [["AUROC gained over", *_SETS.values()]]
+    for name in _names(document):
+        if document["models"][name]["kind"] != "baseline":
+            continue
+        row = [f"`{name}`"]
+        for data in _SETS:
+            # The document has the model's difference from the first one: the gain is its negative.
+            found = document["results"][data][name]["difference"]["auroc"]
+            gain = {"value": -found["value"], "low": -found["high"], "high": -found["low"]}
+            row.append(_interval(gain))
+        rows.append(row)
+    return rows
+
+
+def decisions(document: Document) -> Rows:
+    """Accuracy, precision, recall and F1 at 0.5 on the test split."""
+    metrics = ("accuracy", "precision", "recall", "f1", "average_precision", "ece")
+    rows = [["test split, at 0.5", *(metric.replace("_", " ") for metric in metrics)]]
+    for name in _names(document):
+        found = document["results"]["test"][name]["metrics"]
+        rows.append([f"`{name}`", *(number(found[metric]["value"], 4) for metric in metrics)])
+    return rows
+
+
+def fairness(document: Document) -> Rows:
+    """False positives of harmless sentences that mention an identity, and of random ones."""
+    sets = document["curated"][_HARMLESS]
+    rows = [["model", "FPR at 0.5 with an identity, random", "ratio at 0.5"]]
+    rows[0] += ["ratio at precision 0.9", "ratio at FPR 0.02"]
+    for name, found in sets.items():
+        rates = found["rates"]
+        pair = [rates["0.5"][key]["value"] for key in ("fpr.identity_term", "fpr.random")]
+        ratios = [_interval(rates["0.5"]["fpr_ratio"], 1)]
+        ratios += [
+            number(rates[at]["fpr_ratio"]["value"], 1) for at in ("precision 0.9", "FPR 0.02")
+        ]
+        rows.append([f"`{name}`", ", ".join(number(rate, 4) for rate in pair), *ratios])
+    return rows
+
+
+def identities(document: Document) -> Rows:
+    """Swapped identities, template sentences, and Jigsaw's bias metric."""
+    rows = [["model", "decisions flipped by a swapped identity"]]
+    rows[0] += ["harmless templates flagged", "toxic templates missed", "bias metric, two genders"]
+    for name in _names(document):
+        pairs = document["curated"][_PAIRS][name]["pairs"]["pair_flipped"]["value"]
+        templates = document["curated"][_TEMPLATES][name]["rates"]["0.5"]
+        civil = document["results"]["civil_comments_gender"][name]["metrics"]
+        rows.append(
+            [
+                f"`{name}`",
+                percent(pairs, 1),
+                percent(templates["fpr"]["value"]),
+                percent(templates["fnr"]["value"]),
+                number(civil["bias_metric"]["value"], 3),
+            ]
+        )
+    return rows
+
+
+def calibration(document: Document) -> Rows:
+    """Expected calibration error: as trained, by a temperature, as served."""
+    sets = {"validation": "validation", "jigsaw_wiki_test": "`jigsaw_wiki_test`"}
+    sets["civil_comments_gender"] = "Civil Comments"
+    rows = [["ECE as trained, by temperature, as served", *sets.values()]]
+    for name in _names(document):
+        row = [f"`{name}`"]
+        for data in sets:
+            found = document["calibration"][data][name]
+            errors = (found[key]["ece"] for key in ("before", "temperature", "served"))
+            row.append(", ".join(number(error, 3) for error in errors))
+        rows.append(row)
+    return rows
+
+
+_MISSPELLED = {
+    "none": "as written",
+    "repeated": "repeated letters",
+    "leet": "leet digits",
+    "asterisk": "asterisks",
+    "swapped": "swapped letters",
+    "spaced": "spaced-out words",
+    "any": "any of them",
+}
+
+
+def misspelled(document: Document) -> Rows:
+    """AUROC with the toxic comments alone misspelled, and with both halves."""
+    ((_, kinds),) = document["misspelled"].items()
+    names = _names(document)
+    rows = [["AUROC, toxic misspelled / both", "[UNK] in toxic", *(f"`{name}`" for name in names)]]
+    for kind, found in kinds.items():
+        pairs = (found["auroc"][name] for name in names)
+        cells = [f"{number(pair['toxic'], 4)} / {number(pair['every'], 4)}" for pair in pairs]
+        rows.append([_MISSPELLED.get(kind, kind), percent(found["oov"], 1), *cells])
+    return rows
+
+
+def ablation(document: Document) -> Rows:
+    """One training a change from the default."""
+    rows = [["change", "AUROC validation", "`jigsaw_wiki_test`", "Civil Comments"]]
+    rows[0] += ["FPR identity, random", "seconds"]
+    for row in document["rows"]:
+        flags = " ".join(_flag(name, value) for name, value in row["changes"].items())
+        aurocs = (row[f"{data}_auroc"] for data in ("validation", "test", "out_of_domain"))
+        rates = (row["fpr_identity"], row["fpr_random"])
+        rows.append(
+            [
+                f"`{flags}`" if flags else row["name"],
+                *(number(auroc, 4) for auroc in aurocs),
+                ", ".join(number(rate, 3) for rate in rates),
+                number(row["seconds"]),
+            ]
+        )
+    return rows
+
+
+def _flag(name: str, value: Any) -> str:
+    return f"--{name.replace('_', '-')} {value}"
+
+
+def ladder(document: Document) -> Rows:
+    """Teacher and students: quality, speed, cost, and the artifact of each."""
+    rows = [["model", "AUROC validation", "AUROC test split", "comments/s", "cost", "artifact"]]
+    for rung in document["rungs"]:
+        rows.append(
+            [
+                rung["name"],
+                number(rung["validation_auroc"], 4),
+                number(rung["test_auroc"], 4),
+                number(rung["comments_per_s"]),
+                number(rung["cost"], 3),
+                f"`{rung['onnx_sha256'][:12]}`",
+            ]
+        )
+    return rows
+
+
+def parity(document: Document) -> Rows:
+    """The running server beside PyTorch."""
+    rows = [["compared", "measured"]]
+    for name, value in document["measured"].items():
+        rows.append([name.replace("_", " "), f"{value:.2g}"])
+    return rows
