@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -29,6 +30,12 @@ from train.artifacts import write_atomically
 from train.config import TrainConfig
 from train.data.tokenizer import Tokenizer, build_tokenizer
 from train.model import ModelConfig, ToxicityEncoder
+
+# How long an example takes is the machine's affair: a busy one would fail what is right.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 # The models of these tests are small: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

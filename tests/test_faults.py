@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from bench.faults import run as faults
 from bench.faults.child import Limits, run
 from bench.faults.run import FaultsConfig, bars, measure, table
-from bench.faults import run as faults
 from bench.faults.targets import INVARIANTS, TARGETS, Broken
 from contract import BadInput
 from export import switch
@@ -31,7 +31,7 @@ def test_thirty_faults_break_nothing_and_a_second_run_goes_on(tmp_path: Path) ->
     lines = [json.dumps(altered), *log[1:-1], log[-1][:20]]
     (tmp_path / "faults.jsonl").write_text("\n".join(lines))
     # On a slow machine fewer than thirty.
-    document = measure(FaultsConfig(count=30, seconds=20, targets=QUICK, out=tmp_path, seed=1))
+    document = measure(FaultsConfig(count=30, seconds=8, targets=QUICK, out=tmp_path, seed=1))
     assert document["broken"] == []
     assert all(bar["holds"] for bar in document["bars"].values())
     count = document["count"]

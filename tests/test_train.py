@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from bench.faults import child as fault_child
+from console.options import run
 from contract import CLS_ID, PAD_ID, TOKENIZER_FILE, BadInput
-from train.__main__ import StopRequest, train
+from train.__main__ import StopRequest, main, train
 from train.artifacts import (
     CONFIG_FILE,
     CURVES_FILE,
@@ -239,21 +240,17 @@ def test_a_full_disk_or_a_folder_that_is_none_is_one_line(tmp_path: Path) -> Non
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     """Dropout off: its masks are drawn per process. 32 + 32 comments a step against 64."""
     flags = "--data synthetic:600 --max-vocab 500 --max-len 24 --d-model 16 --n-layers 1"
-    flags += " --n-heads 2 --epochs 1 --dropout 0 --device cpu"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    for name, launcher, size in (
-        ("one", [sys.executable], 64),
-        ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"], 32),
-    ):
-        command = [*launcher, "-m", "train", *flags.split(), "--batch-size", str(size)]
-        subprocess.run(
-            [*command, "--out", str(tmp_path / name)],
-            cwd=ROOT,
-            env=environment,
-            check=True,
-            capture_output=True,
-            timeout=240,
-        )
+    flags += " --n-heads 2 --epochs 1 --dropout 0 --device cpu --batch-size"
+    train(small(tmp_path / "one", epochs=1, dropout=0, batch_size=64), CPU)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "train"]
+    subprocess.run(
+        [*launcher, *flags.split(), "32", "--out", str(tmp_path / "two")],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
     one, two = (load_file(tmp_path / name / WEIGHTS_FILE) for name in ("one", "two"))
     for name in one:
         if name.endswith("in_proj_bias"):
@@ -340,17 +337,27 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
         ("--fractions 0.8 0.1", r"--fractions"),
     ],
 )
-def test_bad_flag_is_one_line_and_status_2(flags: str, message: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "train", *flags.split(), "--out", str(tmp_path / "run")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2, done.stderr
-    assert re.search(message, done.stderr), done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+def test_bad_flag_is_one_line_and_status_2(
+    flags: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process: another would import PyTorch first."""
+    monkeypatch.setattr(sys, "argv", ["train", *flags.split(), "--out", str(tmp_path / "run")])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run(main)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2, said
+    assert re.search(message, said), said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
