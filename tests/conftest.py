@@ -46,13 +46,17 @@ _FAST_FIRST = (
     "serving_graph packed placement client train full_disk export privacy parity calibration "
     "evaluate admission cache serve makefile door bench"
 )
+_SLOW_FIXTURES = {"trained_run", "make_server_config"}
 _WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast files first; one that is not named here comes last."""
+    """Fast files first; one that is not named here comes last. What trains or serves is slow."""
     order = {f"test_{name}.py": place for place, name in enumerate(_FAST_FIRST.split())}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    for item in items:
+        if _SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -57,6 +57,7 @@ def running(
         metrics_port=free_port(),
         replicas=2,
         grpc=True,
+        stop_timeout_s=8,
     )
     door.start(config)
     yield config
