@@ -47,6 +47,7 @@ def command(repository: Path, out: Path, *flags: str) -> list[str]:
     return [sys.executable, "-m", "bench.hostile.attack", *fixed, *flags]
 
 
+@pytest.mark.slow
 def test_a_bounded_attack_holds_every_bar_that_is_no_time(repository: Path, tmp_path: Path) -> None:
     if not haproxy.found():
         pytest.skip("haproxy is not installed")
@@ -70,6 +71,7 @@ def test_a_bounded_attack_holds_every_bar_that_is_no_time(repository: Path, tmp_
     assert families["pipelined"]["answers"]["200"] and families["paths"]["answers"]["403"]
 
 
+@pytest.mark.slow
 def test_nothing_is_left_when_it_is_told_to_end(repository: Path, tmp_path: Path) -> None:
     if not haproxy.found():
         pytest.skip("haproxy is not installed")

@@ -95,6 +95,7 @@ def test_failed_requests_turn_the_bar_red(served: triton.ServeConfig, tmp_path: 
     assert "bar failed_share does not hold" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("user", ["HttpCommentUser", "GrpcCommentUser"])
 def test_an_unreachable_server_fails_every_request(user: str, tmp_path: Path) -> None:
     address = f"{HOST}:{free_port()}"
@@ -283,6 +284,7 @@ def test_bars(change: dict[str, Any], broken: set[str]) -> None:
     assert len(table([result, result]).splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_no_server_is_one_line_and_status_2(tmp_path: Path) -> None:
     config = triton.ServeConfig(action="status", run_dir=tmp_path)
     done = bench(config, tmp_path / "out", "--comments", SYNTHETIC)

@@ -34,6 +34,8 @@ from train.artifacts import CONFIG_FILE, save_weights, write_json
 from train.data.tokenizer import build_tokenizer
 from train.model import ModelConfig, ToxicityEncoder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> EncoderBenchConfig:

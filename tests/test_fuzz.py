@@ -20,9 +20,12 @@ from tests.reference_tokenizer import ReferenceTokenizer
 from train.data.synthetic import generate
 from train.data.tokenizer import Respelling, build_tokenizer
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("clang++") is None, reason="clang++ is not on PATH: nothing was fuzzed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("clang++") is None, reason="clang++ is not on PATH: nothing was fuzzed"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

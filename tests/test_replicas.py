@@ -27,6 +27,8 @@ from serve import control, door, haproxy, triton
 from serve.client import Protocol, connect, infer, score_comments
 from serve.supervisor import Supervisor
 
+pytestmark = pytest.mark.slow
+
 PROTOCOLS: tuple[Protocol, ...] = ("http", "grpc")
 TEXT = "you are a kind person and thanks for your work"
 

@@ -318,6 +318,7 @@ def begun(*flags: Any) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "signum"),
     [("csv", signal.SIGKILL), ("parquet", signal.SIGKILL), ("csv", signal.SIGINT)],
@@ -395,6 +396,7 @@ def test_runs_that_differ_are_not_mixed(
     assert report.resumed_rows == report.rows
 
 
+@pytest.mark.slow
 def test_a_state_of_other_weights_is_refused(left: Path, long_file: Path, score: Any) -> None:
     path = Path(f"{left}.parts") / score_file.STATE_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "onnx_sha256": "0" * 64}))
@@ -473,6 +475,7 @@ def test_a_worker_that_dies_ends_the_command(tmp_path: Path, repository: Path) -
 
 
 # --- The command -------------------------------------------------------------------------
+@pytest.mark.slow
 def test_lines_from_stdin(repository: Path, tmp_path: Path, logit: Any) -> None:
     out = tmp_path / "out.jsonl"
     flags = ("--file", "-", "--out", out, "--repository", repository, "--processes", "1")
@@ -546,6 +549,7 @@ def limited(size: int, *flags: Any) -> subprocess.CompletedProcess[str]:
     return command(*flags, preexec_fn=lambda: resource.setrlimit(*limit))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     form: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

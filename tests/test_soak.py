@@ -33,6 +33,7 @@ def repository(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) 
     return path
 
 
+@pytest.mark.slow
 def test_a_short_soak_holds_every_bar(repository: Path, tmp_path: Path) -> None:
     if not haproxy.found():
         pytest.skip("haproxy is not installed")
