@@ -66,6 +66,8 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # GPU wheels where there is an NVIDIA driver, CPU wheels otherwise.
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
+# Two processes, which share what a test file sets up; more of them would disturb what is timed.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 PORTS := --http-port="$$HTTP_PORT" --grpc-port="$$GRPC_PORT" --metrics-port="$$METRICS_PORT"
 IN_REPOSITORY := --repository="$$REPOSITORY"
 OF_COMMENTS := $(if $(COMMENTS),--comments="$$COMMENTS")
@@ -74,7 +76,7 @@ array = read -rd '' -a $(2) <<< "$$$(1)"; [[ ! -e $$$(1) ]] || $(2)=("$$$(1)");
 EVALUATE = $(call array,DATA,data) $(call array,CURATED,curated) $(RUN) -m quality $(if $(DATA),--data "$${data[@]}") $(if $(CURATED),--curated "$${curated[@]}")
 FOUND_PYTHON = $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
 
-.PHONY: help install native train export versions publish rollback serve status stop score eval baseline test check fuzz faults bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation figures docs clean
+.PHONY: help install native train export versions publish rollback serve status stop score eval baseline test test-fast coverage check fuzz faults bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation figures docs clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -131,8 +133,14 @@ eval: $(READY) ## quality, fairness and calibration of several models, into runs
 baseline: $(READY) ## the same of TF-IDF and logistic regression, on the run's training split|DATA="file ..." CURATED=folder EVAL_ARGS="..."
 	@$(EVALUATE) --models baseline baseline-words --out runs/baseline $(EVAL_ARGS)
 
-test: $(READY) ## run every test, the fast ones first|TEST_ARGS="-k tokenizer"
-	$(RUN) -m pytest $(TEST_ARGS)
+test: $(READY) ## run every test on two cores|TEST_ARGS="-k tokenizer"
+	$(RUN) -m pytest $(WORKERS) $(TEST_ARGS)
+
+test-fast: $(READY) ## run those that take less than two minutes together|TEST_ARGS
+	$(RUN) -m pytest $(WORKERS) -m "not slow" $(TEST_ARGS)
+
+coverage: $(READY) ## the same, and fail where they cover less of the code than they did before|TEST_ARGS
+	$(RUN) -m pytest $(WORKERS) -m "not slow" --cov --cov-report=term $(TEST_ARGS)
 
 fuzz: $(READY) ## fuzz the core under its sanitizers (needs clang)|FUZZ_ARGS="--runs 10000000"
 	$(RUN) -m tests.fuzz.run $(FUZZ_ARGS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
+import json
 import os
 import random
 import socket
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -19,14 +22,20 @@ import export.__main__ as export_main
 from contract import FP32_LOGIT_ATOL, ONNX_FILE, TOKENIZER_FILE
 from export.config import ExportConfig
 from export.graph.build import build
-from export.graph.trace import trace
 from export.publish import publish
 from serve import triton
+from storage.locks import locked
 from train.__main__ import train
 from train.artifacts import write_atomically
 from train.config import TrainConfig
 from train.data.tokenizer import Tokenizer, build_tokenizer
 from train.model import ModelConfig, ToxicityEncoder
+
+# How long an example takes is the machine's affair: a busy one would fail what is right.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 # The models of these tests are small: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,32 +46,55 @@ _FAST_FIRST = (
     "serving_graph packed placement client train full_disk export privacy parity calibration "
     "evaluate admission cache serve makefile door bench"
 )
+_SLOW_FIXTURES = {"trained_run", "make_server_config"}
 _WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast files first; one that is not named here comes last."""
+    """Fast files first; one that is not named here comes last. What trains or serves is slow."""
     order = {f"test_{name}.py": place for place, name in enumerate(_FAST_FIRST.split())}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    for item in items:
+        if _SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of this run of the tests, one for all of its workers."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def once(folder: Path, make: Callable[[], object]) -> None:
+    """Call `make`, which fills `folder`, unless this or another worker has done so."""
+    made = folder.with_name(f"{folder.name}.made")
+    with locked(folder.with_name(f"{folder.name}.lock"), str(folder), "wait", wait_s=280):
+        if not made.exists():
+            make()
+            made.touch()
+
+
+@pytest.fixture(scope="session")
+def trained_run(shared: Path) -> Path:
     """Folder of a finished run whose small model really learned, on synthetic comments."""
-    out = tmp_path_factory.mktemp("trained") / "model"
+    out = shared / "trained" / "model"
     shape = {"max_vocab": 3000, "max_len": 64, "d_model": 48, "n_layers": 2}
     config = TrainConfig(
         data="synthetic:3000", out=out, epochs=6, batch_size=32, lr=2e-3, device="cpu", **shape
     )
-    train(config, torch.device("cpu"))
+    once(out.parent, lambda: train(config, torch.device("cpu")))
     return out
 
 
 @pytest.fixture(scope="session", autouse=True)
-def traced_once() -> Iterator[None]:
+def traced_once(shared: Path) -> Iterator[None]:
     """Exports of the same weights share one trace, which takes longer than all of their gates."""
     real: Callable[[torch.nn.Module, Path], None] = export_main.trace
-    known: dict[str, bytes] = {}
+    folder = shared / "traced"
+    folder.mkdir(exist_ok=True)
 
     def trace_once(model: torch.nn.Module, path: Path) -> None:
         if type(model) is not ToxicityEncoder:  # it may be more than its weights
@@ -71,10 +103,11 @@ def traced_once() -> Iterator[None]:
         digest = hashlib.sha256(f"{model!r} {model.config}".encode())
         for name, tensor in model.state_dict().items():
             digest.update(f"{name} {tensor.dtype}".encode() + tensor.numpy().tobytes())
-        if digest.hexdigest() not in known:
+        known = folder / digest.hexdigest()
+        if not known.exists():
             real(model, path)
-            known[digest.hexdigest()] = path.read_bytes()
-        write_atomically(path, known[digest.hexdigest()])
+            write_atomically(known, path.read_bytes())
+        write_atomically(path, known.read_bytes())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_main, "trace", trace_once)
@@ -86,14 +119,12 @@ Exported = tuple[ExportConfig, dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def exported_of(
-    trained_run: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Exported]:
+def exported_of(trained_run: Path, shared: Path) -> Callable[[str], Exported]:
     """`trained_run` in a precision, exported once; for tests that leave it as it is."""
 
     @functools.cache
     def exported(precision: str) -> Exported:
-        root = tmp_path_factory.mktemp(f"exported-{precision}")
+        root = shared / f"exported-{precision}"
         config = ExportConfig(
             checkpoint=trained_run,
             repository=root / "repository",
@@ -102,7 +133,8 @@ def exported_of(
             calibration_comments=64,
             instances=1,
         )
-        return config, export_main.export(config)
+        once(root, lambda: export_main.export(config))
+        return config, json.loads((config.out / "report.json").read_text("utf-8"))
 
     return exported
 
@@ -154,7 +186,7 @@ def make_tiny_model(
     with torch.no_grad():
         model.token_embedding.weight.mul_(50)
         model.head.weight.mul_(5)
-    trace(model, folder / ONNX_FILE)
+    export_main.trace(model, folder / ONNX_FILE)
     build(model, folder / "serving.onnx", (max_len // 2, max_len), ragged=folder / "ragged.onnx")
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), "utf-8")
     paths = (folder / name for name in (ONNX_FILE, "ragged.onnx", TOKENIZER_FILE))
@@ -172,10 +204,32 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return make_tiny_model(tmp_path_factory.mktemp("other"), seed=1)
 
 
+def _own_ports() -> Iterator[int]:
+    """Ports of this worker alone, each with seven behind it for whoever counts on from there.
+
+    They lie below those that the system gives to connections. Another run of the tests on the same
+    machine begins elsewhere.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    own = range(10_000, 32_000, 8)[worker::workers]
+    first = random.SystemRandom().randrange(len(own))
+    return itertools.cycle([*own[first:], *own[:first]])
+
+
+_ports = _own_ports()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on, and that no other caller gets."""
+    for port in _ports:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("unreachable")
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,7 @@ def last_json(stdout: str) -> dict[str, Any]:
 
 
 def test_every_answer_is_counted_on_both_sides(served: triton.ServeConfig, tmp_path: Path) -> None:
+    """Those of both Locust processes, added up."""
     # Of so quick a model, two users of gRPC keep one Locust process too busy to be believed.
     done = bench(served, tmp_path, "--comments", SYNTHETIC, "--processes", "2")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -77,14 +78,6 @@ def test_every_answer_is_counted_on_both_sides(served: triton.ServeConfig, tmp_p
     assert "req/s" in done.stdout
 
 
-def test_several_locust_processes_are_added_up(served: triton.ServeConfig, tmp_path: Path) -> None:
-    flags = ["--comments", SYNTHETIC, "--processes", "2", "--protocols", "http"]
-    done = bench(served, tmp_path, *flags)
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = last_json(done.stdout)["results"][0]
-    assert result["requests"] == result["server_requests"] > 0
-
-
 def test_failed_requests_turn_the_bar_red(served: triton.ServeConfig, tmp_path: Path) -> None:
     some = tmp_path / "some.csv"
     long = "a" * (MAX_COMMENT_BYTES + 1)
@@ -102,6 +95,7 @@ def test_failed_requests_turn_the_bar_red(served: triton.ServeConfig, tmp_path: 
     assert "bar failed_share does not hold" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("user", ["HttpCommentUser", "GrpcCommentUser"])
 def test_an_unreachable_server_fails_every_request(user: str, tmp_path: Path) -> None:
     address = f"{HOST}:{free_port()}"
@@ -290,6 +284,7 @@ def test_bars(change: dict[str, Any], broken: set[str]) -> None:
     assert len(table([result, result]).splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_no_server_is_one_line_and_status_2(tmp_path: Path) -> None:
     config = triton.ServeConfig(action="status", run_dir=tmp_path)
     done = bench(config, tmp_path / "out", "--comments", SYNTHETIC)

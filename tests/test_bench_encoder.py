@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.model import encoder
 from bench.model.encoder import EncoderBenchConfig, measure
+from bench.report import machine
 from bench.report.machine import peak_gops, profile_by_op
 from bench.report.plot import plot_encoders
 from bench.report.verdict import bars, multiply_adds
@@ -32,6 +33,8 @@ from export.graph import build as serving_graph
 from train.artifacts import CONFIG_FILE, save_weights, write_json
 from train.data.tokenizer import build_tokenizer
 from train.model import ModelConfig, ToxicityEncoder
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -182,12 +185,15 @@ def test_feeds_come_back_in_order(tmp_path: Path) -> None:
     ]
 
 
-def test_profile_counts_every_linear_layer(subject: Subject) -> None:
+def test_profile_counts_every_linear_layer(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     feeds = subject.feeds(cells_of(subject.sample, 32)[0])
     rows = profile_by_op(subject.folder / "serving_int8.onnx", feeds)
     nodes = {row["op"]: row["nodes"] for row in rows}
     assert nodes["MatMulIntegerToFloat"] == serving_graph.linear_layers(subject.model)
     assert sum(row["share"] or 0 for row in rows) == pytest.approx(1, abs=0.01)
+    monkeypatch.setattr(machine, "PEAK_SHAPE", (256, 256, 256))
     assert all(peak_gops(kind, 1) > 1 for kind in ("int8", "fp32"))
 
 
@@ -224,8 +230,13 @@ def test_bars_hold_fail_and_stay_open() -> None:
 
 
 def test_whole_run_on_a_tiny_model(
-    config: EncoderBenchConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    config: EncoderBenchConfig,
+    subject: Subject,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
+    monkeypatch.setattr(encoder, "Subject", lambda *_: subject)  # it would make the same again
+    monkeypatch.setattr(machine, "PEAK_SHAPE", (256, 256, 256))
     monkeypatch.setattr(encoder, "BATCHES", (1, 32))
     monkeypatch.setattr(encoder, "GROWTH_BATCHES", (1, 2))
     monkeypatch.setattr(encoder, "GROWTH_LENGTHS", (8, 64))

@@ -17,6 +17,8 @@ from bench.serving import offline
 from bench.serving.offline import OfflineBenchConfig, bars, measure, read_texts
 from contract import MAX_COMMENT_BYTES, ToxicityError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

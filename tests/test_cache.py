@@ -179,6 +179,7 @@ def test_bars_of_the_bench(cpu_us: tuple[float, float], holds: list[bool]) -> No
     assert [bar["holds"] for bar in bars(taken).values()] == holds
 
 
+@pytest.mark.slow
 def test_the_bench_runs_and_finds_repeats(tiny_model: TinyModel, tmp_path: Path) -> None:
     tiny_model.publish(tmp_path / "repository")
     flags = ["--seconds", "0.5", "--rounds", "1", "--clients", "2", "--comments", "synthetic"]

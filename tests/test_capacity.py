@@ -66,6 +66,7 @@ def test_every_rung_has_a_whole_repository(
     assert parsed.instance_group[0].count == rung.tuning.instances
 
 
+@pytest.mark.slow
 def test_replicas_are_served_and_searched(config: CapacityConfig) -> None:
     if not haproxy.found():
         pytest.skip("haproxy is not installed; `apt-get install haproxy`")

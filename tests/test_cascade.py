@@ -108,6 +108,7 @@ def scores(noise: float, n: int = 800) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return student, teacher, labels, rng.integers(5, 100, size=n).tolist()
 
 
+@pytest.mark.slow
 def test_band_keeps_the_promise_and_asks_for_less_when_more_may_be_lost() -> None:
     data = scores(noise=1.5)
     costs = []
@@ -126,6 +127,7 @@ def test_band_keeps_the_promise_and_asks_for_less_when_more_may_be_lost() -> Non
     assert costs[0] < 0.8
 
 
+@pytest.mark.slow
 def test_useless_student_asks_the_teacher_about_nearly_all() -> None:
     band = fit_band(*scores(noise=50.0), CONFIGS, 0.0005)
     assert band.asked_share > 0.9

@@ -150,6 +150,7 @@ def _versions(data: bytes, prefix: bytes) -> set[bytes]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_same_sources_give_the_same_bytes(tmp_path: Path) -> None:
     built = build.build(tmp_path / "elsewhere" / "lib")

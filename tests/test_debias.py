@@ -18,6 +18,8 @@ from train.data.tokenizer import build_tokenizer
 from train.methods import debias, qat
 from train.validation import logits_of
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["you gay idiot"] * 8 + ["the gay bar"] * 2 + ["an idiot"] * 2 + ["a fine edit"] * 28
 LABELS = np.array([1] * 8 + [0] * 2 + [1] * 2 + [0] * 28, np.float32)
 ROWS = np.arange(len(TEXTS))

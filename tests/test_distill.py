@@ -32,6 +32,8 @@ from train.data.tokenizer import build_tokenizer
 from train.methods import augment, debias, distill, ngrams, qat
 from train.validation import logits_of, probability_of
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

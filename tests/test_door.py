@@ -52,6 +52,8 @@ from serve import control, door, haproxy, keys, request_rules, tritonserver, vie
 from serve.client import score_comments
 from serve.supervisor import Supervisor
 
+pytestmark = pytest.mark.slow
+
 MODEL = f"/v2/models/{PUBLIC_MODEL}"
 INFER = f"{MODEL}/infer"
 

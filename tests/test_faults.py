@@ -20,6 +20,7 @@ from export import switch
 QUICK = ("publish", "rollback", "serve version", "tune", "verify")
 
 
+@pytest.mark.slow
 def test_thirty_faults_break_nothing_and_a_second_run_goes_on(tmp_path: Path) -> None:
     first = measure(FaultsConfig(count=2, targets=QUICK[:1], out=tmp_path, seed=1))
     assert first["broken"] == [] and first["count"] == 2
@@ -31,7 +32,7 @@ def test_thirty_faults_break_nothing_and_a_second_run_goes_on(tmp_path: Path) ->
     lines = [json.dumps(altered), *log[1:-1], log[-1][:20]]
     (tmp_path / "faults.jsonl").write_text("\n".join(lines))
     # On a slow machine fewer than thirty.
-    document = measure(FaultsConfig(count=30, seconds=20, targets=QUICK, out=tmp_path, seed=1))
+    document = measure(FaultsConfig(count=30, seconds=8, targets=QUICK, out=tmp_path, seed=1))
     assert document["broken"] == []
     assert all(bar["holds"] for bar in document["bars"].values())
     count = document["count"]
@@ -62,6 +63,7 @@ def _broken_by_kills(base: Path, steps: range) -> set[str]:
     return broken
 
 
+@pytest.mark.slow
 def test_a_removal_that_is_not_whole_is_seen(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = base.with_name("counted")
     faults._copy(base, scratch)

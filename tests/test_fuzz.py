@@ -20,14 +20,23 @@ from tests.reference_tokenizer import ReferenceTokenizer
 from train.data.synthetic import generate
 from train.data.tokenizer import Respelling, build_tokenizer
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("clang++") is None, reason="clang++ is not on PATH: nothing was fuzzed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("clang++") is None, reason="clang++ is not on PATH: nothing was fuzzed"
+    ),
+]
 
 
-@pytest.mark.timeout(900)  # the sanitizer build takes most of it
-def test_no_input_of_a_short_run_crashes_a_target() -> None:
-    document = fuzz(1_000_000, 8, 1, comments="synthetic")
+@pytest.fixture(scope="module")
+def sanitized() -> Path:
+    """Folder of the targets and the library, which take half a minute and more to build."""
+    return build.build_sanitized(build.CORE / "sanitized", SANITIZERS)
+
+
+@pytest.mark.timeout(900)
+def test_no_input_of_a_short_run_crashes_a_target(sanitized: Path) -> None:
+    document = fuzz(1_000_000, 4, 1, comments="synthetic", programs=sanitized)
     assert document["targets"].keys() == SHARES.keys()
     for name, target in document["targets"].items():
         assert target["crash"] is None, name
@@ -53,7 +62,7 @@ print(json.dumps([native.encode(text, 32) for text in given["texts"]]))
 
 
 @pytest.mark.timeout(900)
-def test_sanitized_core_reads_as_the_reference_does() -> None:
+def test_sanitized_core_reads_as_the_reference_does(sanitized: Path) -> None:
     """The library that Python binds to, whole, under the sanitizers."""
     comments, _ = generate(300, 0)
     tokenizer = build_tokenizer(
@@ -63,7 +72,7 @@ def test_sanitized_core_reads_as_the_reference_does() -> None:
     texts = [*comments, *generated(random.Random(2), words, 2_000)]
     reference = ReferenceTokenizer.from_json(tokenizer.to_json())
     expected = [list(reference.encode_and_cut(text)) for text in texts]
-    library = build.build_sanitized(build.CORE / "sanitized", SANITIZERS) / build.LIBRARY
+    library = sanitized / build.LIBRARY
     # The sanitizer must be there before anything else of the process.
     name = f"libclang_rt.asan-{os.uname().machine}.so"
     clang = ["clang++", f"-print-file-name={name}"]

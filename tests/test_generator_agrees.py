@@ -23,6 +23,8 @@ from bench.traffic.open_loop import drive, find_program, make_bodies
 from contract import HOST, TEXT
 from tests.test_open_loop import AnsweringServer, whole
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 DELAY_S = 0.03
 RATE, SECONDS = 50, 3

@@ -22,6 +22,8 @@ from bench.traffic.arrivals import HOT_COMMENTS, comment, hot_rows, rows, self_c
 from bench.traffic.comments import SYNTHETIC
 from contract import HOST, MODEL_VERSION, PROBABILITY
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 STALL_S = 0.2
 ANSWER = json.dumps(

@@ -432,6 +432,7 @@ def linear_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_linear_attention_learns_and_passes_every_gate(linear_run: Path, tmp_path: Path) -> None:
     metrics = json.loads((linear_run / "metrics.json").read_text())
     assert metrics["validation"]["auroc"] > 0.9

@@ -163,6 +163,7 @@ def test_constant_arrivals_have_the_rate_and_no_body_comes_twice(
     assert answering.connections < 100  # they are used again
 
 
+@pytest.mark.slow
 def test_poisson_arrivals_are_the_same_for_a_seed(
     answering: AnsweringServer, program: Path
 ) -> None:
@@ -376,6 +377,7 @@ def test_a_generator_that_was_late_says_so(
     assert reason.startswith("schedule lag")
 
 
+@pytest.mark.slow
 def test_more_than_the_server_can_take_is_invalid(
     answering: AnsweringServer, program: Path
 ) -> None:
@@ -444,6 +446,7 @@ def config_of(**changes: Any) -> BenchConfig:
     return BenchConfig(**{"seconds": 2, "comments": SYNTHETIC, "users": 3, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [50.0, 0.0])
 def test_load_gives_the_result_of_bench_run(
     rate: float, answering: AnsweringServer, described: Server, program: Path, monkeypatch: Any
@@ -466,6 +469,7 @@ def test_load_gives_the_result_of_bench_run(
     assert len(set(again) - set(texts)) > 0.9 * len(again)
 
 
+@pytest.mark.slow
 def test_load_repeats_the_share_that_is_asked_for(
     answering: AnsweringServer, described: Server, program: Path, monkeypatch: Any
 ) -> None:

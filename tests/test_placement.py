@@ -231,6 +231,7 @@ def test_auto_passes_over_what_fails_its_gates(
     assert "fails int8_layers_in_float" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_dynamic_quantization_is_refused_with_the_reason() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "export", "--precision", "dynamic"],

@@ -24,6 +24,8 @@ from train.config import TrainConfig
 from train.data.load import load_comments
 from train.data.synthetic import generate
 
+pytestmark = pytest.mark.slow
+
 MARKER = "zqxmarker"
 """In every comment, and never said otherwise."""
 WORDS = ("toxic=1", "fine=0")

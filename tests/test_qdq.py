@@ -28,6 +28,7 @@ def comments(tiny_model: TinyModel) -> list[Comment]:
     return [Comment(str(n), [2, *rng.integers(3, size, size=n - 1)]) for n in lengths]
 
 
+@pytest.mark.slow
 def test_file_is_what_tensorrt_takes_and_near_pytorch(
     tiny_model: TinyModel, comments: list[Comment], tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def checkout(tmp_path: Path) -> Path:
     return checkout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_commands_work_in_order(checkout: Path) -> None:
     listed = commands()

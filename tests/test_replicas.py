@@ -27,6 +27,8 @@ from serve import control, door, haproxy, triton
 from serve.client import Protocol, connect, infer, score_comments
 from serve.supervisor import Supervisor
 
+pytestmark = pytest.mark.slow
+
 PROTOCOLS: tuple[Protocol, ...] = ("http", "grpc")
 TEXT = "you are a kind person and thanks for your work"
 
@@ -57,6 +59,7 @@ def running(
         metrics_port=free_port(),
         replicas=2,
         grpc=True,
+        stop_timeout_s=8,
     )
     door.start(config)
     yield config

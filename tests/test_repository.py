@@ -201,6 +201,7 @@ def test_failure_at_any_step_leaves_the_older_version_alone(
     assert tiny_model.publish(tmp_path) == 2
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_of_publishing_loses_nothing(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:

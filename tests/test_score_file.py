@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import fcntl
+import functools
 import gzip
 import io
 import json
@@ -32,6 +33,7 @@ from console.options import make_config, run
 from contract import LOGIT, MAX_COMMENT_BYTES, MODEL_VERSION, PROBABILITY, TEXT, BadInput
 from core.binding import probability
 from export.repository import load_scorer, version_folder
+from serve import score as score_command
 from serve import score_file
 from serve.offline_rows import CHUNK_BYTES, CHUNK_ROWS, Chunk, open_source
 from serve.offline_worker import ROW, Done, Job, Part, csv_line, open_scorer
@@ -282,6 +284,22 @@ def long_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def whole_of(
+    long_file: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """`long_file` in a form, scored without an interruption."""
+
+    @functools.cache
+    def whole(form: str) -> Path:
+        out = tmp_path_factory.mktemp("whole") / f"whole.{form}"
+        flags = {"file": str(long_file), "repository": repository, "processes": 1, "out": out}
+        assert score_file.score_file(make_config(ScoreFileConfig, flags)).resumed_rows == 0
+        return out
+
+    return whole
+
+
 def begun(*flags: Any) -> subprocess.Popen[str]:
     """The command, once some of its chunks are done."""
     out = Path(flags[flags.index("--out") + 1])
@@ -300,15 +318,21 @@ def begun(*flags: Any) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "signum"),
     [("csv", signal.SIGKILL), ("parquet", signal.SIGKILL), ("csv", signal.SIGINT)],
 )
 def test_what_was_ended_goes_on_to_the_same_bytes(
-    form: str, signum: int, long_file: Path, tmp_path: Path, repository: Path, score: Any
+    form: str,
+    signum: int,
+    long_file: Path,
+    whole_of: Callable[[str], Path],
+    tmp_path: Path,
+    repository: Path,
+    score: Any,
 ) -> None:
-    whole, out = tmp_path / f"whole.{form}", tmp_path / f"out.{form}"
-    assert score(long_file, out=whole).resumed_rows == 0
+    whole, out = whole_of(form), tmp_path / f"out.{form}"
     flags = ("--file", long_file, "--out", out, "--repository", repository)
     process = begun(*flags)
     workers = psutil.Process(process.pid).children(recursive=True)
@@ -320,16 +344,12 @@ def test_what_was_ended_goes_on_to_the_same_bytes(
         assert "rows are done and kept in" in said and "the same command goes on" in said
         assert "Traceback" not in said and not printed, said
     assert not psutil.wait_procs(workers, timeout=30)[1]  # nobody stays behind
-    done = command(*flags, "--json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert 2 * CHUNK_ROWS <= report["resumed_rows"] < report["rows"] == 20 * CHUNK_ROWS
+    report = score(long_file, out=out)
+    assert 2 * CHUNK_ROWS <= report.resumed_rows < report.rows == 20 * CHUNK_ROWS
     assert out.read_bytes() == whole.read_bytes()
     assert quarantine(out) == quarantine(whole) and len(quarantine(out)) == 1
-    assert {path.name for path in tmp_path.iterdir()} == {
-        *(whole.name, out.name),
-        *(f"{whole.name}.quarantine.jsonl", f"{out.name}.quarantine.jsonl"),
-    }
+    left_over = {path.name for path in tmp_path.iterdir()}
+    assert left_over == {out.name, f"{out.name}.quarantine.jsonl"}
 
 
 @pytest.fixture
@@ -376,6 +396,7 @@ def test_runs_that_differ_are_not_mixed(
     assert report.resumed_rows == report.rows
 
 
+@pytest.mark.slow
 def test_a_state_of_other_weights_is_refused(left: Path, long_file: Path, score: Any) -> None:
     path = Path(f"{left}.parts") / score_file.STATE_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "onnx_sha256": "0" * 64}))
@@ -454,6 +475,7 @@ def test_a_worker_that_dies_ends_the_command(tmp_path: Path, repository: Path) -
 
 
 # --- The command -------------------------------------------------------------------------
+@pytest.mark.slow
 def test_lines_from_stdin(repository: Path, tmp_path: Path, logit: Any) -> None:
     out = tmp_path / "out.jsonl"
     flags = ("--file", "-", "--out", out, "--repository", repository, "--processes", "1")
@@ -466,7 +488,9 @@ def test_lines_from_stdin(repository: Path, tmp_path: Path, logit: Any) -> None:
     np.testing.assert_array_equal(np.array([row[LOGIT] for row in rows], np.float32), expected)
 
 
-def test_errors_are_one_line_and_status_2(tmp_path: Path) -> None:
+def test_errors_are_one_line_and_status_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.txt").write_text("you\n")
     flags = ("--file", tmp_path / "a.txt", "--repository")
     for arguments in (
@@ -474,9 +498,12 @@ def test_errors_are_one_line_and_status_2(tmp_path: Path) -> None:
         (*flags, tmp_path / "empty"),
         (*flags, tmp_path, "text"),
     ):
-        done = command(*arguments)
-        assert done.returncode == 2, done.stderr
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+        monkeypatch.setattr(sys, "argv", ["score", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            score_command.main()
+        said = capsys.readouterr().err
+        assert ended.value.code == 2, said
+        assert said.startswith("error: ") and said.count("\n") == 1, said
 
 
 BAD: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
@@ -522,6 +549,7 @@ def limited(size: int, *flags: Any) -> subprocess.CompletedProcess[str]:
     return command(*flags, preexec_fn=lambda: resource.setrlimit(*limit))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     form: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -435,6 +435,7 @@ def test_score_command(served: triton.ServeConfig, protocol: Protocol) -> None:
     assert table[1].split()[0] == f"{expected.probability[0]:.4f}"
 
 
+@pytest.mark.slow
 def test_commands_end_with_one_line_and_status_2(tmp_path: Path) -> None:
     for arguments in (
         ["serve.score", "--url", f"{HOST}:1", "hello"],

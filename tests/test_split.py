@@ -38,7 +38,7 @@ def labelled(draw: st.DrawFn) -> tuple[list[str], np.ndarray]:
     return [text for text, _ in rows], np.array([label for _, label in rows], np.float32)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(data=labelled(), fractions=st.sampled_from(FRACTIONS), seed=st.integers(0, 1000))
 def test_every_row_once_and_no_text_in_two_parts(
     data: tuple[list[str], np.ndarray], fractions: tuple[float, float, float], seed: int
@@ -66,7 +66,7 @@ def test_a_split_by_rows_would_be_caught() -> None:
     assert not straddling(texts, parts(split_comments(texts, labels)))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     negative=st.integers(40, 400),
     positive=st.integers(40, 400),
@@ -86,7 +86,7 @@ def test_each_part_has_its_share_of_each_class(
             assert abs((labels[rows] == label).sum() - fraction * total) <= 2
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(copies=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_copies_count_as_one_text(copies: int, seed: int) -> None:
     """With every text there equally often, a class misses its share by two texts at most."""

@@ -84,6 +84,7 @@ def test_pairs_of_the_same_words_need_their_order() -> None:
         assert Counter(aimed.split()) == Counter(harmless.split()), (aimed, harmless)
 
 
+@pytest.mark.slow
 def test_word_counts_alone_do_well_but_not_perfectly() -> None:
     """The full default data: 0.872 measured. 0.5 is noise, 1.0 a giveaway."""
     texts, shares = generate()

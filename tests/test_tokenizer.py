@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.traffic.comments import REAL_COMMENTS
@@ -380,7 +380,6 @@ def test_comparison_counts_every_text(tmp_path: Path) -> None:
         compare(path, [comments], 1, seed=5)
 
 
-@settings(deadline=None)  # it opens a tokenizer for each text
 @given(st.lists(EVASIVE_TEXT.map("".join), max_size=8))
 def test_ids_do_not_depend_on_what_was_read_before(texts: list[str]) -> None:
     expected = [replace(RESPELLING).encode(text) for text in texts]

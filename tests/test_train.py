@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from bench.faults import child as fault_child
+from console.options import run
 from contract import CLS_ID, PAD_ID, TOKENIZER_FILE, BadInput
-from train.__main__ import StopRequest, train
+from train.__main__ import StopRequest, main, train
 from train.artifacts import (
     CONFIG_FILE,
     CURVES_FILE,
@@ -102,6 +103,7 @@ def small(out: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**{**values, **changes})
 
 
+@pytest.mark.slow
 def test_tokenizer_is_as_asked_for_and_its_unknown_words_are_counted(tmp_path: Path) -> None:
     config = small(tmp_path / "run", respell=False, phrases=20, epochs=1)
     train(config, CPU)
@@ -129,10 +131,19 @@ class StopAfter(StopRequest):
         return self._left <= 0
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run that nobody interrupted."""
+    config = small(tmp_path_factory.mktemp("whole") / "whole")
+    train(config, CPU)
+    return config
+
+
 @pytest.mark.parametrize("stop_after", [3, 15, 17])
-def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop_after: int) -> None:
-    whole, parts = small(tmp_path / "whole"), small(tmp_path / "parts")
-    train(whole, CPU)
+def test_resumed_run_equals_an_uninterrupted_one(
+    whole: TrainConfig, tmp_path: Path, stop_after: int
+) -> None:
+    parts = small(tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
         train(parts, CPU, stop=StopAfter(stop_after))
     assert not parts.out.exists()
@@ -144,13 +155,11 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop_after: int
     assert history[0] == history[1]
 
 
-def test_pretokenized_run_gives_the_same_weights(tmp_path: Path) -> None:
-    live = small(tmp_path / "live")
-    stored = dataclasses.replace(live, out=tmp_path / "stored", pretokenize=True)
-    train(live, CPU)
+def test_pretokenized_run_gives_the_same_weights(whole: TrainConfig, tmp_path: Path) -> None:
+    stored = dataclasses.replace(whole, out=tmp_path / "stored", pretokenize=True)
     train(stored, CPU)
     assert (tmp_path / "pretokenized").is_dir()
-    one, other = load_file(live.out / WEIGHTS_FILE), load_file(stored.out / WEIGHTS_FILE)
+    one, other = load_file(whole.out / WEIGHTS_FILE), load_file(stored.out / WEIGHTS_FILE)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -164,6 +173,7 @@ def test_interrupted_run_is_not_mixed_with_other_settings(tmp_path: Path) -> Non
     assert config.out.is_dir()
 
 
+@pytest.mark.slow
 def test_new_run_replaces_the_old_only_when_it_is_finished(tmp_path: Path) -> None:
     config = small(tmp_path / "run", epochs=1)
     train(config, CPU)
@@ -195,6 +205,7 @@ def test_a_second_training_into_the_same_folder_is_refused(tmp_path: Path) -> No
     assert {path.name for path in tmp_path.iterdir()} == {"run", ".run.lock"}
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_run_becomes_finished_loses_nothing(tmp_path: Path) -> None:
     """From the last step of the training on: the old run or the new one, and either goes on."""
     base, root = tmp_path / "base", tmp_path / "root"
@@ -236,24 +247,21 @@ def test_a_full_disk_or_a_folder_that_is_none_is_one_line(tmp_path: Path) -> Non
         train(small(tmp_path / "file" / "run"), CPU)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     """Dropout off: its masks are drawn per process. 32 + 32 comments a step against 64."""
     flags = "--data synthetic:600 --max-vocab 500 --max-len 24 --d-model 16 --n-layers 1"
-    flags += " --n-heads 2 --epochs 1 --dropout 0 --device cpu"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    for name, launcher, size in (
-        ("one", [sys.executable], 64),
-        ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"], 32),
-    ):
-        command = [*launcher, "-m", "train", *flags.split(), "--batch-size", str(size)]
-        subprocess.run(
-            [*command, "--out", str(tmp_path / name)],
-            cwd=ROOT,
-            env=environment,
-            check=True,
-            capture_output=True,
-            timeout=240,
-        )
+    flags += " --n-heads 2 --epochs 1 --dropout 0 --device cpu --batch-size"
+    train(small(tmp_path / "one", epochs=1, dropout=0, batch_size=64), CPU)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "train"]
+    subprocess.run(
+        [*launcher, *flags.split(), "32", "--out", str(tmp_path / "two")],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
     one, two = (load_file(tmp_path / name / WEIGHTS_FILE) for name in ("one", "two"))
     for name in one:
         if name.endswith("in_proj_bias"):
@@ -340,17 +348,27 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
         ("--fractions 0.8 0.1", r"--fractions"),
     ],
 )
-def test_bad_flag_is_one_line_and_status_2(flags: str, message: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "train", *flags.split(), "--out", str(tmp_path / "run")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2, done.stderr
-    assert re.search(message, done.stderr), done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+def test_bad_flag_is_one_line_and_status_2(
+    flags: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process: another would import PyTorch first."""
+    monkeypatch.setattr(sys, "argv", ["train", *flags.split(), "--out", str(tmp_path / "run")])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run(main)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2, said
+    assert re.search(message, said), said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -26,6 +26,8 @@ from train.methods.cls_only import ClsOnlyEncoder
 from train.model import Attention, ModelConfig, ToxicityEncoder
 from train.throughput import flops_per_token, matmul_peak
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
     **{"data": "synthetic:600", "max_vocab": 500, "max_len": 24, "d_model": 16, "n_layers": 2},

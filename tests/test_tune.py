@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from conftest import TinyModel
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -33,6 +34,7 @@ def test_only_a_gain_above_the_margin_replaces_what_stands() -> None:
     assert not bars([*rows, {"capacity_rps": 0.0}])["tunings_with_capacity"]["holds"]
 
 
+@pytest.mark.slow
 def test_what_was_chosen_is_served_and_stays(tiny_model: TinyModel, tmp_path: Path) -> None:
     tiny_model.publish(tmp_path)
     assert read_tuning(tmp_path) is None

@@ -187,6 +187,7 @@ def test_commands(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     assert current(repository) == 3
 
 
+@pytest.mark.slow
 def test_commands_end_with_one_line_and_status_2(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for flags, words in (

@@ -56,15 +56,24 @@ def main() -> int:
 
 
 def fuzz(
-    runs: int, seconds: int, seed: int, *, comments: str, names: Sequence[str] = tuple(SHARES)
+    runs: int,
+    seconds: int,
+    seed: int,
+    *,
+    comments: str,
+    names: Sequence[str] = tuple(SHARES),
+    programs: Path | None = None,
 ) -> dict[str, Any]:
-    """Counts and coverage of each target. Raises BadInput without clang."""
+    """Counts and coverage of each target, built first unless `programs` holds them.
+
+    Raises BadInput without clang.
+    """
     clang = shutil.which("clang++")
     if clang is None:
         raise BadInput(
             "clang++ is not on PATH, expected it for libFuzzer; run `apt-get install clang`"
         )
-    programs = build.build_sanitized(build.CORE / "sanitized", SANITIZERS)
+    programs = programs or build.build_sanitized(build.CORE / "sanitized", SANITIZERS)
     texts = [text.encode("utf-8", "replace") for text in load_pool(comments, size=_SEEDS).texts]
     targets: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
