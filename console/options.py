@@ -336,7 +336,7 @@ class _Command(click.Command):
                 group = parameter.group if isinstance(parameter, _Option) else _OPTIONS
                 groups.setdefault(group, []).append(record)
         for name, records in groups.items():
-            with formatter.section(name):
+            with formatter.section(name[0].upper() + name[1:]):
                 formatter.write_dl(records)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

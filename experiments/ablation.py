@@ -85,6 +85,7 @@ class AblationConfig:
     epochs: int = Field(1, ge=1, description="of the default row")
     runs: Path = Field(Path("runs/ablation"), description="folder of the trained rows")
     out: Path = Field(Path("bench/out/ablation"), description="folder of the JSON")
+    json: bool = Field(False, description="print the document as the last line")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def main() -> None:
     document = measure(config)
     write_json(config.out / "ablation.json", document)
     print(table(document["rows"]))
-    print(json.dumps(document))
+    if config.json:
+        print(json.dumps(document))
 
 
 def measure(config: AblationConfig) -> dict[str, Any]:

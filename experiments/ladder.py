@@ -75,6 +75,7 @@ class LadderConfig:
     )
     comments: int = Field(960, ge=32, description="comments that time the rungs")
     out: Path = Field(Path("bench/out/ladder"), description="folder of the JSON and the plot")
+    json: bool = Field(False, description="print the document as the last line")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def main() -> None:
     write_json(config.out / "ladder.json", document)
     plot(document, config.out / "ladder.png")
     print(table(document["rungs"]))
-    print(json.dumps(document))
+    if config.json:
+        print(json.dumps(document))
 
 
 def measure(config: LadderConfig) -> dict[str, Any]:
