@@ -93,10 +93,18 @@ def described() -> dict[str, Any]:
     return document
 
 
+def is_current() -> bool | None:
+    """Whether the build for this machine is of these sources; None when there is none."""
+    built = lib_folder() / BUILD_FILE
+    if not built.is_file():
+        return None
+    found: str = json.loads(built.read_text("utf-8"))["sources"]
+    return found == _sources_sha256()
+
+
 def _built() -> Path:
     folder = lib_folder()
-    built = folder / BUILD_FILE
-    if built.is_file() and json.loads(built.read_text("utf-8"))["sources"] == _sources_sha256():
+    if is_current():
         return folder
     print("building the native core (once; a minute or two the first time) ...", file=sys.stderr)
     return build(folder)
