@@ -45,6 +45,8 @@ PREFIX = "TOXICITY"
 """First word of every environment variable."""
 _OPTIONS = "Options"
 _WIDTH = 100
+_NEAR = 0.75
+"""Likeness from which on a name may be what was meant."""
 _NEGATIVE = re.compile(r"-(\d+|\d*\.\d+)(=\S+)?")
 """A value, not a flag: "-1=drop" is one, as "-1" is."""
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
@@ -146,8 +148,11 @@ def env_prefix(prog: str) -> str:
 
 def refused(error: click.ClickException, prog: str) -> BadInput:
     """A mistake on a command line as this project words it, on one line."""
-    words = " ".join(error.format_message().split()).rstrip(".")
-    return BadInput(f"{prog}: {words}; see {prog} --help")
+    words = error.format_message()
+    if isinstance(error, click.NoSuchOption):  # click's own bound calls --lr near to --colour
+        near = difflib.get_close_matches(error.option_name, error.possibilities or (), 1, _NEAR)
+        words = error.message + (f" Did you mean {near[0]!r}?" if near else "")
+    return BadInput(f"{prog}: {' '.join(words.split()).rstrip('.')}; see {prog} --help")
 
 
 def _refuse_unknown_variables(context: click.Context, prefix: str) -> None:
@@ -156,7 +161,7 @@ def _refuse_unknown_variables(context: click.Context, prefix: str) -> None:
     for variable in sorted(os.environ):
         if not variable.startswith(f"{prefix}_") or variable in names:
             continue
-        if near := difflib.get_close_matches(variable, names, n=1, cutoff=0.85):
+        if near := difflib.get_close_matches(variable, names, 1, _NEAR):
             raise click.UsageError(
                 f"the environment variable {variable} is no flag. (Did you mean {near[0]!r}?)"
             )

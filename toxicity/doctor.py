@@ -249,15 +249,15 @@ def _limits(_: DoctorConfig) -> Iterator[Finding]:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     little = hard != resource.RLIM_INFINITY and hard < _LEAST_FILES
     words = f"raise the hard limit to {_LEAST_FILES:,} (`ulimit -Hn`)"
-    yield _bounded("open files", f"at most {_limit(hard)}", little, words)
+    yield _bounded("open files", _limit(hard), little, words)
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
     little = hard != resource.RLIM_INFINITY and hard < triton.STACK_BYTES
     words = "raise the hard limit (`ulimit -Hs`): deep JSON could end the server"
-    yield _bounded("stack", f"at most {_limit(hard)}", little, words)
+    yield _bounded("stack", _limit(hard), little, words)
 
 
 def _limit(value: int) -> str:
-    return "unlimited" if value == resource.RLIM_INFINITY else f"{value:,}"
+    return "unlimited" if value == resource.RLIM_INFINITY else f"at most {value:,}"
 
 
 def _disk(config: DoctorConfig) -> Iterator[Finding]:
