@@ -5,7 +5,7 @@
 AUROC of the PyTorch model on a labelled file, by the rule that the server follows for comments
 beyond the checkpoint's max_len (`export.scorer.LongText`): on those comments alone, and on all.
 The gain over cut stands with its 95 % interval by a paired bootstrap over the comments. Prints a
-table and, as its last line, one JSON document. Exit status 1 when a bar does not hold.
+table and writes `long_text.json`. A missed bar is named, and an error with `--check` only.
 """
 
 from __future__ import annotations
