@@ -157,13 +157,15 @@ def refused(error: click.ClickException, prog: str) -> BadInput:
 
 def _refuse_unknown_variables(context: click.Context, prefix: str) -> None:
     """A mistyped name would silently do nothing."""
-    names = [f"{prefix}_{p.name}".upper() for p in context.command.params if p.name]
+    names = [str(parameter.name).upper() for parameter in context.command.params]
     for variable in sorted(os.environ):
-        if not variable.startswith(f"{prefix}_") or variable in names:
+        name = variable.removeprefix(f"{prefix}_")
+        if name == variable or name in names:
             continue
-        if near := difflib.get_close_matches(variable, names, 1, _NEAR):
+        if near := difflib.get_close_matches(name, names, 1, _NEAR):
             raise click.UsageError(
-                f"the environment variable {variable} is no flag. (Did you mean {near[0]!r}?)"
+                f"the environment variable {variable} is no flag. Did you mean "
+                f"'{prefix}_{near[0]}'?"
             )
 
 

@@ -426,9 +426,11 @@ def test_a_variable_is_a_flag_and_a_mistyped_one_is_named(tmp_path: Path) -> Non
     assert "from there;" in given.stdout
     done = toxicity("status", TOXICITY_STATUS_RUN_DRI=nowhere)
     assert done.returncode == 2
-    assert "TOXICITY_STATUS_RUN_DRI is no flag. (Did you mean 'TOXICITY_STATUS_RUN_DIR'?)" in (
+    assert "TOXICITY_STATUS_RUN_DRI is no flag. Did you mean 'TOXICITY_STATUS_RUN_DIR'?" in (
         done.stderr
     )
+    others = toxicity("status", "--run-dir", "x", TOXICITY_STATUS_OTHER_RUN_DIR="of another")
+    assert others.returncode == 0
 
 
 def test_a_shell_completes_flags_values_and_commands() -> None:
