@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 SHELL := /bin/bash
-# What a target prints is the same under another make.
+# What a target prints is the same under another make, from make 4.4 on.
 MAKEFLAGS += --no-print-directory
 
 # --- Variables, each settable on the command line or in the environment ------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,7 +80,8 @@ def make(folder: Path, target: str, *given: str, venv: str | Path = "venv") -> l
     assert done.returncode == 0, done.stderr
     if (folder / "arguments").exists():
         return (folder / "arguments").read_text("utf-8").split("\0")[:-1]
-    return [done.stdout]
+    # Under another make, one before 4.4 tells its folder whatever the Makefile says.
+    return ["".join(re.findall(r"^(?!make\[1\]: \w+ directory ).*\n", done.stdout, re.MULTILINE))]
 
 
 def test_the_text_arrives_as_it_was_given(folder: Path) -> None:
