@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 SHELL := /bin/bash
-# What a target prints is the same under another make.
+# What a target prints is the same under another make, from make 4.4 on.
 MAKEFLAGS += --no-print-directory
 
 # --- Variables, each settable on the command line or in the environment ------------------
@@ -47,11 +47,13 @@ CURATED ?=
 EVAL_ARGS ?=
 FIGURES_ARGS ?=
 PYTHON ?=
+DOCTOR_ARGS ?=
+FORCE ?=
 
 # They reach a command by the environment, letter by letter: neither make nor a shell expands what
 # is in them. Those that end in _ARGS are a piece of a command line, quotes and all.
-LITERAL := DATA TEST_DATA PRECISION REPOSITORY HTTP_PORT GRPC_PORT METRICS_PORT REPLICAS TEXT USERS SECONDS_EACH COMMENTS MINUTES RATE CAPACITY FILE SANITIZE TARGET MODELS CURATED PYTHON
-FLAGS := TRAIN_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS EVAL_ARGS FIGURES_ARGS
+LITERAL := DATA TEST_DATA PRECISION REPOSITORY HTTP_PORT GRPC_PORT METRICS_PORT REPLICAS TEXT USERS SECONDS_EACH COMMENTS MINUTES RATE CAPACITY FILE SANITIZE TARGET MODELS CURATED PYTHON FORCE
+FLAGS := TRAIN_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS EVAL_ARGS FIGURES_ARGS DOCTOR_ARGS
 define newline
 
 
@@ -63,6 +65,7 @@ export $(foreach name,$(LITERAL),$(if $($(name)),$(name)))
 
 VENV := .venv
 RUN := $(VENV)/bin/python
+TOOL := $(VENV)/bin/toxicity
 READY := $(VENV)/.ready
 # GPU wheels where there is an NVIDIA driver, CPU wheels otherwise.
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
@@ -73,10 +76,18 @@ IN_REPOSITORY := --repository="$$REPOSITORY"
 OF_COMMENTS := $(if $(COMMENTS),--comments="$$COMMENTS")
 # An array of the words in a variable, or of the one file that it names, spaces and all.
 array = read -rd '' -a $(2) <<< "$$$(1)"; [[ ! -e $$$(1) ]] || $(2)=("$$$(1)");
-EVALUATE = $(call array,DATA,data) $(call array,CURATED,curated) $(RUN) -m quality $(if $(DATA),--data "$${data[@]}") $(if $(CURATED),--curated "$${curated[@]}")
+EVALUATE = $(call array,DATA,data) $(call array,CURATED,curated) $(TOOL) $@ $(if $(DATA),--data "$${data[@]}") $(if $(CURATED),--curated "$${curated[@]}")
+define ASK_BEFORE_MODELS
+model=$$(find runs -name model.safetensors -print -quit 2>/dev/null); \
+if [[ -n $$model && -z $$FORCE ]]; then \
+	[[ -t 0 ]] || { echo "error: $$model is a trained model, expected FORCE=1 to delete it without a terminal to ask; run \`make clean FORCE=1\`" >&2; exit 2; }; \
+	read -rp "$$model is a trained model, and runs/ goes with it; delete? [y/N] " answer; \
+	[[ $$answer == [yY]* ]] || { echo 'error: clean is stopped, expected y; nothing was deleted' >&2; exit 2; }; \
+fi
+endef
 FOUND_PYTHON = $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
 
-.PHONY: help install native train export versions publish rollback serve status stop score eval baseline test test-fast coverage check fuzz faults bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation figures docs clean
+.PHONY: help install native train export versions publish rollback serve status stop score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation figures docs clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -91,47 +102,50 @@ $(READY): pyproject.toml constraints.txt
 	$(RUN) -m pip install -q -c constraints.txt --no-build-isolation -e '.[$(RUNTIME),serve,bench,test]'
 	@# Only its tritonserver is used; its own requirements would hold back the others.
 	$(RUN) -m pip install -q -c constraints.txt --no-deps nvidia-pytriton
-	$(RUN) -m core.build
+	$(TOOL) build
 	@touch $@
 
 native: $(READY) ## build the core; SANITIZE builds it for tests with the machine's compiler|SANITIZE=address,undefined TARGET=aarch64
-	$(RUN) -m core.build $(if $(SANITIZE),--sanitize="$$SANITIZE") $(if $(TARGET),--target="$$TARGET")
+	$(TOOL) build $(if $(SANITIZE),--sanitize="$$SANITIZE") $(if $(TARGET),--target="$$TARGET")
 
 train: $(READY) ## train on labelled comments, into runs/model|DATA=file TEST_DATA=file TRAIN_ARGS="--epochs 2 ..."
-	$(RUN) -m train $(if $(DATA),--data="$$DATA") $(if $(TEST_DATA),--test-data="$$TEST_DATA") $(TRAIN_ARGS)
+	$(TOOL) train $(if $(DATA),--data="$$DATA") $(if $(TEST_DATA),--test-data="$$TEST_DATA") $(TRAIN_ARGS)
 
 export: $(READY) ## trace, quantize, check and publish into model_repository/|PRECISION=int8 (fp32, fp16, auto: the fastest here that passes) REPOSITORY=folder EXPORT_ARGS="..."
-	$(RUN) -m export --precision="$$PRECISION" $(IN_REPOSITORY) $(EXPORT_ARGS)
+	$(TOOL) export --precision="$$PRECISION" $(IN_REPOSITORY) $(EXPORT_ARGS)
 
 versions: $(READY) ## list the published versions, each verified: which serves, which is damaged|REPOSITORY
-	@$(RUN) -m export.versions list $(IN_REPOSITORY)
+	@$(TOOL) versions $(IN_REPOSITORY)
 
 publish: $(READY) ## let a published version serve, the newest by default, and sign it on the way|VERSION=N SIGN_KEY=file REPOSITORY
-	@$(RUN) -m export.versions publish $(IN_REPOSITORY) $(if $(VERSION),--version="$$VERSION") $(if $(SIGN_KEY),--sign-key="$$SIGN_KEY")
+	@$(TOOL) publish $(IN_REPOSITORY) $(if $(VERSION),--version="$$VERSION") $(if $(SIGN_KEY),--sign-key="$$SIGN_KEY")
 
 rollback: $(READY) ## let the version serve that did before the current one|REPOSITORY
-	@$(RUN) -m export.versions rollback $(IN_REPOSITORY)
+	@$(TOOL) rollback $(IN_REPOSITORY)
 
 serve: $(READY) ## start the real tritonserver behind haproxy, or load the current version into it|REPLICAS=2 GRPC=1 HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY SERVE_ARGS="--tls-certificate site.pem --keys keys.json --address 0.0.0.0"
-	$(RUN) -m serve.door start $(IN_REPOSITORY) $(PORTS) $(if $(REPLICAS),--replicas="$$REPLICAS") $(if $(GRPC),--grpc) $(SERVE_ARGS)
+	$(TOOL) serve $(IN_REPOSITORY) $(PORTS) $(if $(REPLICAS),--replicas="$$REPLICAS") $(if $(GRPC),--grpc) $(SERVE_ARGS)
 
 status: $(READY) ## what runs: processes, versions, addresses
-	@$(RUN) -m serve.door status
+	@$(TOOL) status
 
 stop: $(READY) ## end all of it, finishing what is in flight
-	$(RUN) -m serve.door stop
+	$(TOOL) stop
 
 score: $(READY) ## score one comment against the running server, or a file without one|TEXT="..." HTTP_PORT, or FILE=comments.csv.gz SCORE_ARGS="--out scored.parquet ..."
-	@$(RUN) -m serve.score $(if $(FILE),--file="$$FILE" $(IN_REPOSITORY),--url="127.0.0.1:$$HTTP_PORT") $(SCORE_ARGS) $(if $(FILE),,-- "$$TEXT")
+	@$(TOOL) score $(if $(FILE),--file="$$FILE" $(IN_REPOSITORY),--url="127.0.0.1:$$HTTP_PORT") $(SCORE_ARGS) $(if $(FILE),,-- "$$TEXT")
 
 bench-offline: $(READY) ## time the scoring of a file beside the core alone|REPOSITORY COMMENTS=file BENCH_ARGS="--rounds 3 ..."
-	$(RUN) -m bench.serving.offline $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
+	$(TOOL) bench offline $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
 
 eval: $(READY) ## quality, fairness and calibration of several models, into runs/eval|DATA="file ..." (else the run's test split) MODELS="runs/model http://127.0.0.1:8000 ..." CURATED=folder EVAL_ARGS="--misspell ..."
 	@$(call array,MODELS,models) $(EVALUATE) $(if $(MODELS),--models "$${models[@]}") $(EVAL_ARGS)
 
 baseline: $(READY) ## the same of TF-IDF and logistic regression, on the run's training split|DATA="file ..." CURATED=folder EVAL_ARGS="..."
-	@$(EVALUATE) --models baseline baseline-words --out runs/baseline $(EVAL_ARGS)
+	@$(EVALUATE) $(EVAL_ARGS)
+
+doctor: $(READY) ## what this machine can do, and what is missing, with the remedy|DOCTOR_ARGS="--check --json" HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY
+	@$(TOOL) doctor $(IN_REPOSITORY) $(PORTS) $(DOCTOR_ARGS)
 
 test: $(READY) ## run every test on two cores|TEST_ARGS="-k tokenizer"
 	$(RUN) -m pytest $(WORKERS) $(TEST_ARGS)
@@ -146,60 +160,62 @@ fuzz: $(READY) ## fuzz the core under its sanitizers (needs clang)|FUZZ_ARGS="--
 	$(RUN) -m tests.fuzz.run $(FUZZ_ARGS)
 
 faults: $(READY) ## kill, starve and damage the commands at random moments, check what is left|FAULTS_ARGS="--count 100 ..."
-	$(RUN) -m bench.faults.run $(FAULTS_ARGS)
+	$(TOOL) bench faults $(FAULTS_ARGS)
 
 check: $(READY) ## formatting, lint and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+lint: check ## the same as check
+
 bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS, or RATE=requests/s for an open loop, SECONDS_EACH COMMENTS=file BENCH_ARGS="..."
-	$(RUN) -m bench.run --users="$$USERS" --rate="$$RATE" --seconds="$$SECONDS_EACH" $(OF_COMMENTS) $(BENCH_ARGS)
+	$(TOOL) bench load --users="$$USERS" --rate="$$RATE" --seconds="$$SECONDS_EACH" $(OF_COMMENTS) $(BENCH_ARGS)
 
 bench-road: $(READY) ## the native server beside a Python backend and one that does nothing, in turns|REPOSITORY COMMENTS=file BENCH_ARGS="--rounds 4 ..."
-	$(RUN) -m bench.serving.road $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
+	$(TOOL) bench road $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
 
 bench-cache: $(READY) ## what the cache of repeated comments costs and saves|REPOSITORY COMMENTS=file BENCH_ARGS="..."
-	$(RUN) -m bench.serving.cache $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
+	$(TOOL) bench cache $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
 
 bench-encoder: $(READY) ## compare the serving graph with other runtimes, on one thread and on all cores|COMMENTS=file ENCODER_ARGS="--checkpoint runs/model ..."
 	@$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install -q -c constraints.txt openvino || echo 'OpenVINO cannot be installed: skipped' >&2
-	$(RUN) -m bench.model.encoder $(OF_COMMENTS) $(ENCODER_ARGS)
+	$(TOOL) bench encoder $(OF_COMMENTS) $(ENCODER_ARGS)
 
 bench-length: $(READY) ## cost of a comment up to 4,096 tokens, softmax beside linear attention|LENGTH_ARGS="--rounds 5 ..."
-	$(RUN) -m bench.model.length $(LENGTH_ARGS)
+	$(TOOL) bench length $(LENGTH_ARGS)
 
 bench-peers: $(READY) ## ours beside FastAPI, LitServe and the plain graph on Triton, at one objective|COMMENTS=file CAPACITY_ARGS="--p99-ms 50 ..."
 	@$(RUN) -m pip install -q -c constraints.txt fastapi litserve uvicorn || echo 'FastAPI and LitServe cannot be installed: skipped' >&2
-	$(RUN) -m bench.serving.peers $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)
+	$(TOOL) bench peers $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)
 
 bench-tokenizer: $(READY) ## time text -> ids beside Hugging Face's tokenizers|COMMENTS=file BENCH_ARGS="--vocabulary file"
 	@$(RUN) -m pip install -q -c constraints.txt tokenizers || echo 'tokenizers cannot be installed: skipped' >&2
-	$(RUN) -m bench.model.tokenizer $(OF_COMMENTS) $(BENCH_ARGS)
+	$(TOOL) bench tokenizer $(OF_COMMENTS) $(BENCH_ARGS)
 
 capacity: $(READY) ## search the highest rate that meets the objective, rung by rung|COMMENTS=file CAPACITY_ARGS="--p99-ms 50 ..."
-	$(RUN) -m bench.serving.capacity $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)
+	$(TOOL) capacity $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)
 
 tune: $(READY) ## choose instances, window and largest batch by measurement, for the next start|REPOSITORY COMMENTS=file CAPACITY_ARGS="..."
-	$(RUN) -m bench.serving.tune $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)
+	$(TOOL) tune $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)
 
 overload: $(READY) ## load the running server at three times its capacity for a minute|CAPACITY=requests/s COMMENTS=file
-	$(RUN) -m bench.serving.overload --capacity="$$CAPACITY" $(OF_COMMENTS)
+	$(TOOL) bench overload --capacity="$$CAPACITY" $(OF_COMMENTS)
 
 parity: $(READY) ## compare the running server with PyTorch on 1,000 comments|COMMENTS=file
-	$(RUN) -m bench.model.parity $(OF_COMMENTS)
+	$(TOOL) bench parity $(OF_COMMENTS)
 
 attack: $(READY) ## a million hostile requests at a door of its own, honest clients beside|REPOSITORY COMMENTS=file ATTACK_ARGS="--requests 100000 --seed 2 ..."
-	$(RUN) -m bench.hostile.attack --check $(IN_REPOSITORY) $(OF_COMMENTS) $(ATTACK_ARGS)
+	$(TOOL) bench attack --check $(IN_REPOSITORY) $(OF_COMMENTS) $(ATTACK_ARGS)
 
 soak: $(READY) ## mixed load on a door of its own with publishes, rollbacks and kills|MINUTES=60 REPOSITORY COMMENTS=file SOAK_ARGS="--kills 8 ..."
-	$(RUN) -m bench.hostile.soak --check --minutes="$$MINUTES" $(IN_REPOSITORY) $(OF_COMMENTS) $(SOAK_ARGS)
+	$(TOOL) bench soak --check --minutes="$$MINUTES" $(IN_REPOSITORY) $(OF_COMMENTS) $(SOAK_ARGS)
 
 ladder: $(READY) ## distil students, export them and their cascades, plot AUROC against speed|LADDER_ARGS="--students 96x2 64x1 ..."
-	$(RUN) -m experiments.ladder $(LADDER_ARGS)
+	$(TOOL) ladder $(LADDER_ARGS)
 
 ablation: $(READY) ## one training a change from the default: what lifts AUROC|ABLATION_ARGS="--rows word-dropout ..."
-	$(RUN) -m experiments.ablation $(ABLATION_ARGS)
+	$(TOOL) ablation $(ABLATION_ARGS)
 
 figures: $(READY) ## write the tables of the pages from the result files; --measure runs the benches first|FIGURES_ARGS="--measure ..."
 	$(RUN) -m bench.report.figures $(FIGURES_ARGS)
@@ -208,7 +224,8 @@ docs: $(READY) ## the pages as a site in build/site, every link checked
 	@$(RUN) -c 'import material' 2>/dev/null || $(RUN) -m pip install -q -c constraints.txt mkdocs mkdocs-material
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
-clean: ## remove the virtual environment, runs and caches; model_repository/ stays
-	-@test ! -x $(RUN) || $(RUN) -m serve.door stop >/dev/null 2>&1
+clean: ## remove the virtual environment, runs and caches, not model_repository/; asks before a trained model goes|FORCE=1 (does not ask)
+	@$(ASK_BEFORE_MODELS)
+	-@test ! -x $(TOOL) || $(TOOL) stop >/dev/null 2>&1
 	rm -rf $(VENV) runs bench/out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -46,6 +46,7 @@ from bench.traffic import arrivals
 from bench.traffic.bodies import INFER_PATH, Comments, Payload, packed
 from bench.traffic.comments import default_source, load_pool
 from bench.traffic.sockets import Connections
+from console.ending import tell
 from contract import (
     GRPC_PORT,
     HOST,
@@ -157,9 +158,8 @@ def _load_comments(environment: Any, **_: Any) -> None:
     # Not at the start of the test: the run time counts from there.
     try:
         pool = load_pool(environment.parsed_options.comments or default_source())
-    except ToxicityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    except (ToxicityError, OSError) as error:  # Locust would show a traceback and go on
+        sys.exit(tell(error))
     _Pool.texts = pool.texts
     _Pool.comments("json")
     _find_server(environment)

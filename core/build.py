@@ -12,7 +12,6 @@ bytes.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import hashlib
 import importlib.metadata
@@ -59,20 +58,17 @@ _CONSTANTS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m core.build", description="Build the core.")
-    parser.add_argument("--target", default=platform.machine(), help="x86_64 or aarch64")
-    parser.add_argument("--sanitize", default="", help="sanitizers, with the machine's compiler")
-    parser.add_argument("--out", type=Path, help="folder of the result")
-    arguments = parser.parse_args()
-    try:
-        if arguments.sanitize:
-            print(build_sanitized(arguments.out or CORE / "sanitized", arguments.sanitize))
-        else:
-            out = arguments.out or lib_folder(arguments.target)
-            print(build(out, arguments.target) / LIBRARY)
-    except contract.ToxicityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    from console.options import parse_config  # who only looks for the library needs no flags
+    from core.options import BuildConfig
+
+    config = parse_config(
+        BuildConfig, None, prog="python -m core.build", description="Build the core."
+    )
+    if config.sanitize:
+        print(build_sanitized(config.out or CORE / "sanitized", config.sanitize))
+    else:
+        out = config.out or lib_folder(config.target)
+        print(build(out, config.target) / LIBRARY)
 
 
 def lib_folder(target: str = "") -> Path:
@@ -97,10 +93,18 @@ def described() -> dict[str, Any]:
     return document
 
 
+def is_current() -> bool | None:
+    """Whether the build for this machine is of these sources; None when there is none."""
+    built = lib_folder() / BUILD_FILE
+    if not built.is_file():
+        return None
+    found: str = json.loads(built.read_text("utf-8"))["sources"]
+    return found == _sources_sha256()
+
+
 def _built() -> Path:
     folder = lib_folder()
-    built = folder / BUILD_FILE
-    if built.is_file() and json.loads(built.read_text("utf-8"))["sources"] == _sources_sha256():
+    if is_current():
         return folder
     print("building the native core (once; a minute or two the first time) ...", file=sys.stderr)
     return build(folder)
@@ -233,4 +237,6 @@ def _sources_sha256() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    from console.ending import run
+
+    run(main)

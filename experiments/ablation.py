@@ -8,7 +8,8 @@ beat the default on validation, the better one where two set the same flag; wher
 did, there is none. Rows are chosen by validation AUROC only; the test file, the out-of-domain file
 and the false-positive rates of harmless comments with and without an identity are reported. A
 finished row is kept in `--runs` and read again; an interrupted one goes on where it stopped. One
-seed a row, so that differences of about 0.001 are noise. A table, and JSON as the last line.
+seed a row, so that differences of about 0.001 are noise. A table, and
+`ablation.json`; `--json` prints that, too.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class AblationConfig:
     epochs: int = Field(1, ge=1, description="of the default row")
     runs: Path = Field(Path("runs/ablation"), description="folder of the trained rows")
     out: Path = Field(Path("bench/out/ablation"), description="folder of the JSON")
+    json: bool = Field(False, description="print the document as the last line")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def main() -> None:
     document = measure(config)
     write_json(config.out / "ablation.json", document)
     print(table(document["rows"]))
-    print(json.dumps(document))
+    if config.json:
+        print(json.dumps(document))
 
 
 def measure(config: AblationConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A student is taken from `runs/ladder/<d_model>x<n_layers>` when it is there and 
 otherwise. Every rung goes through the gates of `python -m export` in INT8. AUROC is the served
 graph's on the run's own test split, on which nothing was trained, fitted or chosen; the speed is
 one thread's on batches of the real length mix, the rungs in turns. Read ratios within one run.
-A table, a Pareto plot, and JSON as the last line.
+A table, a Pareto plot and `ladder.json`; `--json` prints that, too.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class LadderConfig:
     )
     comments: int = Field(960, ge=32, description="comments that time the rungs")
     out: Path = Field(Path("bench/out/ladder"), description="folder of the JSON and the plot")
+    json: bool = Field(False, description="print the document as the last line")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def main() -> None:
     write_json(config.out / "ladder.json", document)
     plot(document, config.out / "ladder.png")
     print(table(document["rungs"]))
-    print(json.dumps(document))
+    if config.json:
+        print(json.dumps(document))
 
 
 def measure(config: LadderConfig) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from contract import (
     GateFailed,
 )
 from core.build import LIBRARY
-from export.scorer import LongTextRule
+from export.tuning import LAZILY, LongTextRule
 
 REMEDY = "run `make export` to publish a new version"
 SERVED = (LIBRARY, ONNX_FILE, ORT_FILE, TOKENIZER_FILE)
@@ -43,7 +43,7 @@ Length = Annotated[int, Field(ge=1, le=MAX_LEN)]
 Document = TypeVar("Document")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=LAZILY)
 class Fingerprint:
     """What a file was when it was published."""
 
@@ -51,7 +51,7 @@ class Fingerprint:
     bytes: Positive
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=LAZILY)
 class LongTextValues:
     """`export.scorer.LongText` as it is written."""
 
@@ -60,7 +60,7 @@ class LongTextValues:
     windows: Annotated[int, Field(ge=1, le=MAX_WINDOWS)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=LAZILY)
 class Artifact:
     """What artifact.json must say; more may stand there, which nothing reads."""
 

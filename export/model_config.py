@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from google.protobuf import json_format, text_format
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from tritonclient.grpc import model_config_pb2 as pb
 
 import contract
@@ -18,29 +16,23 @@ from contract import (
     BACKEND,
     ENCODER_MODEL,
     MAX_BATCH_SIZE,
-    MAX_INSTANCES,
     MAX_REQUEST_COMMENTS,
-    MAX_WINDOW_MS,
     PUBLIC_MODEL,
     RAGGED_MODEL,
 )
+from export.tuning import CONFIG_FILE, MODELS, Tuning
 
-CONFIG_FILE = "config.pbtxt"
-MODELS = (RAGGED_MODEL, ENCODER_MODEL, PUBLIC_MODEL)
-"""In the order in which they are written: with the last one a change counts."""
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How the public model is served, as `make tune` measured it best on the machine."""
-
-    instances: Annotated[int, Field(ge=1, le=MAX_INSTANCES)]
-    window_ms: Annotated[float, Field(ge=0, le=MAX_WINDOW_MS)] = 0.0
-    """Longest wait of a request for batch-mates."""
-    max_batch: Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)] = MAX_BATCH_SIZE
-    """Most comments that the graph runs together."""
-    batching: bool = True
-    """False: each comment alone, a rung of `bench.serving.capacity`."""
+__all__ = [
+    "CONFIG_FILE",
+    "MODELS",
+    "Tuning",
+    "batch_size",
+    "difference",
+    "encoder_config",
+    "public_config",
+    "ragged_config",
+    "render",
+]
 
 
 def render(

@@ -21,7 +21,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contract import (
     ARTIFACT_FILE,
@@ -36,11 +36,12 @@ from contract import (
 )
 from export.manifest import REMEDY, check_files, is_folder, names_in, read_regular
 from export.manifest import read_artifact as _read_artifact
-from export.model_config import CONFIG_FILE, MODELS, Tuning, difference, render
-from export.scorer import LongText, Scorer
 from export.serving import Served, Serving, State, parse_serving, serving_path
 from export.signing import check_signature, required_key
-from train.data.tokenizer import Tokenizer
+from export.tuning import CONFIG_FILE, MODELS, Tuning
+
+if TYPE_CHECKING:
+    from export.scorer import Scorer
 
 _MEND = "run `make publish` to write it again"
 _LOOKS = 20
@@ -151,6 +152,9 @@ def load_scorer(
     repository: Path, version: int | None = None, public_key: Path | None = None
 ) -> Scorer:
     """Scorer of a verified version, for offline use: the served code on the served files."""
+    from export.scorer import LongText, Scorer  # ONNX Runtime: not for a look at what serves
+    from train.data.tokenizer import Tokenizer
+
     artifact = verify(repository, version, public_key)
     folder = version_folder(repository, artifact["version"])
     tokenizer = Tokenizer.from_json((folder / TOKENIZER_FILE).read_text("utf-8"))
@@ -177,6 +181,8 @@ def _check_configs(repository: Path, found: Snapshot, artifact: dict[str, Any]) 
         said = read_regular(path, _MEND).decode("utf-8", "replace")
         texts = [text[model] for text in (allowed if model != PUBLIC_MODEL else allowed[:1])]
         if said not in texts:
+            from export.model_config import difference
+
             raise BadInput(f"{path} {difference(said, texts[0])}; {_MEND}")
 
 
@@ -240,6 +246,8 @@ def _state(repository: Path, found: Snapshot) -> State:
     path, served = repository / PUBLIC_MODEL / CONFIG_FILE, found.serving.now.served
     config = found.config or read_regular(path, _MEND)
     expected = _rendered(served, _artifact(repository, served))[PUBLIC_MODEL]
+    from export.model_config import difference
+
     words = difference(config.decode("utf-8", "replace"), expected)
     raise BadInput(f"{path} {words}; {_MEND}")
 
@@ -268,6 +276,8 @@ def _artifact(repository: Path, served: Served) -> dict[str, Any]:
 
 
 def _rendered(served: Served, artifact: dict[str, Any]) -> dict[str, str]:
+    from export.model_config import render  # Triton's client and gRPC
+
     return render(served.version, served.tuning, served.cache_bytes, artifact)
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from contract import MAX_BATCH_SIZE, MAX_WINDOWS, BadInput
 from core.binding import NativeScorer, Scores, probability
+from export.tuning import LongTextRule
 from train.data.tokenizer import Tokenizer
 
 __all__ = ["CUT", "LongText", "LongTextRule", "Scorer", "Scores", "open_session", "probability"]
-
-LongTextRule = Literal["cut", "max", "mean"]
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from pydantic.dataclasses import dataclass
 
 from contract import MAX_CACHE_BYTES, PUBLIC_MODEL, SERVING_FILE
 from export.manifest import Positive, Sha256, validated
-from export.model_config import Tuning
+from export.tuning import LAZILY, Tuning
 from storage.files import json_text
 
 _HISTORY = 100
 """Most versions that are remembered to have served."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=LAZILY)
 class Served:
     """A published version, and how it serves or did last."""
 
@@ -34,7 +34,7 @@ class Served:
     cache_bytes: Annotated[int, Field(ge=0, le=MAX_CACHE_BYTES)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=LAZILY)
 class State:
     """What serves, by the public model's config.pbtxt of this sha256."""
 
@@ -56,7 +56,7 @@ class State:
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=LAZILY)
 class Serving:
     """The file."""
 

@@ -5,7 +5,7 @@
     python -m quality --models baseline baseline-words
 
 Scores labelled comments with several models and compares them on the very same comments. Prints
-tables and, as its last line, one JSON document; writes `evaluation.json` and `evaluation.html`.
+tables; writes `evaluation.json`, which `--json` prints as the last line, and `evaluation.html`.
 No text of a comment is in any of them.
 """
 
@@ -29,7 +29,8 @@ def main() -> None:
     write_page(evaluation, config.out / "evaluation.html")
     print(screen(evaluation.document))
     print(f"{config.out / 'evaluation.html'} has the curves, the identities and every group")
-    print(json.dumps(evaluation.document))
+    if config.json:
+        print(json.dumps(evaluation.document))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class EvaluateConfig:
         description="checkpoint folders, repositories or their version folders, http://HOST:PORT "
         f"or grpc://HOST:PORT of live servers, '{BASELINE}', '{WORDS}'; the others are compared "
         "with the first",
+        json_schema_extra={"default": "the runs and repositories that are here, and the baselines"},
     )
     curated: tuple[str, ...] = Field(
         (), description="files of comments in groups, or a folder that holds some"
@@ -67,3 +68,4 @@ class EvaluateConfig:
     resamples: int = Field(1000, ge=100, description="of the bootstrap")
     seed: int = Field(0, ge=0, description="of the bootstrap and the misspellings")
     out: Path = Field(Path("runs/eval"), description="folder of the JSON and the HTML report")
+    json: bool = Field(False, description="print the document as the last line")

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from console.options import parse_config, run
-from contract import LOGIT, MODEL_VERSION, PROBABILITY, TEXT
+from contract import DECISION_THRESHOLD, LOGIT, MODEL_VERSION, PROBABILITY, TEXT
 from serve.client import Protocol, score_comments
 
 
@@ -67,6 +67,19 @@ def _main() -> None:
             print(json.dumps(answer, ensure_ascii=False))
         else:
             print(f"{probability:{len(PROBABILITY)}.4f}  {logit:9.4f}  {version:>7}  {text}")
+    if not config.json and (words := none_toxic(scores.probability)):
+        print(words, file=sys.stderr)
+
+
+def none_toxic(probabilities: Iterable[float]) -> str | None:
+    """What to say when of several comments none counts as toxic; None otherwise."""
+    values = [float(value) for value in probabilities]
+    if len(values) < 2 or max(values) >= DECISION_THRESHOLD:
+        return None
+    return (
+        f"none of the {len(values)} comments reaches {DECISION_THRESHOLD:g}, from where one counts "
+        f"as toxic; the highest is {max(values):.4f}, and `toxicity eval` shows other thresholds"
+    )
 
 
 def _lines(file: IO[bytes]) -> Iterator[str]:

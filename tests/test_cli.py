@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import errno
+import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
 from disk_limit import largest_file
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from console import options as cli
-from contract import BadInput, GateFailed
+from console.options import make_config
+from contract import HOST, BadInput, GateFailed
+from serve.score import none_toxic
 from storage.files import write_atomically
 from storage.system_errors import explained
+from toxicity import doctor
+from toxicity.commands import BENCH, COMMANDS
 from train.artifacts import write_json
 from train.data.batches import pretokenize
 from train.data.tokenizer import build_tokenizer
@@ -272,3 +285,262 @@ def test_what_an_alphabet_lacks_is_escaped() -> None:
     done = python(code, env={**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"})
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.endswith("\\U0001f642 \\udce9\n")
+
+
+# --- toxicity ----------------------------------------------------------------------------
+HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "pandas", "sklearn", "matplotlib", "grpc"}
+ENTRIES = {
+    name: entry
+    for table in (COMMANDS, BENCH)
+    for entries in table.values()
+    for name, entry in entries.items()
+}
+
+
+def toxicity(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "toxicity", *argv],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+    )
+
+
+def test_help_lists_every_command_and_no_argument_is_help() -> None:
+    done, bench = toxicity("--help"), toxicity("bench")
+    assert (done.returncode, done.stderr, bench.returncode) == (0, "", 0)
+    listed = set(re.findall(r"^  ([a-z][a-z-]*)  ", done.stdout + bench.stdout, re.MULTILINE))
+    assert ENTRIES.keys() | {"bench", "completion"} == listed
+    assert toxicity().stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "heavy"),
+    [(["--help"], {*HEAVY, "pydantic"}), (["status", "--run-dir", "nowhere"], HEAVY)],
+)
+def test_what_answers_at_once_imports_nothing_heavy(argv: list[str], heavy: set[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['toxicity', *{argv}]\n"
+        "from toxicity.__main__ import main\n"
+        "try: main()\n"
+        f"except SystemExit: print('imported', sorted({heavy} & sys.modules.keys()))"
+    )
+    assert python(code).stdout.endswith("imported []\n")
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_command_has_its_module_and_its_config(name: str) -> None:
+    entry = ENTRIES[name]
+    module, _, config = entry.config.partition(":")
+    assert {"main"} <= defined(entry.module) and {config} <= defined(module)
+
+
+def defined(module: str) -> set[str]:
+    """Names of the functions and classes of a module, without importing it."""
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    body = ast.parse(path.read_text("utf-8")).body
+    return {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+@pytest.mark.parametrize(
+    "module", sorted({e.module for e in ENTRIES.values() if not e.module.startswith("bench.")})
+)
+def test_a_document_is_on_the_screen_only_where_it_is_wanted(module: str) -> None:
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    assert not unasked_documents(path.read_text("utf-8"))
+
+
+def test_an_unasked_document_is_found() -> None:
+    printed = "print(json.dumps(x))\n"
+    assert unasked_documents(printed) == unasked_documents(f"if not config.json:\n  {printed}") == 1
+    assert not unasked_documents(f"if config.json:\n  {printed}else:\n  print(x)")
+
+
+def unasked_documents(source: str) -> int:
+    """How many `print(json.dumps(...))` do not stand under `if config.json`."""
+
+    def printed(node: ast.AST) -> int:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "config.json":
+            return sum(map(printed, node.orelse))
+        if isinstance(node, ast.Call) and ast.unparse(node).startswith("print(json.dumps("):
+            return 1
+        return sum(map(printed, ast.iter_child_nodes(node)))
+
+    return printed(ast.parse(source))
+
+
+def config_of(name: str) -> type:
+    module, _, config = ENTRIES[name].config.partition(":")
+    found = getattr(import_module(module), config)
+    assert isinstance(found, type)
+    return found
+
+
+@pytest.mark.parametrize("name", [n for n, entry in ENTRIES.items() if entry.fixed or entry.flags])
+def test_what_a_command_fixes_and_offers_are_fields(name: str) -> None:
+    entry = ENTRIES[name]
+    fields = {field.name for field in dataclasses.fields(config_of(name))}
+    assert {*entry.fixed, *entry.flags, *entry.defaults} <= fields
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "export", "eval", "baseline", "serve", "keygen", "score"]
+)
+def test_help_shows_no_word_of_python_and_no_place_of_this_machine(name: str) -> None:
+    entry = ENTRIES[name]
+    invocation = cli.Invocation(f"toxicity {name}", [], entry.fixed, entry.defaults, entry.flags)
+    command = cli.command_of(config_of(name), invocation, entry.summary, entry.positional)
+    with click.Context(command, info_name=name, auto_envvar_prefix="TOXICITY_X") as context:
+        text = command.get_help(context)
+    assert not re.search(r"None|Undefined|default: /|Path\(|\.\./", text), text
+    assert "TOXICITY_X_" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["trian"], "error: toxicity: No such command 'trian'. Did you mean 'train'?"),
+        (["bench", "laod"], "error: toxicity bench: No such command 'laod'. Did you mean 'load'?"),
+        (
+            ["status", "--run-dri", "x"],
+            "toxicity status: No such option '--run-dri'. Did you mean ",
+        ),
+        (["status", "--replicas", "2"], "error: toxicity status: No such option '--replicas'"),
+        (["publish", "--version"], "--version has nothing behind it, expected a value"),
+        (["publish", "--version", "--sign-key", "x"], "--version has --sign-key behind it"),
+        (["publish", "--version", "x"], "error: --version is 'x': Input should be a valid integer"),
+        (["keys"], "error: toxicity keys: Missing argument '{add|remove|list}'"),
+    ],
+)
+def test_a_mistyped_word_is_one_line(argv: list[str], words: str) -> None:
+    done = toxicity(*argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_variable_is_a_flag_and_a_mistyped_one_is_named(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    assert f"from {nowhere};" in toxicity("status", TOXICITY_STATUS_RUN_DIR=nowhere).stdout
+    given = toxicity("status", "--run-dir", "there", TOXICITY_STATUS_RUN_DIR=nowhere)
+    assert "from there;" in given.stdout
+    done = toxicity("status", TOXICITY_STATUS_RUN_DRI=nowhere)
+    assert done.returncode == 2
+    assert "TOXICITY_STATUS_RUN_DRI is no flag. Did you mean 'TOXICITY_STATUS_RUN_DIR'?" in (
+        done.stderr
+    )
+    others = toxicity("status", "--run-dir", "x", TOXICITY_STATUS_OTHER_RUN_DIR="of another")
+    assert others.returncode == 0
+
+
+def test_a_shell_completes_flags_values_and_commands() -> None:
+    def completed(*words: str) -> list[str]:
+        said = toxicity(
+            _TOXICITY_COMPLETE="bash_complete",
+            COMP_WORDS=" ".join(["toxicity", *words]),
+            COMP_CWORD=str(len(words)),
+        ).stdout
+        return [line.partition(",")[2] for line in said.splitlines()]
+
+    assert completed("ver") == ["versions"]
+    assert completed("bench", "of") == ["offline"]
+    assert completed("publish", "--re") == ["--repository", "--require-signature"]
+    assert completed("score", "--protocol", "") == ["http", "grpc"]
+    assert "_TOXICITY_COMPLETE=bash_complete" in toxicity("completion", "bash").stdout
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of the tests below."""
+
+    words: tuple[str, ...] = Field((), description="several")
+    number: float = Field(1.5, description="one", json_schema_extra={"group": "numbers"})
+    flag: bool = Field(True, description="on or off")
+    maybe: bool | None = None
+    needed: str = Field(description="no default", kw_only=True)
+
+
+def parsed(*argv: str) -> Options:
+    return cli.parse_config(Options, argv, prog="options", description="x", positional="needed")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--words", "a", "b c", "--no-flag", "n"], ("a", "b c")),
+        (["n", "--no-flag", "--words=a", "--words", "b c"], ("a", "b c")),
+        (["n", "--words", "-1=drop", "-1", "-", "--no-flag"], ("-1=drop", "-1", "-")),
+        (["--words", "a=b=c", "", "--no-flag", "--", "n"], ("a=b=c", "")),
+    ],
+)
+def test_several_values_stand_behind_one_flag(argv: list[str], words: tuple[str, ...]) -> None:
+    assert parsed(*argv) == Options(words=words, flag=False, needed="n")
+
+
+def test_behind_two_dashes_everything_is_a_value() -> None:
+    assert parsed("--number", "-2", "--", "--flag") == Options(number=-2, needed="--flag")
+
+
+def test_groups_and_defaults_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parsed("--help")
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert re.search(r"^Numbers:\n  --number NUMBER +one +\[default: 1.5\]$", said, re.MULTILINE)
+    assert re.search(r"--flag / --no-flag +on or off +\[default: on\]", said)
+    assert re.search(r"^  NEEDED +no default$", said, re.MULTILINE)
+    assert "as --words is\nTOXICITY_OPTIONS_WORDS" in said or "TOXICITY_OPTIONS_WORDS" in said
+
+
+def test_of_several_comments_none_may_be_toxic() -> None:
+    assert none_toxic([0.1, 0.4999]) and "highest is 0.4999" in str(none_toxic([0.1, 0.4999]))
+    assert none_toxic([0.1, 0.5]) is None
+    assert none_toxic([0.1]) is None
+
+
+# --- doctor ------------------------------------------------------------------------------
+def findings_of(tmp_path: Path, **values: object) -> dict[str, list[doctor.Finding]]:
+    given = {"repository": tmp_path / "nothing" / "here", "run_dir": tmp_path, **values}
+    by_name: dict[str, list[doctor.Finding]] = {}
+    for finding in doctor.examine(make_config(doctor.DoctorConfig, given)):
+        by_name.setdefault(finding.name, []).append(finding)
+    return by_name
+
+
+def test_doctor_says_what_is_there_and_what_is_not(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        found = findings_of(tmp_path, http_port=port)
+    (http,), (repository,) = found["http port"], found["repository"]
+    assert http.state == "MISSING" and f"{port} is held by process {os.getpid()}" in http.found
+    assert "--http-port" in http.remedy
+    assert repository.state == "MISSING" and "make train export" in repository.found
+    assert found["python"][0].state == "ok" and found["onnxruntime"][0].state == "ok"
+    assert {"compiler", "core", "haproxy", "gpu", "cpu", "memory", "open files"} <= found.keys()
+    for name in ("gpu", "clang", "haproxy"):
+        assert all(finding.state != "MISSING" for finding in found[name])
+
+
+def test_doctor_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: doctor.DoctorConfig) -> Iterator[doctor.Finding]:
+        raise ZeroDivisionError("x\ny")
+        yield
+
+    monkeypatch.setitem(doctor.CHECKS, "cpu", broken)
+    (finding,) = findings_of(tmp_path)["cpu"]
+    assert finding.state == "note" and "ZeroDivisionError: x y" in finding.found
+    monkeypatch.setenv("PATH", "")
+    assert "apt-get" in findings_of(tmp_path)["clang"][0].remedy
+
+
+def test_doctor_fails_only_when_it_is_asked_to(tmp_path: Path) -> None:
+    nothing = ["doctor", "--repository", str(tmp_path)]
+    done = toxicity(*nothing)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^MISSING  repository ", done.stdout, re.MULTILINE)
+    checked = toxicity(*nothing, "--check", "--json")
+    assert checked.returncode == 1 and checked.stderr.startswith("error: missing: ")
+    document = json.loads(checked.stdout)
+    assert {"name", "state", "found", "remedy"} == document["findings"][0].keys()

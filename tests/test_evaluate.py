@@ -286,7 +286,7 @@ def document(
     done = evaluate(
         *("--run", trained_run, "--data", "test", named, "--curated", curated, "--misspell"),
         *("--models", trained_run, published, "baseline-words"),
-        *("--out", folder, "--resamples", "100"),
+        *("--out", folder, "--resamples", "100", "--json"),
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1], parse_constant=never), folder, done.stdout

@@ -12,7 +12,9 @@ import pytest
 import contract
 
 ROOT = Path(__file__).parent.parent
-STAGES = "contract storage console core train export serve quality bench experiments".split()
+STAGES = (
+    "contract storage console core train export serve quality bench experiments toxicity".split()
+)
 """Each may import itself and what stands before it."""
 
 

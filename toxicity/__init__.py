@@ -1,0 +1,1 @@
+"""The one command line, above every stage: `toxicity --help`."""

@@ -1,0 +1,199 @@
+"""What `toxicity` can do: each command's name, its module and its config. Imports none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One command, run by `main()` of `module`."""
+
+    module: str
+    config: str
+    """Class with its flags, as module:name."""
+    summary: str
+    positional: str | None = None
+    """Field that is given without a flag."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Values of fields that are no flags here."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Defaults of fields that differ from the config's own."""
+    flags: tuple[str, ...] = ()
+    """Fields that are flags; empty for all of them."""
+
+
+_VERSIONS = ("export.versions", "export.versions:VersionsConfig")
+_DOOR = ("serve.door", "serve.door:DoorConfig")
+_SIGNED = ("repository", "require_signature")
+
+COMMANDS: dict[str, dict[str, Entry]] = {
+    "From comments to a model": {
+        "train": Entry(
+            *("train.__main__", "train.config:TrainConfig"),
+            "train on labelled comments, into runs/model",
+        ),
+        "export": Entry(
+            *("export.__main__", "export.config:ExportConfig"),
+            "trace, quantize, pass the gates, publish into model_repository/",
+        ),
+        "versions": Entry(
+            *_VERSIONS,
+            "list the published versions, each verified",
+            fixed={"action": "list"},
+            flags=_SIGNED,
+        ),
+        "publish": Entry(
+            *_VERSIONS,
+            "let a published version serve, the newest by default",
+            fixed={"action": "publish"},
+            flags=(*_SIGNED, "version", "sign_key"),
+        ),
+        "rollback": Entry(
+            *_VERSIONS,
+            "let the version serve that did before the current one",
+            fixed={"action": "rollback"},
+            flags=_SIGNED,
+        ),
+        "keygen": Entry(
+            *_VERSIONS,
+            "make the pair of keys that signs versions",
+            fixed={"action": "keygen"},
+            flags=("private_key", "public_key"),
+        ),
+    },
+    "Serve": {
+        "serve": Entry(
+            *_DOOR,
+            "start the servers behind haproxy, or load the current version into them",
+            fixed={"action": "start"},
+        ),
+        "status": Entry(
+            *_DOOR,
+            "what runs: processes, versions, addresses",
+            fixed={"action": "status"},
+            flags=("run_dir", "repository"),
+        ),
+        "stop": Entry(
+            *_DOOR,
+            "end all of it, finishing what is in flight",
+            fixed={"action": "stop"},
+            flags=("run_dir", "stop_timeout_s"),
+        ),
+        "keys": Entry(
+            *("serve.keys", "serve.keys:KeysConfig"),
+            "add, remove or list the API keys of clients",
+            positional="action",
+        ),
+        "score": Entry(
+            *("serve.score", "serve.score:ScoreConfig"),
+            "score comments with the running server, or a file without one",
+            positional="texts",
+        ),
+    },
+    "Measure": {
+        "eval": Entry(
+            *("quality.__main__", "quality.config:EvaluateConfig"),
+            "quality, fairness and calibration of several models, into runs/eval",
+        ),
+        "baseline": Entry(
+            *("quality.__main__", "quality.config:EvaluateConfig"),
+            "the same of TF-IDF and logistic regression, into runs/baseline",
+            defaults={"models": ("baseline", "baseline-words"), "out": "runs/baseline"},
+        ),
+        "capacity": Entry(
+            *("bench.serving.capacity", "bench.serving.capacity:CapacityConfig"),
+            "search the highest rate that meets the objective",
+        ),
+        "tune": Entry(
+            *("bench.serving.tune", "bench.serving.tune:TuneConfig"),
+            "choose instances, window and largest batch by measurement",
+        ),
+        "ladder": Entry(
+            *("experiments.ladder", "experiments.ladder:LadderConfig"),
+            "distil students, export them, plot AUROC against speed",
+        ),
+        "ablation": Entry(
+            *("experiments.ablation", "experiments.ablation:AblationConfig"),
+            "one training a change from the default: what lifts AUROC",
+        ),
+        "long-text": Entry(
+            *("experiments.long_text", "experiments.long_text:LongTextBenchConfig"),
+            "quality of windows over comments beyond the encoder's length",
+        ),
+    },
+    "This machine": {
+        "doctor": Entry(
+            *("toxicity.doctor", "toxicity.doctor:DoctorConfig"),
+            "what this machine can do, and what is missing",
+        ),
+        "build": Entry(
+            *("core.build", "core.options:BuildConfig"),
+            "build the native core",
+        ),
+    },
+}
+"""By heading of the help."""
+
+BENCH: dict[str, dict[str, Entry]] = {
+    "The running server": {
+        "load": Entry(
+            *("bench.run", "bench.run:BenchConfig"), "load it with Locust, HTTP then gRPC"
+        ),
+        "overload": Entry(
+            *("bench.serving.overload", "bench.serving.overload:OverloadConfig"),
+            "load it at three times its capacity",
+        ),
+        "parity": Entry(
+            *("bench.model.parity", "bench.model.parity:ParityConfig"),
+            "compare it with PyTorch on 1,000 comments",
+        ),
+    },
+    "Servers of its own": {
+        "road": Entry(
+            *("bench.serving.road", "bench.serving.road:RoadConfig"),
+            "the native server beside a Python backend and one that does nothing",
+        ),
+        "cache": Entry(
+            *("bench.serving.cache", "bench.serving.cache:CacheBenchConfig"),
+            "what the cache of repeated comments costs and saves",
+        ),
+        "peers": Entry(
+            *("bench.serving.peers", "bench.serving.peers:PeersConfig"),
+            "ours beside FastAPI, LitServe and the plain graph on Triton",
+        ),
+        "attack": Entry(
+            *("bench.hostile.attack", "bench.hostile.attack:AttackConfig"),
+            "hostile requests, honest clients beside",
+        ),
+        "soak": Entry(
+            *("bench.hostile.soak", "bench.hostile.soak:SoakConfig"),
+            "an hour of mixed load with publishes, rollbacks and kills",
+        ),
+    },
+    "Without a server": {
+        "offline": Entry(
+            *("bench.serving.offline", "bench.serving.offline:OfflineBenchConfig"),
+            "the scoring of a file beside the core alone",
+        ),
+        "encoder": Entry(
+            *("bench.model.encoder", "bench.model.encoder:EncoderBenchConfig"),
+            "the serving graph beside other runtimes",
+        ),
+        "length": Entry(
+            *("bench.model.length", "bench.model.length:LengthBenchConfig"),
+            "cost of a comment up to 4,096 tokens",
+        ),
+        "tokenizer": Entry(
+            *("bench.model.tokenizer", "bench.model.tokenizer:TokenizerBenchConfig"),
+            "text to ids beside Hugging Face's tokenizers",
+        ),
+        "faults": Entry(
+            *("bench.faults.run", "bench.faults.run:FaultsConfig"),
+            "kill, starve and damage the commands at random moments",
+        ),
+    },
+}
+"""`toxicity bench`: the same."""
