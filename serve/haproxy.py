@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 from contract import HOST, BadInput, ToxicityError
@@ -72,7 +73,7 @@ def states(metrics_port: int) -> dict[str, str]:
             f"http://{HOST}:{metrics_port}{BALANCER_METRICS}", timeout=5
         ) as answer:
             text = str(answer.read(), "utf-8")
-    except OSError:
+    except (OSError, HTTPException, ValueError):
         return {}
     line = rf'^haproxy_server_status{{proxy="{HTTP_BACKEND}",server="(.*)",state="(.*)"}} 1$'
     found = dict(re.findall(line, text, re.MULTILINE))

@@ -19,9 +19,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from xmlrpc.client import Fault, ServerProxy
+from xml.parsers.expat import ExpatError
+from xmlrpc.client import Error, Fault, ServerProxy
 
 from supervisor.xmlrpc import SupervisorTransport
 
@@ -35,6 +37,8 @@ _CONFIG_FILE, _SOCKET, _PID_FILE, _LOG_FILE = (
     "supervisord.pid",
     "supervisord.log",
 )
+_NO_ANSWER = (OSError, HTTPException, Error, ExpatError, ToxicityError)
+"""What a call to a supervisor that is not there, or ends meanwhile, may raise."""
 _HEAD = string.Template("""\
 [unix_http_server]
 file=$folder/$socket
@@ -161,7 +165,7 @@ class Supervisor:
         try:
             with self._calls() as call:
                 call.getState()
-        except (OSError, Fault, ToxicityError):
+        except _NO_ANSWER:
             return False
         return True
 
@@ -170,7 +174,7 @@ class Supervisor:
         try:
             with self._calls() as call:
                 found: Any = call.getAllProcessInfo()
-        except (OSError, Fault, ToxicityError):
+        except _NO_ANSWER:
             return {}
         return {
             one["name"]: State(

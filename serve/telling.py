@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from contract import HOST, ToxicityError
-from export.repository import current
+from export.repository import current, versions
 from serve import balancer, control, haproxy, triton
 from serve.settings import DoorConfig, Settings, server_names
 from serve.supervisor import State, Supervisor
@@ -62,11 +62,16 @@ def _process(state: State | None) -> str:
 def print_addresses(config: DoorConfig, settings: Settings, *, example: bool = True) -> None:
     """Where the door is open, and an example request with its answer."""
     try:
-        newest = f"version {current(config.repository)} is current in {settings.repository}"
+        repository = Path(settings.repository)
+        served, newest = current(repository), max(versions(repository))
+        later = (
+            "" if served == newest else f"; the newest is version {newest}, `make publish` takes it"
+        )
+        words = f"version {served} is current in {repository}{later}"
     except ToxicityError as error:
-        newest = f"{settings.repository}: {error}"
+        words = f"{settings.repository}: {error}"
     scheme = "https" if settings.tls_certificate else "http"
-    print(f"repository  {newest}")
+    print(f"repository  {words}")
     print(f"HTTP        {scheme}://{settings.address}:{settings.http_port}")
     if settings.grpc:
         print(f"gRPC        {settings.address}:{settings.grpc_port}")

@@ -575,6 +575,26 @@ def test_grpc_clients_that_give_up_cost_http_clients_nothing(opened: door.DoorCo
     eventually(grpc_answers)
 
 
+def test_status_names_the_newest_version_beside_the_one_that_serves(
+    opened: door.DoorConfig,
+    tiny_model: TinyModel,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of the repository that is served, wherever it is asked from."""
+    settings = door.read_settings(opened.run_dir)
+    assert settings
+    for _ in range(2):
+        tiny_model.publish(tmp_path / "repository")
+    rollback(tmp_path / "repository")
+    settings = dataclasses.replace(settings, repository=str(tmp_path / "repository"))
+    telling.print_addresses(opened, settings, example=False)
+    said = capsys.readouterr().out
+    assert f"version 1 is current in {tmp_path}/repository; the newest is version 2" in said
+    telling.print_addresses(opened, dataclasses.replace(settings, repository="gone"), example=False)
+    assert "repository  gone: " in capsys.readouterr().out
+
+
 def test_readiness_is_the_truth(opened: door.DoorConfig) -> None:
     pid = Supervisor(opened.run_dir).states()["replica-1"].pid
     os.kill(pid, signal.SIGSTOP)  # it lives and does not score

@@ -32,7 +32,7 @@ from pydantic.dataclasses import dataclass
 from console.options import parse_config, run
 from contract import GRPC_PORT, HTTP_PORT, METRICS_PORT, ToxicityError
 from core import build
-from serve import door, haproxy, triton
+from serve import door, haproxy, tritonserver
 
 _PACKAGE = "toxicity-serving"
 _OLDEST = (3, 11)
@@ -182,7 +182,7 @@ def _onnxruntime(_: DoctorConfig) -> Iterator[Finding]:
 
 def _tritonserver(_: DoctorConfig) -> Iterator[Finding]:
     try:
-        program = triton.wheel() / "bin" / "tritonserver"
+        program = tritonserver.wheel() / "bin" / "tritonserver"
     except ToxicityError as error:
         yield Finding("tritonserver", "MISSING", str(error))
         return
@@ -251,7 +251,7 @@ def _limits(_: DoctorConfig) -> Iterator[Finding]:
     words = f"raise the hard limit to {_LEAST_FILES:,} (`ulimit -Hn`)"
     yield _bounded("open files", _limit(hard), little, words)
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    little = hard != resource.RLIM_INFINITY and hard < triton.STACK_BYTES
+    little = hard != resource.RLIM_INFINITY and hard < tritonserver.STACK_BYTES
     words = "raise the hard limit (`ulimit -Hs`): deep JSON could end the server"
     yield _bounded("stack", _limit(hard), little, words)
 
