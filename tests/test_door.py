@@ -48,7 +48,8 @@ from contract import (
     TEXT,
     BadInput,
 )
-from serve import control, door, haproxy, keys, request_rules, tritonserver, view
+from export.switch import rollback
+from serve import control, door, haproxy, keys, request_rules, telling, tritonserver, view
 from serve.client import score_comments
 from serve.supervisor import Supervisor
 
