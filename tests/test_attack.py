@@ -51,7 +51,7 @@ def command(repository: Path, out: Path, *flags: str) -> list[str]:
 def test_a_bounded_attack_holds_every_bar_that_is_no_time(repository: Path, tmp_path: Path) -> None:
     if not haproxy.found():
         pytest.skip("haproxy is not installed")
-    size = "--requests 2000 --examples 30 --calm-s 1 --slow 16 --rate 50 --no-leave-idle".split()
+    size = "--requests 4000 --examples 60 --calm-s 1 --slow 16 --rate 50 --no-leave-idle".split()
     done = subprocess.run(
         command(repository, tmp_path, *size, "--json"),
         cwd=ROOT,
@@ -64,7 +64,7 @@ def test_a_bounded_attack_holds_every_bar_that_is_no_time(repository: Path, tmp_
     assert document == json.loads((tmp_path / "attack.json").read_text("utf-8"))
     missed = {name for name, bar in document["bars"].items() if not bar["holds"]}
     assert missed <= {"honest_p99_ms"}, done.stdout
-    assert document["sent"] >= 2000
+    assert document["sent"] >= 4000
     assert document["honest"]["requests"] > 50
     families = document["families"]
     assert set(FAMILIES) - {"most"} < set(families)

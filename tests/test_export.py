@@ -27,7 +27,6 @@ from export.gates import run as gates
 from export.gates.parity import Comment, batch_invariance, onnx_runner, shape_parity, torch_runner
 from export.graph.build import build, build_int8, linear_layers
 from export.graph.qdq import _OneByOne, linear_nodes
-from export.graph.trace import trace
 from export.manifest import check_gates
 from export.repository import load_scorer, read_artifact, versions
 from storage.locks import LOCK_FILE, locked
@@ -328,7 +327,7 @@ def all_operators_int8(
 ) -> None:
     build(model, path, groups, ragged)
     traced = path.with_name("to_quantize.onnx")
-    trace(model, traced)
+    export_main.trace(model, traced)  # once for all tests
     types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
     quantize_static(traced, path, _OneByOne(calibration), **types)
 
@@ -408,7 +407,7 @@ def test_changed_comments_are_refused(trained_run: Path, tmp_path: Path) -> None
 def test_trace_of_one_comment_of_one_token(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """The shape that a careless example would have made the only one."""
     path = tmp_path / "model.onnx"
-    trace(checkpoint.model, path)
+    export_main.trace(checkpoint.model, path)
     lone = [Comment("lone", [contract.CLS_ID])]
     one = parity.run_batch(onnx_runner(path), lone)
     assert one == pytest.approx(parity.run_batch(torch_runner(checkpoint.model), lone), abs=1e-5)

@@ -16,7 +16,6 @@ from export.config import ExportConfig
 from export.gates import parity
 from export.gates.parity import Comment
 from export.graph.qdq import TENSORRT_FILE, linear_nodes, qdq_logits, write_qdq
-from export.graph.trace import trace
 from tests.conftest import TinyModel
 
 
@@ -32,8 +31,7 @@ def comments(tiny_model: TinyModel) -> list[Comment]:
 def test_file_is_what_tensorrt_takes_and_near_pytorch(
     tiny_model: TinyModel, comments: list[Comment], tmp_path: Path
 ) -> None:
-    traced, path = tmp_path / "traced.onnx", tmp_path / TENSORRT_FILE
-    trace(tiny_model.model, traced)
+    traced, path = tiny_model.onnx_path, tmp_path / TENSORRT_FILE
     write_qdq(traced, path, (np.array(c.ids) for c in comments), symmetric=True)
     model = onnx.load(path)
     onnx.checker.check_model(model)

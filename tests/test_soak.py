@@ -38,7 +38,7 @@ def test_a_short_soak_holds_every_bar(repository: Path, tmp_path: Path) -> None:
     if not haproxy.found():
         pytest.skip("haproxy is not installed")
     command = [sys.executable, "-m", "bench.hostile.soak", "--repository", str(repository)]
-    command += ["--out", str(tmp_path), "--comments", SYNTHETIC, "--minutes", "0.3", "--rate", "40"]
+    command += ["--out", str(tmp_path), "--comments", SYNTHETIC, "--minutes", "0.6", "--rate", "40"]
     command += "--publishes 1 --kills 1 --rollbacks 0 --balancer-ends 0 --check --json".split()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
