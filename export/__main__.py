@@ -39,7 +39,8 @@ from export.gates.run import (
     tensorrt_gates,
     torchscript_gate,
 )
-from export.graph.build import build, build_int8, build_packed, groups_for
+from export.graph.build import build, build_int8, build_packed
+from export.graph.groups import groups_for
 from export.graph.qdq import TENSORRT_FILE, write_qdq
 from export.graph.torchscript import TORCHSCRIPT_FILE, write_torchscript
 from export.graph.trace import trace

@@ -24,7 +24,8 @@ from export.config import ExportConfig
 from export.gates import parity
 from export.gates import run as gates
 from export.gates.placement import placement_of
-from export.graph.build import build, build_int8, linear_layers
+from export.graph.build import build, build_int8
+from export.graph.encoder import linear_layers
 from export.repository import load_scorer, read_artifact
 from train.artifacts import METRICS_FILE, WEIGHTS_FILE, load_checkpoint, save_tensors
 from train.model import ModelConfig, ToxicityEncoder

@@ -25,7 +25,8 @@ from export.config import ExportConfig
 from export.gates import parity
 from export.gates import run as gates
 from export.gates.parity import Comment, batch_invariance, onnx_runner, shape_parity, torch_runner
-from export.graph.build import build, build_int8, linear_layers
+from export.graph.build import build, build_int8
+from export.graph.encoder import linear_layers
 from export.graph.qdq import _OneByOne, linear_nodes
 from export.graph.trace import trace
 from export.manifest import check_gates

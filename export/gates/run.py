@@ -20,7 +20,7 @@ from export.config import ExportConfig
 from export.gates import parity, placement
 from export.gates.parity import Comment, Finding, Runner
 from export.gates.placement import Placement, placement_of
-from export.graph.build import linear_layers
+from export.graph.encoder import linear_layers
 from export.graph.qdq import qdq_logits
 from export.graph.torchscript import torchscript_runner
 from export.scorer import LongText, Scorer
