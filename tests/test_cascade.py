@@ -201,12 +201,12 @@ def test_published_cascade_passed_every_gate(
 
 
 @pytest.fixture(scope="module")
-def subject(exported: tuple[ExportConfig, dict[str, Any]]) -> gates.Subject:
+def subject(exported: tuple[ExportConfig, dict[str, Any]]) -> gates.GateSubject:
     return gates.load_subject(exported[0])
 
 
 def test_damaged_teacher_branch_turns_the_gates_red(
-    exported: tuple[ExportConfig, dict[str, Any]], subject: gates.Subject, tmp_path: Path
+    exported: tuple[ExportConfig, dict[str, Any]], subject: gates.GateSubject, tmp_path: Path
 ) -> None:
     proto = onnx.load(exported[0].out / "int8_ragged.onnx")  # what a CPU serves
     branches = next(node for node in proto.graph.node if node.op_type == "If").attribute
@@ -221,7 +221,7 @@ def test_damaged_teacher_branch_turns_the_gates_red(
 
 
 def test_every_layer_of_both_models_runs_on_integers(
-    exported: tuple[ExportConfig, dict[str, Any]], subject: gates.Subject
+    exported: tuple[ExportConfig, dict[str, Any]], subject: gates.GateSubject
 ) -> None:
     """The teacher's lie in a branch, where the count must look too."""
     feeds = parity.feeds_of(subject.sample)
@@ -232,7 +232,7 @@ def test_every_layer_of_both_models_runs_on_integers(
     assert len(in_float.float_linears) == 16
 
 
-def test_broken_promise_turns_the_gate_red(subject: gates.Subject) -> None:
+def test_broken_promise_turns_the_gate_red(subject: gates.GateSubject) -> None:
     assert subject.cascade
     kept, broken = (
         gates._cascade_gates(subject, subject.cascade, logits)[0]

@@ -50,7 +50,7 @@ def checkpoint(trained_run: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def subject(exported: Exported) -> gates.Subject:
+def subject(exported: Exported) -> gates.GateSubject:
     return gates.load_subject(exported[0])
 
 
@@ -289,7 +289,7 @@ def silence_a_layer(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize("damaged", ["int8.onnx", "int8_ragged.onnx"])
 def test_interface_gate_goes_red_when_one_is_another_model(
     exported: Exported,
-    subject: gates.Subject,
+    subject: gates.GateSubject,
     tmp_path: Path,
     damaged: str,
 ) -> None:

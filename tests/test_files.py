@@ -98,7 +98,7 @@ def test_a_file_is_written_whole_with_its_mode(tmp_path: Path) -> None:
 def test_a_disks_error_names_the_file_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(BadInput, match=r"x.json cannot be used \(File exists\).*give --out"),
+        pytest.raises(BadInput, match=r"/file cannot be used \(File exists\).*give --out"),
         refusing_disk_errors(tmp_path, "give --out"),
     ):
         write_atomically(tmp_path / "file" / "x.json", "")
