@@ -50,10 +50,12 @@ def mlp(g: Graph, block: BlockWeights, x: str) -> str:
 
 
 def linear(g: Graph, x: str, name: str, weight: np.ndarray, bias: np.ndarray) -> str:
+    """A Linear layer, weight [N, K], that quantizes its own input: [*, K] -> [*, N]."""
     return g.linear(g.quantized(x, name), name, name, weight, bias)
 
 
 def norm(g: Graph, x: str, block: BlockWeights, which: str) -> str:
+    """The block's LayerNorm of this name, [*, D]."""
     norm = getattr(block.module, which)
     name = f"{block.name}.{which}"
     weight = g.weight(array(norm.weight), f"{name}.weight")

@@ -54,6 +54,7 @@ class JoinedBatch:
 
 
 def dense_batch(g: Graph) -> JoinedBatch:
+    """The batch of the dense interface, whose inputs it declares."""
     for name in (INPUT_IDS, ATTENTION_MASK):
         g.input(name, TensorProto.INT64, "batch", "length")
     width = g("Gather", g("Shape", INPUT_IDS), g.constant(1))
@@ -63,6 +64,7 @@ def dense_batch(g: Graph) -> JoinedBatch:
 
 
 def ragged_batch(g: Graph) -> JoinedBatch:
+    """The batch of the ragged interface, whose inputs it declares."""
     ids = g.input(INPUT_IDS, TensorProto.INT64, "tokens")
     counts = g.input(ACCUMULATED_COUNTS, TensorProto.INT32, "batch")
     end = g("Cast", counts, to=TensorProto.INT64)
@@ -72,6 +74,7 @@ def ragged_batch(g: Graph) -> JoinedBatch:
 
 
 def layout_of(g: Graph, config: ModelConfig, groups: Sequence[int], batch: JoinedBatch) -> Layout:
+    """The layout for attention groups of these widths, the last of them `max_len`."""
     zero, one, heads = g.constant(0), g.constant(1), g.constant(config.n_heads)
     length, order = g.many("TopK", 2, batch.length, g("Shape", batch.length), axis=0)
     column = g("Range", zero, g("ReduceMax", length, keepdims=0), one)

@@ -22,6 +22,7 @@ from train.model import ToxicityEncoder
 
 
 def packed_graph(model: ToxicityEncoder, dtype: Any, ragged: bool = False) -> Graph:
+    """Nodes of the dense or the ragged interface; weights and activations of `dtype`."""
     g, heads = Graph(None, dtype), model.config.n_heads
     x_BLD, count = _ragged_embedding(g, model) if ragged else _dense_embedding(g, model)
     # The fourth output is the only one on the host; nothing reads it.
