@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -32,14 +31,15 @@ from export.gates.parity import Finding, onnx_runner
 from export.gates.placement import Placement
 from export.gates.run import (
     Form,
-    Subject,
+    GateSubject,
     form_gates,
     load_subject,
     reference_gates,
     tensorrt_gates,
     torchscript_gate,
 )
-from export.graph.build import build, build_int8, build_packed, groups_for
+from export.graph.build import build, build_int8, build_packed
+from export.graph.groups import groups_for
 from export.graph.qdq import TENSORRT_FILE, write_qdq
 from export.graph.torchscript import TORCHSCRIPT_FILE, write_torchscript
 from export.graph.trace import trace
@@ -186,7 +186,7 @@ def _device(config: ExportConfig) -> str:
 def _build(
     config: ExportConfig,
     device: str,
-    subject: Subject,
+    subject: GateSubject,
     groups: Sequence[int],
     training: np.ndarray,
 ) -> list[Form]:
@@ -236,7 +236,7 @@ def _choose(
 
 
 def _prove(
-    config: ExportConfig, subject: Subject, traced: Path, forms: Sequence[Form]
+    config: ExportConfig, subject: GateSubject, traced: Path, forms: Sequence[Form]
 ) -> tuple[dict[str, list[Finding]], dict[str, Placement]]:
     """Every gate by what it is about, "reference" or a precision, and where each form ran."""
     findings = {"reference": reference_gates(subject, traced, config.seed)}
@@ -270,7 +270,7 @@ def _verdicts(device: str, chosen: Form, broken: Mapping[str, list[Finding]]) ->
     return verdicts
 
 
-def _sources(config: ExportConfig, subject: Subject, graphs: Sequence[Path]) -> dict[str, Any]:
+def _sources(config: ExportConfig, subject: GateSubject, graphs: Sequence[Path]) -> dict[str, Any]:
     """What the report says of what went in and of the files that came out."""
     metrics = read_json(config.checkpoint / METRICS_FILE, "run `make train`")
     return {
@@ -296,7 +296,7 @@ def _sources(config: ExportConfig, subject: Subject, graphs: Sequence[Path]) -> 
 
 def _publish(
     config: ExportConfig,
-    subject: Subject,
+    subject: GateSubject,
     form: Form,
     needed: Sequence[Finding],
     report: Mapping[str, Any],
@@ -318,7 +318,6 @@ def _publish(
         "versions": report["versions"],
         "comments_per_s": round(comments_per_s),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
     }
     version = publish(
         config.repository,
@@ -336,16 +335,6 @@ def _publish(
         "version": version,
         "files": {path.name: _described(path) for path in sorted(folder.iterdir())},
     }
-
-
-def _commit() -> str | None:
-    """Commit of the source that exports, if it is in a Git repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return ended.stdout.strip() or None if ended.returncode == 0 else None
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -31,7 +31,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from contract import INT8_LOGIT_ATOL, TOKENIZER_FILE, BadInput
-from train.artifacts import WEIGHTS_FILE, Checkpoint, check_split, load_checkpoint, sha256_of
+from storage.files import sha256_of
+from train.artifacts import WEIGHTS_FILE, Checkpoint, check_split, load_checkpoint
 from train.data.batches import CommentIds
 from train.data.split import Split
 from train.methods.calibration import Platt, fold_in

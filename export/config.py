@@ -6,78 +6,124 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
+from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
 from contract import DEFAULT_CACHE_BYTES, BadInput
 from export.scorer import LongText, LongTextRule
 
 _PRECISIONS = ("int8", "fp16", "fp32", "auto")
+_INPUT: JsonDict = {"group": "Checkpoint and comments"}
+_OUTPUT: JsonDict = {"group": "What is written"}
+_PRECISION: JsonDict = {"group": "Precision and device"}
+_CASCADE: JsonDict = {"group": "Cascade"}
+_LONG: JsonDict = {"group": "Long comments"}
+_SERVING: JsonDict = {"group": "Serving"}
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     """Flags of `python -m export`."""
 
-    checkpoint: Path = Field(Path("runs/model"), description="folder that `make train` wrote")
-    repository: Path = Field(Path("model_repository"), description="Triton repository to fill")
-    out: Path = Field(Path("runs/export"), description="folder of the ONNX files and the report")
+    checkpoint: Path = Field(
+        Path("runs/model"),
+        description="folder of the finished run to export",
+        json_schema_extra=_INPUT,
+    )
+    repository: Path = Field(
+        Path("model_repository"),
+        description="Triton model repository to add a version to",
+        json_schema_extra=_OUTPUT,
+    )
+    out: Path = Field(
+        Path("runs/export"),
+        description="folder of the ONNX files and the report",
+        json_schema_extra=_OUTPUT,
+    )
     precision: str = Field(
         "int8",
         description="int8 (CPU), fp16 (GPU), fp32, or auto: the fastest here that passes its gates",
+        json_schema_extra=_PRECISION,
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where it will serve; auto: a GPU that is here, for int8 the CPU"
+        "auto",
+        description="where it will serve; auto: a GPU that is here, for int8 the CPU",
+        json_schema_extra=_PRECISION,
     )
     student: Path | None = Field(
         None,
         description="distilled student of --checkpoint: publish the cascade of both, in which "
         "the checkpoint is asked only where the student is unsure (CPU)",
+        json_schema_extra=_CASCADE,
     )
     auroc_loss: float = Field(
         0.002,
         gt=0,
         le=0.5,
-        description="validation AUROC that the cascade may lose to --checkpoint",
+        description="most validation AUROC (of 1) that the cascade may lose to --checkpoint",
+        json_schema_extra=_CASCADE,
     )
     data: str | None = Field(
-        None, description="where the training comments are now, if they moved since"
+        None,
+        description="file of the training comments, if they moved since; left out: where they were",
+        json_schema_extra=_INPUT,
     )
     long_text: LongTextRule = Field(
         "cut",
         description="what becomes of a comment beyond the checkpoint's max_len: cut there, or read "
         "in windows whose logits' max or mean is the comment's",
+        json_schema_extra=_LONG,
     )
     stride: int | None = Field(
-        None, ge=1, description="tokens from one window to the next; left out: half of max_len"
+        None,
+        ge=1,
+        description="tokens from one window to the next; left out: half of max_len",
+        json_schema_extra=_LONG,
     )
     calibration_comments: int = Field(
-        512, ge=1, description="training comments that fix the INT8 activation ranges"
+        512,
+        ge=1,
+        description="training comments that fix the INT8 activation ranges",
+        json_schema_extra=_PRECISION,
     )
     instances: int | None = Field(
         None,
         ge=1,
         description="sessions of one thread side by side; left out: as `make tune` found, else one "
         "a CPU core, on a GPU one a GPU",
+        json_schema_extra=_SERVING,
     )
     cache_bytes: int = Field(
         DEFAULT_CACHE_BYTES,
         ge=0,
-        description="memory of a server for the logits of repeated comments; 0 for none",
+        description="bytes of a server's memory for the logits of repeated comments; 0 for none",
+        json_schema_extra=_SERVING,
     )
     sign_key: Path | None = Field(
         None,
         description="file of an Ed25519 private key that signs the version; see export.signing",
+        json_schema_extra=_SERVING,
     )
-    torchscript: bool = Field(False, description="also write and check model.torchscript.pt")
+    torchscript: bool = Field(
+        False, description="also write and check model.torchscript.pt", json_schema_extra=_OUTPUT
+    )
     tensorrt: bool = Field(
-        False, description="also write and check tensorrt.onnx, symmetric INT8 of the traced graph"
+        False,
+        description="also write and check tensorrt.onnx, symmetric INT8 of the traced graph",
+        json_schema_extra=_OUTPUT,
     )
     show_comments: bool = Field(
         False,
         description="show the start of the comment that a gate names, on the screen and in the "
         "report; else its row in the data and its length alone",
+        json_schema_extra=_OUTPUT,
     )
-    seed: int = Field(0, ge=0, description="seed of the calibration and parity samples")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="seed of the calibration and parity samples",
+        json_schema_extra=_PRECISION,
+    )
 
     def long_text_for(self, max_len: int) -> LongText:
         """The rule for an encoder of so many tokens. Raises BadInput if it would leave some out."""

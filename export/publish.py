@@ -34,7 +34,7 @@ from core.build import LIBRARY
 from export.manifest import SERVED, Artifact, fingerprint, validated
 from export.model_config import MODELS, Tuning
 from export.repository import Snapshot, numbered
-from export.serving import Served
+from export.serving import ServedVersion
 from export.signing import check_signature, load_private_key, required_key
 from export.switch import (
     announce,
@@ -46,6 +46,7 @@ from export.switch import (
     writing,
 )
 from storage.files import json_text, put_folder, sha256_of, staging, write_atomically
+from storage.revision import source_commit
 
 _CORES = os.cpu_count() or 1
 _FAST_COMMENTS_PER_S, _FAST_WINDOW_MS = 10_000, 2.0
@@ -83,8 +84,8 @@ def publish(
         onnx_path: graph with the tensors of the contract, one file.
         ragged_path: the same graph with the ragged interface.
         tokenizer_path: JSON of `train.data.tokenizer.Tokenizer`.
-        artifact: what the version is, as `export.manifest.Artifact` says. The version number and
-            the size and sha256 of every file are added to it.
+        artifact: what the version is, as `export.manifest.Artifact` says. The version number,
+            the commit of this source, and the size and sha256 of every file are added to it.
         served_path: graph of the public model, if another than these two's form for the device.
         instances: sessions of each server; of each GPU when `device` is "cuda". Left out:
             what `make tune` found in this repository, else by `default_tuning`.
@@ -113,7 +114,7 @@ def publish(
         tuned = before.tuned if before else None
         tuning = _tuning(tuned or default_tuning(document["device"], document), instances)
         sha256 = sha256_of(staged[PUBLIC_MODEL] / ARTIFACT_FILE)
-        served = Served(version, sha256, tuning, cache_bytes)
+        served = ServedVersion(version, sha256, tuning, cache_bytes)
         state = state_of(before, served, tuned, document)
         with undone_on_failure(repository, version):
             announce(repository, found, state)
@@ -163,8 +164,10 @@ def _fill(
     _copy(sources.tokenizer, public / TOKENIZER_FILE)
     _copy(build.library(), public / LIBRARY)
     _put_runtime(repository, known, public / ORT_FILE)
+    commit = source_commit()
     document = {
         **artifact,
+        **({"commit": commit} if commit else {}),
         "files": {name: fingerprint(public / name) for name in SERVED},
         "encoder": fingerprint(encoder / ONNX_FILE),
         "ragged": fingerprint(ragged / ONNX_FILE),

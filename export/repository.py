@@ -36,7 +36,7 @@ from contract import (
 )
 from export.manifest import REMEDY, check_files, is_folder, names_in, read_regular
 from export.manifest import read_artifact as _read_artifact
-from export.serving import Served, Serving, State, parse_serving, serving_path
+from export.serving import ServedVersion, Serving, ServingState, parse_serving, serving_path
 from export.signing import check_signature, required_key
 from export.tuning import CONFIG_FILE, MODELS, Tuning
 
@@ -196,7 +196,7 @@ class Snapshot:
     versions: list[int]
 
     @property
-    def state(self) -> State | None:
+    def state(self) -> ServingState | None:
         """The state that counts; None when config.pbtxt is of neither."""
         return self.serving.counting(self.config)
 
@@ -240,7 +240,7 @@ def _required(repository: Path) -> Snapshot:
     return found
 
 
-def _state(repository: Path, found: Snapshot) -> State:
+def _state(repository: Path, found: Snapshot) -> ServingState:
     if found.state is not None:
         return found.state
     path, served = repository / PUBLIC_MODEL / CONFIG_FILE, found.serving.now.served
@@ -252,11 +252,11 @@ def _state(repository: Path, found: Snapshot) -> State:
     raise BadInput(f"{path} {words}; {_MEND}")
 
 
-def _served(repository: Path, version: int | None) -> Served:
+def _served(repository: Path, version: int | None) -> ServedVersion:
     return _served_of(repository, _required(repository), version)
 
 
-def _served_of(repository: Path, found: Snapshot, version: int | None) -> Served:
+def _served_of(repository: Path, found: Snapshot, version: int | None) -> ServedVersion:
     if version is None:
         return _state(repository, found).served
     state = found.state or found.serving.now
@@ -270,12 +270,12 @@ def _served_of(repository: Path, found: Snapshot, version: int | None) -> Served
     )
 
 
-def _artifact(repository: Path, served: Served) -> dict[str, Any]:
+def _artifact(repository: Path, served: ServedVersion) -> dict[str, Any]:
     folder = repository / PUBLIC_MODEL / str(served.version)
     return _read_artifact(folder, served.artifact_sha256)
 
 
-def _rendered(served: Served, artifact: dict[str, Any]) -> dict[str, str]:
+def _rendered(served: ServedVersion, artifact: dict[str, Any]) -> dict[str, str]:
     from export.model_config import render  # Triton's client and gRPC
 
     return render(served.version, served.tuning, served.cache_bytes, artifact)

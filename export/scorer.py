@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from contract import MAX_BATCH_SIZE, MAX_WINDOWS, BadInput
+from contract import MAX_BATCH_SIZE, MAX_WINDOWS
 from core.binding import NativeScorer, Scores, probability
 from export.tuning import LongTextRule
 from train.data.tokenizer import Tokenizer
 
-__all__ = ["CUT", "LongText", "LongTextRule", "Scorer", "Scores", "open_session", "probability"]
+__all__ = ["CUT", "LongText", "LongTextRule", "Scorer", "Scores", "probability"]
 
 
 @dataclass(frozen=True)
@@ -80,35 +79,6 @@ class LongText:
 
 
 CUT = LongText()
-
-
-def open_session(
-    onnx_path: Path,
-    device: str = "cpu",
-    device_id: int = 0,
-    options: ort.SessionOptions | None = None,
-) -> Any:
-    """ONNX Runtime session of one thread on `device`, "cpu" or "cuda" (GPU number `device_id`).
-
-    Raises BadInput when the device's provider is missing: ONNX Runtime would go on without it.
-    """
-    options = options or ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    # The file's own order, group by group: 1.05 of the default's speed for a single comment.
-    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    provider, settings = "CPUExecutionProvider", {}
-    if device == "cuda":
-        # TensorFloat-32 would round float32 matmuls to ten bits behind the gates' back.
-        provider, settings = "CUDAExecutionProvider", {"device_id": device_id, "use_tf32": 0}
-    session: Any = None
-    if provider in ort.get_available_providers():
-        session = ort.InferenceSession(onnx_path, options, providers=[(provider, settings)])
-    if session is None or provider not in session.get_providers():  # its libraries do not load
-        raise BadInput(
-            f"ONNX Runtime {ort.__version__} is without {provider}, expected it for a {device} "
-            "artifact; install onnxruntime-gpu with its CUDA libraries, or export with --device cpu"
-        )
-    return session
 
 
 class Scorer:

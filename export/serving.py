@@ -25,7 +25,7 @@ _HISTORY = 100
 
 
 @dataclass(frozen=True, config=LAZILY)
-class Served:
+class ServedVersion:
     """A published version, and how it serves or did last."""
 
     version: Positive
@@ -35,10 +35,10 @@ class Served:
 
 
 @dataclass(frozen=True, config=LAZILY)
-class State:
+class ServingState:
     """What serves, by the public model's config.pbtxt of this sha256."""
 
-    served: Served
+    served: ServedVersion
     config_sha256: Sha256
     tuned: Tuning | None
     """What `make tune` found, which later versions keep."""
@@ -50,7 +50,7 @@ class State:
         return (*(v for v in self.history if v != version), version)[-_HISTORY:]
 
     @model_validator(mode="after")
-    def _history_ends_here(self) -> State:
+    def _history_ends_here(self) -> ServingState:
         if self.history[-1] != self.served.version:
             raise ValueError(f"history does not end with version {self.served.version}")
         return self
@@ -60,9 +60,9 @@ class State:
 class Serving:
     """The file."""
 
-    now: State
-    before: State | None
-    published: tuple[Served, ...]
+    now: ServingState
+    before: ServingState | None
+    published: tuple[ServedVersion, ...]
     """Oldest first; those whose folder is gone are published no more."""
     format: Literal[1] = 1
 
@@ -80,7 +80,7 @@ class Serving:
                 raise ValueError(f"published is without version {state.served.version}")
         return self
 
-    def counting(self, config: bytes | None) -> State | None:
+    def counting(self, config: bytes | None) -> ServingState | None:
         """The state whose config.pbtxt is these bytes, if it is one's."""
         found = None if config is None else hashlib.sha256(config).hexdigest()
         for state in (self.now, self.before):

@@ -32,7 +32,7 @@ from export.repository import (
     verify_files,
     version_folder,
 )
-from export.serving import Served, Serving, State, serving_path
+from export.serving import ServedVersion, Serving, ServingState, serving_path
 from export.signing import load_private_key
 from storage.files import (
     clear_unfinished,
@@ -197,7 +197,7 @@ def _mended(repository: Path) -> Snapshot | None:
     return snapshot(repository)
 
 
-def announce(repository: Path, found: Snapshot | None, state: State) -> None:
+def announce(repository: Path, found: Snapshot | None, state: ServingState) -> None:
     """Write serving.json for what comes; what is counts until its config.pbtxt is replaced."""
     before, listed = None, {}
     if found is not None:
@@ -211,18 +211,21 @@ def announce(repository: Path, found: Snapshot | None, state: State) -> None:
 
 
 def state_of(
-    before: State | None, served: Served, tuned: Tuning | None, artifact: Mapping[str, Any]
-) -> State:
+    before: ServingState | None,
+    served: ServedVersion,
+    tuned: Tuning | None,
+    artifact: Mapping[str, Any],
+) -> ServingState:
     history = before.following(served.version) if before else (served.version,)
-    return State(served, _config_sha256(served, artifact), tuned, history)
+    return ServingState(served, _config_sha256(served, artifact), tuned, history)
 
 
-def _config_sha256(served: Served, artifact: Mapping[str, Any]) -> str:
+def _config_sha256(served: ServedVersion, artifact: Mapping[str, Any]) -> str:
     text = render(served.version, served.tuning, served.cache_bytes, artifact)[PUBLIC_MODEL]
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_configs(repository: Path, served: Served, artifact: Mapping[str, Any]) -> None:
+def write_configs(repository: Path, served: ServedVersion, artifact: Mapping[str, Any]) -> None:
     """With the last one, the public model's, the change counts."""
     texts = render(served.version, served.tuning, served.cache_bytes, artifact)
     for model in MODELS:
@@ -259,7 +262,7 @@ def undone_on_failure(repository: Path, version: int | None = None) -> Iterator[
         raise
 
 
-def prune(repository: Path, versions: list[int], state: State, keep: int) -> None:
+def prune(repository: Path, versions: list[int], state: ServingState, keep: int) -> None:
     """Remove all but `keep` versions: the one that serves, the one before it, the newest stay."""
     first = [number for number in reversed(state.history[-2:]) if number in versions]
     newest = sorted(set(versions) - set(first), reverse=True)

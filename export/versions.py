@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
+from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
 from console.options import parse_config, run
@@ -25,24 +26,38 @@ from export.repository import current, numbered, verify, versions
 from export.signing import make_keys
 from export.switch import rollback, serve_version
 
+_WHAT: JsonDict = {"group": "Versions"}
+_KEYS: JsonDict = {"group": "Signatures"}
+
 
 @dataclass(frozen=True)
 class VersionsConfig:
     """Flags of `python -m export.versions`."""
 
     action: Literal["list", "publish", "rollback", "keygen"] = Field(
-        description="list, publish, rollback or keygen"
+        description="list, publish, rollback or keygen", json_schema_extra=_WHAT
     )
-    repository: Path = Field(Path("model_repository"), description="published repository")
+    repository: Path = Field(
+        Path("model_repository"), description="published repository", json_schema_extra=_WHAT
+    )
     version: int | None = Field(
-        None, ge=1, description="of publish: the version to serve; left out: the newest"
+        None,
+        ge=1,
+        description="of publish: the version to serve; left out: the newest",
+        json_schema_extra=_WHAT,
     )
-    sign_key: Path | None = Field(None, description="of publish: private key that signs it")
+    sign_key: Path | None = Field(
+        None, description="of publish: private key that signs it", json_schema_extra=_KEYS
+    )
     require_signature: Path | None = Field(
-        None, description="public key that a version must be signed for"
+        None, description="public key that a version must be signed for", json_schema_extra=_KEYS
     )
-    private_key: Path | None = Field(None, description="of keygen: file to write, for you alone")
-    public_key: Path | None = Field(None, description="of keygen: file to write, for servers")
+    private_key: Path | None = Field(
+        None, description="of keygen: file to write, for you alone", json_schema_extra=_KEYS
+    )
+    public_key: Path | None = Field(
+        None, description="of keygen: file to write, for servers", json_schema_extra=_KEYS
+    )
 
     @model_validator(mode="after")
     def _flags_are_the_actions(self) -> VersionsConfig:

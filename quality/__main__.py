@@ -14,23 +14,26 @@ from __future__ import annotations
 import json
 
 from console.options import parse_config, run
-from quality.config import EvaluateConfig
-from quality.measure import evaluate
+from quality.config import QualityConfig
+from quality.measure import measure
 from quality.report import screen, write_page
-from train.artifacts import write_json
+from storage.files import write_json
 
 
 def main() -> None:
     config = parse_config(
-        EvaluateConfig, None, prog="python -m quality", description="Evaluate models."
+        QualityConfig,
+        None,
+        prog="python -m quality",
+        description="How good, how fair and how well calibrated models are, on the same comments.",
     )
-    evaluation = evaluate(config)
-    write_json(config.out / "evaluation.json", evaluation.document)
-    write_page(evaluation, config.out / "evaluation.html")
-    print(screen(evaluation.document))
+    measured = measure(config)
+    write_json(config.out / "evaluation.json", measured.document)
+    write_page(measured, config.out / "evaluation.html")
+    print(screen(measured.document))
     print(f"{config.out / 'evaluation.html'} has the curves, the identities and every group")
     if config.json:
-        print(json.dumps(evaluation.document))
+        print(json.dumps(measured.document))
 
 
 if __name__ == "__main__":

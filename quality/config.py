@@ -1,71 +1,117 @@
-"""Every choice of an evaluation, in one frozen dataclass."""
+"""Every choice of `python -m quality`, in one frozen dataclass."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from pydantic import Field
+from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
-from contract import PUBLIC_MODEL
 from quality.baseline import BASELINE, WORDS
-from train.artifacts import WEIGHTS_FILE
 
 TEST = "test"
-
-
-def models_here() -> tuple[str, ...]:
-    """What `make train export` and a distillation have left, and the baselines."""
-    runs = [f"runs/{name}" for name in ("model", "student")]
-    repositories = ["model_repository", "runs/student_repository", "runs/cascade_repository"]
-    return (
-        *(name for name in runs if Path(name, WEIGHTS_FILE).is_file()),
-        *(name for name in repositories if Path(name, PUBLIC_MODEL).is_dir()),
-        *(BASELINE, WORDS),
-    )
+_MODELS: JsonDict = {"group": "Models and the run they are measured by"}
+_SETS: JsonDict = {"group": "Labelled comments"}
+_CURATED: JsonDict = {"group": "Curated groups"}
+_STATISTICS: JsonDict = {"group": "Thresholds and intervals"}
+_OUTPUT: JsonDict = {"group": "What is written"}
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class QualityConfig:
     """Flags of `python -m quality`."""
 
     data: tuple[str, ...] = Field(
-        (TEST,), description=f"labelled files; '{TEST}' is the test split of --run"
+        (TEST,),
+        description=f"labelled files; '{TEST}' is the test split of --run",
+        json_schema_extra=_SETS,
     )
     models: tuple[str, ...] = Field(
-        models_here(),
+        (),
         description="checkpoint folders, repositories or their version folders, http://HOST:PORT "
         f"or grpc://HOST:PORT of live servers, '{BASELINE}', '{WORDS}'; the others are compared "
-        "with the first",
-        json_schema_extra={"default": "the runs and repositories that are here, and the baselines"},
+        "with the first; left out: what `make train export` left here, and both baselines",
+        json_schema_extra=_MODELS,
     )
     curated: tuple[str, ...] = Field(
-        (), description="files of comments in groups, or a folder that holds some"
+        (),
+        description="files of comments in groups, or a folder that holds some",
+        json_schema_extra=_CURATED,
     )
     run: Path = Field(
         Path("runs/model"),
         description="finished run: its validation split fixes the thresholds, its training split "
         "the baseline",
+        json_schema_extra=_MODELS,
     )
     train_data: str | None = Field(
-        None, description="where the comments of --run are now, if they moved"
+        None,
+        description="file of the comments of --run, if they moved; left out: where they were",
+        json_schema_extra=_MODELS,
     )
-    text_column: str | None = Field(None, description="of --data, if not a known name")
-    label_column: str | None = Field(None, description="of --data, if not a known name")
+    text_column: str | None = Field(
+        None,
+        description="column of the comment in --data, if no known name",
+        json_schema_extra=_SETS,
+    )
+    label_column: str | None = Field(
+        None, description="column of the label in --data, if no known name", json_schema_extra=_SETS
+    )
     label_map: tuple[str, ...] = Field(
-        (), description="of --data: what its labels mean, as in toxic=1 non-toxic=0"
+        (),
+        description="what the labels of --data mean, as in toxic=1 non-toxic=0",
+        json_schema_extra=_SETS,
     )
-    curated_text_column: str | None = Field(None, description="the same of --curated")
-    curated_label_column: str | None = Field(None, description="the same of --curated")
-    curated_label_map: tuple[str, ...] = Field((), description="the same of --curated")
+    curated_text_column: str | None = Field(
+        None,
+        description="column of the comment in --curated, if no known name",
+        json_schema_extra=_CURATED,
+    )
+    curated_label_column: str | None = Field(
+        None,
+        description="column of the label in --curated, if no known name",
+        json_schema_extra=_CURATED,
+    )
+    curated_label_map: tuple[str, ...] = Field(
+        (),
+        description="what the labels of --curated mean, as in toxic=1 non-toxic=0",
+        json_schema_extra=_CURATED,
+    )
     wanted_precision: float = Field(
-        0.9, gt=0, lt=1, description="precision that a threshold is chosen for"
+        0.9,
+        gt=0,
+        lt=1,
+        description="precision, from 0 to 1, that a threshold is chosen for",
+        json_schema_extra=_STATISTICS,
     )
     wanted_fpr: float = Field(
-        0.02, gt=0, lt=1, description="false-positive rate that a threshold is chosen for"
+        0.02,
+        gt=0,
+        lt=1,
+        description="false-positive rate, from 0 to 1, that a threshold is chosen for",
+        json_schema_extra=_STATISTICS,
     )
-    misspell: bool = Field(False, description="score misspelled comments, too")
-    resamples: int = Field(1000, ge=100, description="of the bootstrap")
-    seed: int = Field(0, ge=0, description="of the bootstrap and the misspellings")
-    out: Path = Field(Path("runs/eval"), description="folder of the JSON and the HTML report")
-    json: bool = Field(False, description="print the document as the last line")
+    misspell: bool = Field(
+        False, description="score misspelled comments, too", json_schema_extra=_SETS
+    )
+    resamples: int = Field(
+        1000,
+        ge=100,
+        description="samples of the bootstrap that the intervals come from",
+        json_schema_extra=_STATISTICS,
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        description="seed of the bootstrap and the misspellings",
+        json_schema_extra=_STATISTICS,
+    )
+    out: Path = Field(
+        Path("runs/eval"),
+        description="folder of the JSON and the HTML report",
+        json_schema_extra=_OUTPUT,
+    )
+    json: bool = Field(
+        False, description="print the document as the last line", json_schema_extra=_OUTPUT
+    )

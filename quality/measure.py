@@ -1,4 +1,4 @@
-"""Everything that an evaluation measures, as one JSON document."""
+"""Everything that `python -m quality` measures, as one JSON document."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 
 from contract import DECISION_THRESHOLD, TOKENIZER_FILE, UNK_ID, BadInput
 from quality import metrics
-from quality.config import TEST, EvaluateConfig
+from quality.config import TEST, QualityConfig
 from quality.curated import group_rates, load_curated, pair_shifts
 from quality.metrics import Values, bootstrap, interval
 from quality.misspell import KINDS, misspell_all
-from quality.models import Model, load_model
-from train.artifacts import WEIGHTS_FILE, sha256_of
+from quality.models import Model, load_model, models_here
+from storage.files import sha256_of
+from train.artifacts import WEIGHTS_FILE
 from train.data.load import Comments, load_comments
 from train.data.split import Split, comments_of_run, overlap
 from train.data.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ Logits = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class QualityReport:
     """The document, and what its curves are drawn from."""
 
     document: dict[str, Any]
@@ -39,7 +40,7 @@ class Evaluation:
     logits: dict[str, Logits]
 
 
-def evaluate(config: EvaluateConfig) -> Evaluation:
+def measure(config: QualityConfig) -> QualityReport:
     """Score every set with every model and measure.
 
     Raises BadInput for a model, a file or a run that cannot be used, and ToxicityError when a
@@ -55,30 +56,22 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     )
     models = {
         model.name: model
-        for model in (load_model(spec, trained_on, split) for spec in config.models)
+        for model in (
+            load_model(spec, trained_on, split) for spec in config.models or models_here()
+        )
     }
     logits = {name: _score(models, name, comments.texts) for name, comments in sets.items()}
     thresholds = {name: _thresholds(config, sets, logits, name) for name in models}
     training = [trained_on.texts[row] for row in split.train]
     document = {
-        "bench": "evaluate",
+        "bench": "quality",
         "run": {
             "checkpoint_sha256": sha256_of(config.run / WEIGHTS_FILE),
             "trained_on": trained_on.source,
             "split": split.to_json(),
         },
         "models": {name: {"kind": model.kind, **model.about} for name, model in models.items()},
-        "sets": {
-            name: {
-                **comments.source,
-                "comments": len(comments.texts),
-                "toxic": int(comments.labels.sum()),
-                "in_training": seen.same,
-                "in_training_but_for_form": seen.alike,
-            }
-            for name, comments in (sets | curated).items()
-            for seen in [overlap(comments.texts, training)]
-        },
+        "sets": {name: _about_set(each, training) for name, each in (sets | curated).items()},
         "resamples": config.resamples,
         "seed": config.seed,
         "thresholds": {
@@ -105,11 +98,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             if name != VALIDATION
         }
     document["bars"] = bars(document)
-    return Evaluation(document, sets, logits)
+    return QualityReport(document, sets, logits)
 
 
 # --- Sets ------------------------------------------------------------------------------------
-def _load_sets(config: EvaluateConfig, trained_on: Comments, split: Split) -> dict[str, Comments]:
+def _load_sets(config: QualityConfig, trained_on: Comments, split: Split) -> dict[str, Comments]:
     """Validation first, then what was asked for, by the file's name without its suffix."""
     sets = {VALIDATION: _part(trained_on, split.validation, VALIDATION)}
     for source in config.data:
@@ -140,6 +133,18 @@ def _part(comments: Comments, rows: np.ndarray, part: str) -> Comments:
     )
 
 
+def _about_set(comments: Comments, training: list[str]) -> dict[str, Any]:
+    """What the document says of a set, with its comments that are in the `training` texts too."""
+    seen = overlap(comments.texts, training)
+    return {
+        **comments.source,
+        "comments": len(comments.texts),
+        "toxic": int(comments.labels.sum()),
+        "in_training": seen.same,
+        "in_training_but_for_form": seen.alike,
+    }
+
+
 def _score(models: Mapping[str, Model], name: str, texts: list[str]) -> Logits:
     print(f"scoring {len(texts):,} comments of {name} ...", flush=True)
     return {model.name: model.logits(texts) for model in models.values()}
@@ -147,7 +152,7 @@ def _score(models: Mapping[str, Model], name: str, texts: list[str]) -> Logits:
 
 # --- Labelled sets ---------------------------------------------------------------------------
 def _thresholds(
-    config: EvaluateConfig, sets: dict[str, Comments], logits: dict[str, Logits], model: str
+    config: QualityConfig, sets: dict[str, Comments], logits: dict[str, Logits], model: str
 ) -> dict[str, float | None]:
     """Logits from which a comment counts as toxic, by rule; chosen on the validation split."""
     labels, own = sets[VALIDATION].labels, logits[VALIDATION][model]
@@ -166,7 +171,7 @@ def _shown(logit: float | None) -> dict[str, float] | None:
 
 
 def _results(
-    config: EvaluateConfig,
+    config: QualityConfig,
     comments: Comments,
     logits: Logits,
     thresholds: Mapping[str, Mapping[str, float | None]],
@@ -242,7 +247,7 @@ def _calibration(
 
 # --- Curated sets, misspellings --------------------------------------------------------------
 def _curated(
-    config: EvaluateConfig,
+    config: QualityConfig,
     comments: Comments,
     logits: Logits,
     thresholds: Mapping[str, Mapping[str, float | None]],
@@ -267,7 +272,7 @@ def _intervals(values: Values) -> dict[str, Any]:
 
 
 def _misspelled(
-    config: EvaluateConfig,
+    config: QualityConfig,
     models: Mapping[str, Model],
     name: str,
     comments: Comments,

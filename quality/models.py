@@ -1,4 +1,4 @@
-"""What can be evaluated: anything that gives a logit for a text, named the way a user names it."""
+"""What can be measured: anything that gives a logit for a text, named the way a user names it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from contract import ONNX_FILE, PUBLIC_MODEL, BadInput
 from export.repository import load_scorer, read_artifact, version_folder
 from quality.baseline import BASELINE, WORDS, fit_baseline
 from serve.client import Protocol, score_comments
-from train.artifacts import WEIGHTS_FILE, load_checkpoint, sha256_of
+from storage.files import sha256_of
+from train.artifacts import WEIGHTS_FILE, load_checkpoint
 from train.data.batches import TokenizedOnTheFly
 from train.data.load import Comments
 from train.data.split import Split
@@ -24,7 +25,7 @@ from train.validation import logits_of
 
 @dataclass(frozen=True)
 class Model:
-    """A model under evaluation."""
+    """A model whose quality is measured."""
 
     name: str
     kind: str
@@ -33,6 +34,17 @@ class Model:
     """What names it beyond doubt: sha256, precision, version; JSON."""
     logits: Callable[[Sequence[str]], np.ndarray]
     """Texts -> float32 [n]; the probability is the logistic function."""
+
+
+def models_here() -> tuple[str, ...]:
+    """What `make train export` and a distillation have left, and the baselines."""
+    runs = [f"runs/{name}" for name in ("model", "student")]
+    repositories = ["model_repository", "runs/student_repository", "runs/cascade_repository"]
+    return (
+        *(name for name in runs if Path(name, WEIGHTS_FILE).is_file()),
+        *(name for name in repositories if Path(name, PUBLIC_MODEL).is_dir()),
+        *(BASELINE, WORDS),
+    )
 
 
 def load_model(spec: str, comments: Comments, split: Split) -> Model:

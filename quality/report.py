@@ -14,8 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from quality.measure import DEFAULT, VALIDATION, Evaluation
-from train.artifacts import write_atomically
+from quality.measure import DEFAULT, VALIDATION, QualityReport
+from storage.files import write_atomically
 
 _METRICS = ("average_precision", "accuracy", "precision", "recall", "f1", "ece")
 _STYLE = """
@@ -197,14 +197,14 @@ def _interval(shown: Mapping[str, float | None], *, signed: bool = False, digits
 
 
 # --- The page --------------------------------------------------------------------------------
-def write_page(evaluation: Evaluation, path: Path) -> None:
+def write_page(measured: QualityReport, path: Path) -> None:
     """Write one HTML file that needs no other."""
-    document = evaluation.document
+    document = measured.document
     parts = ["<h1>Evaluation</h1>", _about(document)]
     parts += [_table(bar_table(document))]
     parts += [_table(table) for table in labelled(document)]
-    for name, comments in evaluation.sets.items():
-        image = base64.b64encode(_curves(document, name, comments.labels, evaluation.logits[name]))
+    for name, comments in measured.sets.items():
+        image = base64.b64encode(_curves(document, name, comments.labels, measured.logits[name]))
         parts.append(
             f"<h2>{html.escape(name)}</h2>"
             f'<img alt="curves" src="data:image/png;base64,{image.decode()}">'

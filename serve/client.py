@@ -43,7 +43,7 @@ _LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Scores:
+class ServerScores:
     """Answers in the order of the comments."""
 
     probability: NDArray[np.float32]
@@ -56,7 +56,7 @@ class Scores:
 
 def score_comments(
     texts: Sequence[str], *, protocol: Protocol = "http", url: str | None = None
-) -> Scores:
+) -> ServerScores:
     """Scores of any number of comments, in as many requests as they need.
 
     Raises BadInput for what cannot be sent or is refused as it is, ToxicityError when the
@@ -78,7 +78,7 @@ def score_comments(
         raise _unreachable(url, str(error)) from error
     except (ValueError, LookupError, TypeError) as error:
         raise _another(url) from error
-    return Scores(
+    return ServerScores(
         probability=_joined(answers, PROBABILITY, np.float32),
         logit=_joined(answers, LOGIT, np.float32),
         model_version=[raw.decode() for raw in _joined(answers, MODEL_VERSION, np.object_)],

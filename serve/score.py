@@ -14,11 +14,16 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 from pydantic import Field
+from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
 from console.options import parse_config, run
 from contract import DECISION_THRESHOLD, LOGIT, MODEL_VERSION, PROBABILITY, TEXT
 from serve.client import Protocol, score_comments
+
+_INPUT: JsonDict = {"group": "Comments"}
+_SERVER: JsonDict = {"group": "Server"}
+_OUTPUT: JsonDict = {"group": "What is printed"}
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,18 @@ class ScoreConfig:
     """Flags of `score`."""
 
     texts: tuple[str, ...] = Field(
-        description="comments; a single '-' reads them from stdin, unless it is behind '--'"
+        description="comments; a single '-' reads them from stdin, unless it is behind '--'",
+        json_schema_extra=_INPUT,
     )
-    protocol: Protocol = Field("http", description="how to talk to the server")
-    url: str | None = Field(None, description="HOST:PORT, if not the one of `make serve`")
-    json: bool = Field(False, description="one JSON object a comment instead of a table")
+    protocol: Protocol = Field(
+        "http", description="how to talk to the server", json_schema_extra=_SERVER
+    )
+    url: str | None = Field(
+        None, description="HOST:PORT, if not the one of `make serve`", json_schema_extra=_SERVER
+    )
+    json: bool = Field(
+        False, description="one JSON object a comment instead of a table", json_schema_extra=_OUTPUT
+    )
 
 
 def main() -> None:

@@ -17,11 +17,13 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from contract import BadInput
+from storage.system_errors import naming
+from storage.system_errors import refusing_disk_errors as refusing_disk_errors
 
 _WRITING, _STAGING, _REMOVED = ".writing-", ".staging-", ".removed-"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -32,9 +34,10 @@ _NOT_HERE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 def write_atomically(path: Path, data: bytes | str, mode: int = 0o644) -> None:
     """Write `data` (text as UTF-8) to `path`: temporary name, fsync, rename, fsync the folder.
 
-    Raises OSError that names `path`; what was there before then stays.
+    Raises OSError that names `path`, or the folder above it that is in the way; what was there
+    before then stays.
     """
-    try:
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_WRITING}{path.name}-")
         try:
@@ -48,9 +51,6 @@ def write_atomically(path: Path, data: bytes | str, mode: int = 0o644) -> None:
             Path(name).unlink(missing_ok=True)
             raise
         fsync_folder(path.parent)
-    except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -85,6 +85,15 @@ def sha256_of(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_texts(texts: Iterable[str]) -> str:
+    """Hex digest of the texts in their order, each with its length."""
+    digest = hashlib.sha256()
+    for text in texts:
+        part = text.encode("utf-8", "surrogatepass")
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
 
 
 def fsync_folder(folder: Path) -> None:
@@ -198,26 +207,3 @@ def _fsync_tree(folder: Path) -> None:
             finally:
                 os.close(handle)
         fsync_folder(Path(parent))
-
-
-# --- Errors ------------------------------------------------------------------------------
-@contextlib.contextmanager
-def refusing_disk_errors(folder: Path, remedy: str) -> Iterator[None]:
-    """Make BadInput, which names the file and ends with `remedy`, of a disk's error in the block.
-
-    A full disk, a read-only folder and a file where a folder belongs are such; what a network
-    said is raised as it is.
-    """
-    try:
-        yield
-    except OSError as error:
-        # NumPy's short write has no number; other libraries' network errors have none either, but
-        # a class of their own.
-        network = isinstance(error, (ConnectionError, TimeoutError))
-        if network or (error.errno is None and type(error) is not OSError):
-            raise
-        what = error.filename2 or error.filename or folder
-        said = error.strerror or str(error)
-        raise BadInput(
-            f"{what} cannot be used ({said}), expected to read and write it; {remedy}"
-        ) from error

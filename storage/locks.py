@@ -25,15 +25,17 @@ _SHOWN = 200
 
 
 @contextlib.contextmanager
-def locked(file: Path, what: str, remedy: str, wait_s: float = 0) -> Iterator[None]:
+def locked(
+    file: Path, what: str, remedy: str, wait_s: float = 0, *, remove: bool = False
+) -> Iterator[None]:
     """Hold the lock of `what`, which is the file `file` and stays there, empty when nobody has it.
 
-    Waits `wait_s` seconds at most. Raises BadInput that names the process which holds it, its
-    command and since when, and ends with `remedy`; OSError where the file cannot be made.
+    With `remove` it is gone at the end, for a folder that is the user's. Waits `wait_s` seconds at
+    most. Raises BadInput that names the process which holds it, its command and since when, and
+    ends with `remedy`; OSError where the file cannot be made.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+", encoding="utf-8") as lock:
-        _acquire(lock, what, remedy, wait_s)
+    with _acquired(file, what, remedy, wait_s) as lock:
         command = " ".join(shlex.join(sys.orig_argv).split())
         shown = command if len(command) <= _SHOWN else f"{command[:_SHOWN]}..."
         holder = {"pid": os.getpid(), "command": shown, "since": _now()}
@@ -43,9 +45,25 @@ def locked(file: Path, what: str, remedy: str, wait_s: float = 0) -> Iterator[No
         try:
             yield
         finally:
+            if remove:
+                file.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 lock.truncate(0)
             fcntl.flock(lock, fcntl.LOCK_UN)  # closing it is not enough if a child was forked
+
+
+def _acquired(file: Path, what: str, remedy: str, wait_s: float) -> IO[str]:
+    while True:
+        lock = file.open("a+", encoding="utf-8")
+        try:
+            _acquire(lock, what, remedy, wait_s)
+            # Whoever had it may have removed it meanwhile: then it locks nothing.
+            if file.exists() and file.stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                return lock
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
 
 
 def _acquire(lock: IO[str], what: str, remedy: str, wait_s: float) -> None:

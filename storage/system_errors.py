@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from contract import BadInput
+
 _ROOM = "free some space, or name a place that has it"
 _ELSEWHERE = "change its permissions, or name another place"
 _WANTED = {
@@ -51,11 +53,36 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def refusing_disk_errors(folder: Path, remedy: str) -> Iterator[None]:
+    """Make BadInput, which names the file and ends with `remedy`, of a disk's error in the block.
+
+    A full disk, a read-only folder and a file where a folder belongs are such; what a network
+    said is raised as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        # NumPy's short write has no number; other libraries' network errors have none either, but
+        # a class of their own.
+        network = isinstance(error, (ConnectionError, TimeoutError))
+        if network or (error.errno is None and type(error) is not OSError):
+            raise
+        wanted, _ = _WANTED.get(error.errno or 0, ("to read and write it", ""))
+        raise BadInput(_line(error, wanted, remedy, folder)) from error
+
+
 def explained(error: OSError) -> str | None:
     """An error that a user can cause and mend, on one line; None for any other."""
     if error.errno not in _WANTED:
         return None
-    wanted, remedy = _WANTED[error.errno]
-    what = error.filename if error.filename is not None else "the output"
+    return _line(error, *_WANTED[error.errno], "the output")
+
+
+def _line(error: OSError, wanted: str, remedy: str, where: Path | str) -> str:
+    """Names the file of the error, and `where` when it has none."""
+    known = [name for name in (error.filename2, error.filename) if name is not None]
+    what = known[0] if known else where
     what = os.fsdecode(what) if isinstance(what, bytes) else what
-    return f"{what} cannot be used ({error.strerror}), expected {wanted}; {remedy}"
+    said = error.strerror or str(error)
+    return f"{what} cannot be used ({said}), expected {wanted}; {remedy}"

@@ -30,7 +30,7 @@ from contract import (
     TOKENIZER_FILE,
 )
 from export.repository import load_scorer, verify, version_folder
-from export.scorer import open_session
+from export.session import open_session
 from tests.reference_tokenizer import ReferenceTokenizer
 from train.artifacts import write_json
 

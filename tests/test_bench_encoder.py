@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -30,6 +29,8 @@ from bench.traffic.comments import SYNTHETIC, load_pool
 from bench.traffic.workload import STUDENT, Subject, cells_of
 from contract import ATTENTION_MASK, INPUT_IDS, TOKENIZER_FILE, ToxicityError
 from export.graph import build as serving_graph
+from export.graph.encoder import linear_layers
+from export.session import open_session, profile_into, session_options
 from train.artifacts import CONFIG_FILE, save_weights, write_json
 from train.data.tokenizer import build_tokenizer
 from train.model import ModelConfig, ToxicityEncoder
@@ -148,9 +149,8 @@ def test_multiply_adds_of_the_serving_graph_are_those_that_it_runs(
     """Alone and in a group of its own length a comment has no padding: shapes give the work."""
     length = 13
     serving_graph.build(subject.model, tmp_path / "graph.onnx", (length, 64))
-    options = ort.SessionOptions()
-    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
-    session = ort.InferenceSession(tmp_path / "graph.onnx", options)
+    options = profile_into(session_options(), tmp_path)
+    session = open_session(tmp_path / "graph.onnx", options=options)
     ids = np.full((1, length), 3)
     session.run(None, {INPUT_IDS: ids, ATTENTION_MASK: np.ones_like(ids)})
     events = json.loads(Path(session.end_profiling()).read_text())
@@ -191,7 +191,7 @@ def test_profile_counts_every_linear_layer(
     feeds = subject.feeds(cells_of(subject.sample, 32)[0])
     rows = profile_by_op(subject.folder / "serving_int8.onnx", feeds)
     nodes = {row["op"]: row["nodes"] for row in rows}
-    assert nodes["MatMulIntegerToFloat"] == serving_graph.linear_layers(subject.model)
+    assert nodes["MatMulIntegerToFloat"] == linear_layers(subject.model)
     assert sum(row["share"] or 0 for row in rows) == pytest.approx(1, abs=0.01)
     monkeypatch.setattr(machine, "PEAK_SHAPE", (256, 256, 256))
     assert all(peak_gops(kind, 1) > 1 for kind in ("int8", "fp32"))

@@ -24,7 +24,8 @@ from export.config import ExportConfig
 from export.gates import parity
 from export.gates import run as gates
 from export.gates.placement import placement_of
-from export.graph.build import build, build_int8, linear_layers
+from export.graph.build import build, build_int8
+from export.graph.encoder import linear_layers
 from export.repository import load_scorer, read_artifact
 from train.artifacts import METRICS_FILE, WEIGHTS_FILE, load_checkpoint, save_tensors
 from train.model import ModelConfig, ToxicityEncoder
@@ -202,12 +203,12 @@ def test_published_cascade_passed_every_gate(
 
 
 @pytest.fixture(scope="module")
-def subject(exported: tuple[ExportConfig, dict[str, Any]]) -> gates.Subject:
+def subject(exported: tuple[ExportConfig, dict[str, Any]]) -> gates.GateSubject:
     return gates.load_subject(exported[0])
 
 
 def test_damaged_teacher_branch_turns_the_gates_red(
-    exported: tuple[ExportConfig, dict[str, Any]], subject: gates.Subject, tmp_path: Path
+    exported: tuple[ExportConfig, dict[str, Any]], subject: gates.GateSubject, tmp_path: Path
 ) -> None:
     proto = onnx.load(exported[0].out / "int8_ragged.onnx")  # what a CPU serves
     branches = next(node for node in proto.graph.node if node.op_type == "If").attribute
@@ -222,7 +223,7 @@ def test_damaged_teacher_branch_turns_the_gates_red(
 
 
 def test_every_layer_of_both_models_runs_on_integers(
-    exported: tuple[ExportConfig, dict[str, Any]], subject: gates.Subject
+    exported: tuple[ExportConfig, dict[str, Any]], subject: gates.GateSubject
 ) -> None:
     """The teacher's lie in a branch, where the count must look too."""
     feeds = parity.feeds_of(subject.sample)
@@ -233,7 +234,7 @@ def test_every_layer_of_both_models_runs_on_integers(
     assert len(in_float.float_linears) == 16
 
 
-def test_broken_promise_turns_the_gate_red(subject: gates.Subject) -> None:
+def test_broken_promise_turns_the_gate_red(subject: gates.GateSubject) -> None:
     assert subject.cascade
     kept, broken = (
         gates._cascade_gates(subject, subject.cascade, logits)[0]

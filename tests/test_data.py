@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from contract import LABEL_THRESHOLD, BadInput
 from quality.curated import load_curated
-from serve.offline_rows import open_source
+from serve.offline.rows import open_source
 from train.artifacts import sha256_of
 from train.data.load import IDENTITY_COLUMNS, load_comments, load_texts
 

@@ -25,7 +25,8 @@ from export.config import ExportConfig
 from export.gates import parity
 from export.gates import run as gates
 from export.gates.parity import Comment, batch_invariance, onnx_runner, shape_parity, torch_runner
-from export.graph.build import build, build_int8, linear_layers
+from export.graph.build import build, build_int8
+from export.graph.encoder import linear_layers
 from export.graph.qdq import _OneByOne, linear_nodes
 from export.manifest import check_gates
 from export.repository import load_scorer, read_artifact, versions
@@ -48,7 +49,7 @@ def checkpoint(trained_run: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def subject(exported: Exported) -> gates.Subject:
+def subject(exported: Exported) -> gates.GateSubject:
     return gates.load_subject(exported[0])
 
 
@@ -287,7 +288,7 @@ def silence_a_layer(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize("damaged", ["int8.onnx", "int8_ragged.onnx"])
 def test_interface_gate_goes_red_when_one_is_another_model(
     exported: Exported,
-    subject: gates.Subject,
+    subject: gates.GateSubject,
     tmp_path: Path,
     damaged: str,
 ) -> None:

@@ -98,7 +98,7 @@ def test_a_file_is_written_whole_with_its_mode(tmp_path: Path) -> None:
 def test_a_disks_error_names_the_file_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(BadInput, match=r"x.json cannot be used \(File exists\).*give --out"),
+        pytest.raises(BadInput, match=r"/file cannot be used \(File exists\).*give --out"),
         refusing_disk_errors(tmp_path, "give --out"),
     ):
         write_atomically(tmp_path / "file" / "x.json", "")
@@ -139,6 +139,27 @@ def test_the_holder_of_a_lock_is_named_and_its_end_frees_it(tmp_path: Path) -> N
         with locked(file, "--out x", "wait"):
             assert json.loads(file.read_text())["pid"] == os.getpid()
     assert file.read_text() == ""
+
+
+def test_a_lock_that_removes_its_file_still_locks(tmp_path: Path) -> None:
+    file = tmp_path / ".lock"
+    with locked(file, "it", "", remove=True):
+        assert file.exists()
+    assert not file.exists()
+
+    def other() -> None:  # opens the file that is about to be removed, and waits
+        with locked(file, "it", "", 10, remove=True), pytest.raises(BadInput, match="in use"):
+            locked(file, "it", "wait").__enter__()
+        (tmp_path / "done").write_text("")
+
+    def meanwhile(process: object) -> None:
+        assert fault_child.pause(process, 0.3)
+        held.__exit__(None, None, None)
+
+    held = locked(file, "it", "", remove=True)
+    held.__enter__()
+    assert fault_child.run(other, tmp_path, meanwhile=meanwhile).status == 0
+    assert (tmp_path / "done").exists() and not file.exists()
 
 
 def test_a_lock_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

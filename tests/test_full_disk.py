@@ -1,4 +1,4 @@
-"""Train, export, publish and evaluate where no file has room: one line, nothing half-written."""
+"""Train, export, publish and measure where no file has room: one line, nothing half-written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conftest import TinyModel
 from disk_limit import largest_file
 
 import export.__main__ as export_main
-import quality.__main__ as evaluate_main
+import quality.__main__ as quality_main
 from console.options import run
 from export.config import ExportConfig
 from export.repository import verify, versions
@@ -100,6 +100,6 @@ def test_an_evaluation_keeps_the_report_that_is_there(
     (tmp_path / "evaluation.json").write_text("{}")
     flags = ["--run", trained_run, "--models", trained_run, "--resamples", 100, "--out", tmp_path]
     monkeypatch.setattr(sys, "argv", ["quality", *map(str, flags)])
-    assert "evaluation.json" in line_of(evaluate_main.main, capsys, 1_000)
+    assert "evaluation.json" in line_of(quality_main.main, capsys, 1_000)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == {}
     assert names_in(tmp_path) == {"evaluation.json"}

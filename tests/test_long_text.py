@@ -395,7 +395,7 @@ def test_export_proves_and_publishes_the_windows(trained_run: Path, tmp_path: Pa
 def test_gate_goes_red_when_the_server_follows_another_rule(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(subject: gates.Subject, form: gates.Form) -> Scorer:
+    def wrong(subject: gates.GateSubject, form: gates.Form) -> Scorer:
         rule = LongText.by("mean", subject.long_text.stride)
         return Scorer(form.path, subject.checkpoint.tokenizer, long_text=rule)
 

@@ -33,8 +33,9 @@ from export.gates.parity import (
 )
 from export.gates.placement import Placement, layers_in_float, placement_of
 from export.graph import one_layer
-from export.graph.build import build, build_int8, linear_layers
-from export.scorer import open_session
+from export.graph.build import build, build_int8
+from export.graph.encoder import linear_layers
+from export.session import open_session
 from train.methods.qat import FakeQuantizedEncoder, calibrate
 from train.model import ModelConfig, ToxicityEncoder
 

@@ -22,7 +22,8 @@ from contract import (
     SERVING_LOGIT_ATOL,
 )
 from export.gates.parity import Comment, Runner, ragged_feeds, run_batch, torch_runner
-from export.graph.build import build_packed, linear_layers
+from export.graph.build import build_packed
+from export.graph.encoder import linear_layers
 from tests.conftest import TinyModel
 
 ATOL = {"fp32": SERVING_LOGIT_ATOL, "fp16": 0.01}

@@ -21,11 +21,18 @@ from contract import ENCODER_MODEL, PUBLIC_MODEL, RAGGED_MODEL, BadInput
 from export.config import ExportConfig
 from export.gates import rates
 from export.gates.parity import Comment, feeds_of
-from export.gates.placement import Placement, Row, layers_in_float, off_the_gpu, placement_of
-from export.graph.build import build, build_int8, linear_layers
+from export.gates.placement import (
+    OperatorTime,
+    Placement,
+    layers_in_float,
+    off_the_gpu,
+    placement_of,
+)
+from export.graph.build import build, build_int8
+from export.graph.encoder import linear_layers
 from export.publish import publish
 from export.repository import read_artifact
-from export.scorer import open_session
+from export.session import open_session
 from tests.conftest import TinyModel
 
 GROUPS = (8, 16)
@@ -94,7 +101,7 @@ def test_eight_bit_weights_in_a_float_matmul_go_red(tiny_model: TinyModel, tmp_p
 
 
 # --- A GPU artifact ----------------------------------------------------------------------
-def on_gpu(placement: Placement, *more: Row) -> Placement:
+def on_gpu(placement: Placement, *more: OperatorTime) -> Placement:
     """A real profile as a GPU would give it when all is well, and `more`."""
     moved = [dataclasses.replace(row, provider="CUDAExecutionProvider") for row in placement.rows]
     return dataclasses.replace(placement, rows=[*moved, *more])
@@ -110,7 +117,9 @@ def test_gpu_gates_hold_only_on_the_gpu(int8: Placement) -> None:
 
 
 def test_one_node_on_the_cpu_goes_red(int8: Placement) -> None:
-    nodes, copies = off_the_gpu("fp16", on_gpu(int8, Row("TopK", "CPUExecutionProvider", 1, 3.0)))
+    nodes, copies = off_the_gpu(
+        "fp16", on_gpu(int8, OperatorTime("TopK", "CPUExecutionProvider", 1, 3.0))
+    )
     assert not nodes.holds and nodes.value == 1
     assert nodes.worst == "1 TopK on CPUExecutionProvider"
     assert copies.holds

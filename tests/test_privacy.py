@@ -12,13 +12,14 @@ import torch
 
 import contract
 import export.__main__ as export_main
-import quality.__main__ as evaluate_main
+import quality.__main__ as quality_main
 from bench.traffic.comments import load_pool
 from console.options import make_config, run
 from contract import TOKENIZER_FILE, BadInput, GateFailed
 from export.config import ExportConfig
-from serve.offline_rows import open_source
-from serve.score_file import ScoreFileConfig, score_file
+from serve.offline.config import ScoreFileConfig
+from serve.offline.rows import open_source
+from serve.score_file import score_file
 from train.__main__ import train
 from train.config import TrainConfig
 from train.data.load import load_comments
@@ -105,7 +106,7 @@ def test_export_and_evaluation_name_comments_by_their_rows(
     argv += ["--label-map", *WORDS, "--curated", data, "--curated-label-map", *WORDS, "--misspell"]
     argv += ["--resamples", 100, "--out", tmp_path / "eval"]
     monkeypatch.setattr(sys, "argv", ["quality", *map(str, argv)])
-    evaluate_main.main()
+    quality_main.main()
     said = capfd.readouterr()
     assert MARKER not in said.out + said.err
     assert "tokens, row " in said.out and "of the validation split" in said.out

@@ -23,7 +23,8 @@ from console.options import parse_config
 from contract import BadInput, GateFailed
 from export.config import ExportConfig
 from export.gates import parity
-from export.graph.build import _calibrate, _graph, build_int8
+from export.graph.build import build_int8
+from export.graph.calibrate import calibrate_model
 from export.repository import load_scorer, read_artifact
 from train.__main__ import DEFAULTS_FROM, StopRequest, train
 from train.artifacts import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, load_checkpoint
@@ -75,7 +76,7 @@ def test_ranges_are_those_that_the_export_calibrates(
     model: ToxicityEncoder, comments: list[parity.Comment]
 ) -> None:
     ids = [np.array(comment.ids) for comment in comments]
-    ours, theirs = qat.calibrate(model, ids), _calibrate(_graph(model, GROUPS, None), ids)
+    ours, theirs = qat.calibrate(model, ids), calibrate_model(model, GROUPS, ids)
     assert list(ours) == qat.points(model.config)
     assert ours.keys() == theirs.keys()
     for point, (least, greatest) in theirs.items():

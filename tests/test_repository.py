@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,13 @@ from export import repository as repo
 from export import switch
 from export.model_config import CONFIG_FILE, MODELS
 from export.scorer import Scorer, probability
+from storage import revision
 from storage.files import sha256_of
+
+ROOT = Path(__file__).parent.parent
+GIT = pytest.mark.skipif(
+    not shutil.which("git") or not (ROOT / ".git").exists(), reason="no checkout by Git"
+)
 
 
 def _parsed(repository: Path, model: str) -> model_config_pb2.ModelConfig:
@@ -515,3 +522,33 @@ def test_probability_is_stable_at_the_ends() -> None:
     assert result.dtype == np.float32
     assert result[0] == 0 and result[3] == 0.5 and result[-1] == 1
     np.testing.assert_allclose(result + result[::-1], 1, atol=1e-7)
+
+
+# --- Where it came from ------------------------------------------------------------------
+@GIT
+def test_every_manifest_names_the_commit_of_its_source(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    tiny_model.publish(tmp_path)
+    assert repo.read_artifact(tmp_path)["commit"] == head.stdout.strip()
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    tiny_model.publish(tmp_path)
+    assert "commit" not in repo.read_artifact(tmp_path)
+
+
+@GIT
+def test_a_copy_inside_another_checkout_has_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    me = ("-c", "user.name=a", "-c", "user.email=a@b")
+    made = ["git", "-C", tmp_path, *me, "commit", "-q", "--allow-empty", "-m", "a"]
+    subprocess.run(made, check=True)
+    (tmp_path / "contract.py").write_text("")
+    monkeypatch.setattr(revision, "_ROOT", tmp_path)
+    assert revision.source_commit() is None
+    subprocess.run(["git", "-C", tmp_path, "add", "contract.py"], check=True)
+    assert len(revision.source_commit() or "") == 40

@@ -35,9 +35,14 @@ from core.binding import probability
 from export.repository import load_scorer, version_folder
 from serve import score as score_command
 from serve import score_file
-from serve.offline_rows import CHUNK_BYTES, CHUNK_ROWS, Chunk, open_source
-from serve.offline_worker import ROW, Done, Job, Part, csv_line, open_scorer
-from serve.score_file import ScoreFileConfig, Workers, scored
+from serve.offline.config import ScoreFileConfig
+from serve.offline.forms import ROW, csv_line
+from serve.offline.job import Done, Job, Part
+from serve.offline.parts import STATE_FILE
+from serve.offline.rows import CHUNK_BYTES, CHUNK_ROWS, Chunk, open_source
+from serve.offline.run import Report
+from serve.offline.worker import open_scorer
+from serve.offline.workers import Workers, scored
 from train.data import tables
 
 ROOT = Path(__file__).parent.parent
@@ -59,10 +64,10 @@ def logit(repository: Path) -> Callable[[Sequence[str]], np.ndarray]:
 
 
 @pytest.fixture
-def score(repository: Path) -> Callable[..., score_file.Report]:
+def score(repository: Path) -> Callable[..., Report]:
     """Score a file in this process, by one worker."""
 
-    def run(file: Path, **flags: Any) -> score_file.Report:
+    def run(file: Path, **flags: Any) -> Report:
         flags = {"repository": repository, "processes": 1, **flags}
         return score_file.score_file(make_config(ScoreFileConfig, {"file": str(file), **flags}))
 
@@ -361,7 +366,7 @@ def left(long_file: Path, tmp_path: Path, score: Any, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(score_file, "_join", end)
+        patched.setattr(score_file, "join", end)
         with pytest.raises(KeyboardInterrupt):
             score(long_file, out=out)
     return out
@@ -384,7 +389,7 @@ def test_runs_that_differ_are_not_mixed(
     ):
         with pytest.raises(BadInput, match=f"{words} .* --overwrite to begin again"):
             score(file, out=left, **flags)
-    state = json.loads((Path(f"{left}.parts") / score_file.STATE_FILE).read_text())
+    state = json.loads((Path(f"{left}.parts") / STATE_FILE).read_text())
     assert state["version"] == 1 and len(state["artifact_sha256"]) == 64
     assert state["input"]["bytes"] == long_file.stat().st_size
     copied = tmp_path / "repository"
@@ -398,7 +403,7 @@ def test_runs_that_differ_are_not_mixed(
 
 @pytest.mark.slow
 def test_a_state_of_other_weights_is_refused(left: Path, long_file: Path, score: Any) -> None:
-    path = Path(f"{left}.parts") / score_file.STATE_FILE
+    path = Path(f"{left}.parts") / STATE_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "onnx_sha256": "0" * 64}))
     with pytest.raises(BadInput, match="was begun with onnx_sha256"):
         score(long_file, out=left)
@@ -418,7 +423,7 @@ def test_two_commands_do_not_write_one_output(tmp_path: Path, score: Any) -> Non
     (tmp_path / "a.txt").write_text("you\n")
     with (tmp_path / ".a.scored.csv.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(BadInput, match="another command writes"):
+        with pytest.raises(BadInput, match="is in use by another process"):
             score(tmp_path / "a.txt")
     score(tmp_path / "a.txt")
 
@@ -566,13 +571,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     if form != "csv":
         return
     written = out.with_name(f".{out.name}.partial")
-    real = score_file._join
+    real = score_file.join
 
     def join(*arguments: Any) -> None:  # the parts had room
         with largest_file(200_000):
             real(*arguments)
 
-    monkeypatch.setattr(score_file, "_join", join)
+    monkeypatch.setattr(score_file, "join", join)
     with pytest.raises(OSError, match="File too large") as error:
         score_file.score_file(
             make_config(

@@ -36,15 +36,9 @@ from export.gates.parity import (
     torch_runner,
 )
 from export.gates.placement import placement_of
-from export.graph.build import (
-    GROUP_COST,
-    WIDTH_STEP,
-    build,
-    build_int8,
-    choose_groups,
-    groups_for,
-    linear_layers,
-)
+from export.graph.build import build, build_int8
+from export.graph.encoder import linear_layers
+from export.graph.groups import GROUP_COST, WIDTH_STEP, choose_groups, groups_for
 from train.model import Attention, ModelConfig, ToxicityEncoder
 
 MAX_LEN, VOCAB = 64, 100

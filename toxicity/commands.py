@@ -95,11 +95,11 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     },
     "Measure": {
         "eval": Entry(
-            *("quality.__main__", "quality.config:EvaluateConfig"),
+            *("quality.__main__", "quality.config:QualityConfig"),
             "quality, fairness and calibration of several models, into runs/eval",
         ),
         "baseline": Entry(
-            *("quality.__main__", "quality.config:EvaluateConfig"),
+            *("quality.__main__", "quality.config:QualityConfig"),
             "the same of TF-IDF and logistic regression, into runs/baseline",
             defaults={"models": ("baseline", "baseline-words"), "out": "runs/baseline"},
         ),

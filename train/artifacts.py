@@ -8,9 +8,8 @@ A finished run is a folder with `model.safetensors`, `config.json`, `tokenizer.j
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from contract import TOKENIZER_FILE, BadInput
 from storage.files import read_json as read_json
 from storage.files import remove, replace_folder
 from storage.files import sha256_of as sha256_of
+from storage.files import sha256_of_texts as sha256_of_texts
 from storage.files import write_atomically as write_atomically
 from storage.files import write_json as write_json
 from train.data.tokenizer import Tokenizer
@@ -46,15 +46,6 @@ BEST_FOLDER = "best"
 def save_weights(folder: Path, model: nn.Module) -> None:
     """Write `model.safetensors`, tensors by their PyTorch names."""
     save_tensors(folder / WEIGHTS_FILE, model.state_dict())
-
-
-def sha256_of_texts(texts: Iterable[str]) -> str:
-    """Hex digest of the texts in their order, each with its length."""
-    digest = hashlib.sha256()
-    for text in texts:
-        part = text.encode("utf-8", "surrogatepass")
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -5,7 +5,6 @@ Used by `bench.model.encoder`, on the CPUs that its process is pinned to.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections import Counter
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.serving.contenders import Feed
 from contract import ATTENTION_MASK, INPUT_IDS, LOGIT, OPSET
+from export.session import node_runs, open_session, profile_into, session_options
 from train.methods.qat import WEIGHT_LIMIT
 
 PEAK_SHAPE = (4096, 768, 768)
@@ -51,7 +50,7 @@ def peak_gops(kind: Literal["int8", "fp32"], threads: int) -> float:
         [numpy_helper.from_array(b, "b")],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
-    session = _session(proto.SerializeToString(), threads)
+    session = open_session(proto.SerializeToString(), options=session_options(threads))
     seconds = []
     for _ in range(_TRIES):
         began = time.perf_counter()
@@ -66,20 +65,19 @@ def profile_by_op(path: Path, feeds: Sequence[Feed]) -> list[dict[str, Any]]:
     `share` is of the time in all nodes; what ONNX Runtime spends between them is not in it.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        session = _session(path, 1, profile=Path(scratch) / "profile")
+        session = open_session(path, options=profile_into(session_options(), Path(scratch)))
         session.run([LOGIT], _named(feeds[0]))  # the first run allocates
         began = time.perf_counter()
         for feed in feeds:
             session.run([LOGIT], _named(feed))
         seconds = time.perf_counter() - began
-        events = json.loads(Path(session.end_profiling()).read_text())
-    nodes = [event for event in events if event.get("cat") == "Node" and "op_name" in event["args"]]
+        nodes = node_runs(session)
     runs = 1 + len(feeds)
     first = len(nodes) // runs  # every run has the same nodes
     spent: Counter[str] = Counter()
-    for event in nodes[first:]:
-        spent[event["args"]["op_name"]] += event["dur"]
-    calls = Counter(event["args"]["op_name"] for event in nodes[:first])
+    for node in nodes[first:]:
+        spent[node.op] += round(node.us)
+    calls = Counter(node.op for node in nodes[:first])
     total = spent.total()
     rows = [
         {"op": op, "nodes": calls[op], "us": us, "share": round(us / total, 4)}
@@ -91,12 +89,3 @@ def profile_by_op(path: Path, feeds: Sequence[Feed]) -> list[dict[str, Any]]:
 
 def _named(feed: Feed) -> dict[str, np.ndarray]:
     return dict(zip((INPUT_IDS, ATTENTION_MASK), feed, strict=True))
-
-
-def _session(model: Path | bytes, threads: int, profile: Path | None = None) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    if profile:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

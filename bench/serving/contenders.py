@@ -109,13 +109,10 @@ def _runner(name: str, folder: Path, threads: int) -> Runner:
 
 
 def _onnx_runner(path: Path, threads: int) -> Runner:
-    import onnxruntime as ort
+    from export.session import open_session, session_options
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    if path.stem.startswith("serving"):  # as `export.scorer` serves it
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    own = path.stem.startswith("serving")
+    session = open_session(path, options=session_options(threads, file_order=own))
 
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         feed = {INPUT_IDS: input_ids, ATTENTION_MASK: attention_mask}

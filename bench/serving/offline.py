@@ -34,8 +34,8 @@ from bench.traffic.comments import SYNTHETIC, default_source, load_pool
 from console.options import parse_config, run
 from contract import LOGIT, MAX_COMMENT_BYTES, ONNX_FILE, ToxicityError
 from export.repository import verify, version_folder
-from serve.offline_rows import CHUNK_ROWS, open_source
-from serve.offline_worker import open_scorer
+from serve.offline.rows import CHUNK_ROWS, open_source
+from serve.offline.worker import open_scorer
 from train.artifacts import sha256_of, write_json
 from train.data.load import TEXT_COLUMNS
 from train.data.tables import find_column

@@ -16,6 +16,7 @@ from contract import CLS_ID
 from export.gates import parity
 from export.gates.parity import Comment
 from export.graph import build as serving_graph
+from export.graph.groups import groups_for
 from export.graph.qdq import write_dynamic, write_qdq
 from export.graph.trace import trace
 from train.artifacts import load_checkpoint, save_weights, sha256_of, write_json
@@ -45,7 +46,7 @@ class Subject:
         lengths = [len(ids[row]) for row in range(len(ids))]
         rows = length_mix(lengths, sample)
         self.sample = [Comment(f"comment {row}", ids[row]) for row in rows]
-        self.groups = serving_graph.groups_for(self.model.config, lengths)
+        self.groups = groups_for(self.model.config, lengths)
         self._write_files([ids[-row] for row in range(1, CALIBRATION + 1)])
         self._logits: dict[tuple[bool, str], float] = {}
 

@@ -17,7 +17,8 @@ from sklearn.metrics import roc_auc_score
 
 import contract
 from contract import ACCUMULATED_COUNTS, ATTENTION_MASK, CLS_ID, INPUT_IDS, LOGIT, UNK_ID
-from export.scorer import LongText, open_session
+from export.scorer import LongText
+from export.session import open_session
 from train.data.batches import collate
 from train.data.tokenizer import Tokenizer
 from train.model import ToxicityEncoder

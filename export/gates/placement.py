@@ -7,7 +7,6 @@ says so only in the profile of a run and in the model that it optimised. The gat
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto
 
 from export.gates.parity import Finding
 from export.graph.one_layer import QUERY
-from export.scorer import open_session
+from export.session import node_runs, open_session, profile_into, session_options
 
 _INTEGER_MATMULS = {"MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearMatMul"}
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
@@ -30,7 +28,7 @@ _EIGHT_BITS = {TensorProto.INT8, TensorProto.UINT8}
 
 
 @dataclass(frozen=True)
-class Row:
+class OperatorTime:
     """Nodes of one operator on one provider, and their time in microseconds a run."""
 
     op: str
@@ -43,7 +41,7 @@ class Row:
 class Placement:
     """What ran where, the slowest operator first."""
 
-    rows: list[Row]
+    rows: list[OperatorTime]
     integer_linears: list[str]
     """Names of the nodes that multiply by an 8-bit weight in integers."""
     float_linears: list[str]
@@ -80,23 +78,18 @@ def placement_of(path: Path, feeds: Mapping[str, np.ndarray], device: str = "cpu
     BadInput when the device's provider is missing.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        options = ort.SessionOptions()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(scratch) / "profile")
+        options = profile_into(session_options(), Path(scratch))
         options.optimized_model_filepath = str(Path(scratch) / "optimized.onnx")
         options.log_severity_level = 3  # it warns that the optimised file is for this CPU only
         session = open_session(path, device, options=options)
         for _ in range(2):
             session.run(None, feeds)
-        events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+        runs = node_runs(session)
         graph = onnx.load(options.optimized_model_filepath).graph
     ran: dict[tuple[str, str], dict[str, float]] = {}  # last time of every node
-    for event in events:
-        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
-            key = event["args"]["op_name"], event["args"]["provider"]
-            name = event["name"].removesuffix("_kernel_time")
-            ran.setdefault(key, {})[name] = event["dur"]
-    rows = [Row(*key, len(nodes), sum(nodes.values())) for key, nodes in ran.items()]
+    for run in runs:
+        ran.setdefault((run.op, run.provider), {})[run.name] = run.us
+    rows = [OperatorTime(*key, len(nodes), sum(nodes.values())) for key, nodes in ran.items()]
     names = {name for nodes in ran.values() for name in nodes}
     linears = [node for node in _linears(graph) if node.name in names]
     return Placement(

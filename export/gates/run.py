@@ -20,7 +20,7 @@ from export.config import ExportConfig
 from export.gates import parity, placement
 from export.gates.parity import Comment, Finding, Runner
 from export.gates.placement import Placement, placement_of
-from export.graph.build import linear_layers
+from export.graph.encoder import linear_layers
 from export.graph.qdq import qdq_logits
 from export.graph.torchscript import torchscript_runner
 from export.scorer import LongText, Scorer
@@ -65,7 +65,7 @@ class Form:
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class GateSubject:
     """A checkpoint and the comments of its training run; `sample` is what most gates look at."""
 
     checkpoint: Checkpoint
@@ -94,7 +94,7 @@ class Subject:
         return parity.reference_logits(model, texts, self.checkpoint.tokenizer, self.long_text)
 
 
-def load_subject(config: ExportConfig) -> Subject:
+def load_subject(config: ExportConfig) -> GateSubject:
     """Raises BadInput when the comments are not those of the training run any more."""
     checkpoint = load_checkpoint(config.checkpoint)
     comments, split = comments_of_run(config.checkpoint, config.data)
@@ -130,7 +130,7 @@ def load_subject(config: ExportConfig) -> Subject:
     reference = logits = parity.reference_logits(checkpoint.model, *held_out)
     if ranges:
         reference = parity.reference_logits(int8_reference(checkpoint), *held_out)
-    return Subject(
+    return GateSubject(
         checkpoint=checkpoint,
         texts=comments.texts,
         labels=comments.labels,
@@ -149,14 +149,14 @@ def load_subject(config: ExportConfig) -> Subject:
 
 
 # --- Gates of the reference ---------------------------------------------------------------
-def reference_gates(subject: Subject, traced: Path, seed: int) -> list[Finding]:
+def reference_gates(subject: GateSubject, traced: Path, seed: int) -> list[Finding]:
     """The traced graph against PyTorch: every form rests on it."""
     torch_run = parity.torch_runner(subject.checkpoint.model)
     names, bound = ("fp32_shapes", "fp32_edge_cases"), contract.FP32_LOGIT_ATOL
     return _same_logits(names, bound, torch_run, parity.onnx_runner(traced), subject, seed)
 
 
-def torchscript_gate(subject: Subject, path: Path, seed: int) -> Finding:
+def torchscript_gate(subject: GateSubject, path: Path, seed: int) -> Finding:
     return parity.shape_parity(
         "torchscript_shapes",
         contract.TORCHSCRIPT_LOGIT_ATOL,
@@ -168,7 +168,7 @@ def torchscript_gate(subject: Subject, path: Path, seed: int) -> Finding:
     )
 
 
-def tensorrt_gates(subject: Subject, path: Path) -> list[Finding]:
+def tensorrt_gates(subject: GateSubject, path: Path) -> list[Finding]:
     """INT8's bounds for the file as it is written; what a GPU makes of it is not seen here."""
     texts = [subject.texts[row] for row in subject.split.validation]
     windows, counts = parity.windows_of(texts, subject.checkpoint.tokenizer, subject.long_text)
@@ -183,7 +183,7 @@ def tensorrt_gates(subject: Subject, path: Path) -> list[Finding]:
 
 # --- Gates of one form -------------------------------------------------------------------
 def form_gates(
-    subject: Subject, form: Form, traced: Path, seed: int
+    subject: GateSubject, form: Form, traced: Path, seed: int
 ) -> tuple[list[Finding], Placement]:
     """Every gate of one form, and where its nodes ran."""
     served = _served(subject, form)
@@ -211,7 +211,7 @@ def form_gates(
 
 
 def _fp32_gates(
-    subject: Subject, form: Form, traced: Path, served: np.ndarray, seed: int
+    subject: GateSubject, form: Form, traced: Path, served: np.ndarray, seed: int
 ) -> list[Finding]:
     traced_run, form_run = parity.onnx_runner(traced), parity.onnx_runner(form.path, form.device)
     names, bound = ("serving_vs_traced_shapes", "serving_vs_traced"), contract.SERVING_LOGIT_ATOL
@@ -232,7 +232,7 @@ def _same_logits(
     bound: float,
     reference: Runner,
     candidate: Runner,
-    subject: Subject,
+    subject: GateSubject,
     seed: int,
 ) -> list[Finding]:
     """At every shape, and for the sample, as one batch unless its comments are very long."""
@@ -248,7 +248,7 @@ def _same_logits(
 
 
 def _quality(
-    precision: str, subject: Subject, reference: np.ndarray, served: np.ndarray
+    precision: str, subject: GateSubject, reference: np.ndarray, served: np.ndarray
 ) -> list[Finding]:
     labels = subject.labels[subject.split.validation]
     names = [comment.name for comment in subject.validation]
@@ -259,7 +259,7 @@ def _quality(
     return findings
 
 
-def _cascade_gates(subject: Subject, cascade: Cascade, served: np.ndarray) -> list[Finding]:
+def _cascade_gates(subject: GateSubject, cascade: Cascade, served: np.ndarray) -> list[Finding]:
     """The AUROC that was promised, of the very artifact that is published."""
     before = cascade.model.band.teacher_auroc
     after = float(roc_auc_score(subject.labels[subject.split.validation], np.nan_to_num(served)))
@@ -267,7 +267,7 @@ def _cascade_gates(subject: Subject, cascade: Cascade, served: np.ndarray) -> li
     return [Finding("cascade_auroc_loss", before - after, subject.auroc_loss, details)]
 
 
-def _qat_gates(subject: Subject, served: np.ndarray) -> list[Finding]:
+def _qat_gates(subject: GateSubject, served: np.ndarray) -> list[Finding]:
     """INT8 after QAT: the graph is the model that was trained, and costs no quality.
 
     Against the float model that QAT started from only a loss of AUROC counts: the weights went
@@ -297,19 +297,19 @@ def _qat_gates(subject: Subject, served: np.ndarray) -> list[Finding]:
     ]
 
 
-def _served(subject: Subject, form: Form) -> np.ndarray:
+def _served(subject: GateSubject, form: Form) -> np.ndarray:
     """float32 [n] logits of the validation texts from the very code that a server runs."""
     texts = [subject.texts[row] for row in subject.split.validation]
     return _scorer(subject, form).score(texts).logit
 
 
-def _scorer(subject: Subject, form: Form) -> Scorer:
+def _scorer(subject: GateSubject, form: Form) -> Scorer:
     tokenizer, long_text = subject.checkpoint.tokenizer, subject.long_text
     served = form.path if form.device == "cuda" else form.ragged  # as `publish` takes it
     return Scorer(served, tokenizer, form.device, long_text=long_text)
 
 
-def _long_text_gates(subject: Subject, form: Form) -> list[Finding]:
+def _long_text_gates(subject: GateSubject, form: Form) -> list[Finding]:
     """Texts of one window to more than are read: as PyTorch has them, alone as in company."""
     words = itertools.cycle(
         word for row in subject.split.validation for word in subject.texts[row].split()
@@ -329,7 +329,7 @@ def _long_text_gates(subject: Subject, form: Form) -> list[Finding]:
     ]
 
 
-def _invariance(subject: Subject, form: Form, seed: int) -> Finding:
+def _invariance(subject: GateSubject, form: Form, seed: int) -> Finding:
     model, max_len = subject.checkpoint.model, subject.max_len
     return parity.batch_invariance(
         f"{form.precision}_batch_invariance",
@@ -342,7 +342,7 @@ def _invariance(subject: Subject, form: Form, seed: int) -> Finding:
     )
 
 
-def _ragged_parity(subject: Subject, form: Form, seed: int) -> Finding:
+def _ragged_parity(subject: GateSubject, form: Form, seed: int) -> Finding:
     """One graph behind two interfaces: as close as a comment is to itself in other company."""
     return parity.shape_parity(
         f"{form.precision}_ragged_vs_dense",

@@ -1,6 +1,6 @@
 """Attention of an encoder of one layer, laid out for ONNX Runtime's CPU kernels.
 
-`export.graph.build` builds it for softmax encoders of one layer, the student of a cascade
+`export.graph.encoder` builds it for softmax encoders of one layer, the student of a cascade
 included. Such an encoder reads the output of [CLS] alone, and there the query is a constant:
 [CLS] has one embedding and one position. The key weights fold into it as they do in
 `train.methods.qat.keys_folded_away`; the key bias, and whatever else a head adds to all of its
@@ -29,19 +29,17 @@ Dimension letters: N chunks of the batch, W = WIDTH, B comments, H heads, D widt
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
+from torch import Tensor
 
 from contract import CLS_ID
+from export.graph.layout import JoinedBatch
+from export.graph.nodes import CONTRIB, Graph
 from train.methods.qat import WEIGHT_LIMIT, keys_folded_away, scale_and_zero
 from train.model import Block, ToxicityEncoder
-
-if TYPE_CHECKING:  # it imports this module
-    from torch import Tensor
-
-    from export.graph.build import _Batch, _Graph
 
 WIDTH = 16
 """Tokens of a chunk. From 16 to 64 the time is the same within 5 %: fewer, larger matmuls against
@@ -54,7 +52,6 @@ _DEPTH = 128
 (MLAS_SGEMM_STRIDEK). A longer one it may split, depending on their number."""
 QUERY = "attention.query"
 """What the name of the constant query ends with. It is attention, not a Linear layer: float32."""
-_CONTRIB = "com.microsoft"
 _POINT = "blocks.0.query"
 
 
@@ -87,13 +84,13 @@ def score_bound(model: ToxicityEncoder) -> float:
     return float(np.sqrt((query**2).sum(axis=1) * query.shape[1]).max())
 
 
-def attend(g: _Graph, model: ToxicityEncoder, batch: _Batch) -> Attended:
+def attend(g: Graph, model: ToxicityEncoder, batch: JoinedBatch) -> Attended:
     """Context of [CLS], and the projection that reads it."""
     config, block = model.config, _block(model)
     d, heads = config.d_model, config.n_heads
     first_row = _cls_row(model)
-    _, _, weight, bias = (_array(parameter) for parameter in keys_folded_away(block.attention))
-    gain, shift = _array(block.attention_norm.weight), _array(block.attention_norm.bias)
+    _, _, weight, bias = (_float64(parameter) for parameter in keys_folded_away(block.attention))
+    gain, shift = _float64(block.attention_norm.weight), _float64(block.attention_norm.bias)
 
     # Chunks: `row` and `chunk`, int64 [N, 1], of which comment each is and where in it.
     step = g.constant(np.arange(0, config.max_len, WIDTH))
@@ -109,9 +106,9 @@ def attend(g: _Graph, model: ToxicityEncoder, batch: _Batch) -> Attended:
 
     # Rows, float32 [N * W, D]: their squares sum to the variance that LayerNorm takes.
     ids = g("GatherElements", batch.ids, g("Reshape", token, g.constant([-1])))
-    tokens = _centred(_array(model.token_embedding.weight))
+    tokens = _centred(_float64(model.token_embedding.weight))
     positions = np.zeros((-(-config.max_len // WIDTH) * WIDTH, d))
-    positions[: config.max_len] = _centred(_array(model.position_embedding.weight))
+    positions[: config.max_len] = _centred(_float64(model.position_embedding.weight))
     by_chunk = g.weight(positions.reshape(-1, WIDTH * d), "position_embedding")
     rows = g("Reshape", g("Gather", by_chunk, chunk), g.constant([-1, d]))
     x = g("Add", g("Gather", g.weight(tokens, "token_embedding"), ids), rows)
@@ -127,7 +124,7 @@ def attend(g: _Graph, model: ToxicityEncoder, batch: _Batch) -> Attended:
     part = g("Mul", g("Exp", g("Div", score, deviation)), mask)
     by_head = g.constant([heads, -1, WIDTH])
     share = g("Reshape", g("Div", part, deviation), by_head)
-    sums = g("FusedMatMul", share, chunks, transBatchA=1, domain=_CONTRIB)  # [N, H, D]
+    sums = g("FusedMatMul", share, chunks, transBatchA=1, domain=CONTRIB)  # [N, H, D]
     total = g("ReduceSum", g("Reshape", part, by_head), g.constant([2]))  # [H, N, 1]
     both = g("Concat", sums, g("Transpose", total, perm=[1, 0, 2]), axis=2)
 
@@ -140,25 +137,25 @@ def attend(g: _Graph, model: ToxicityEncoder, batch: _Batch) -> Attended:
     return Attended(context, weight.astype(np.float32), (bias + first_row).astype(np.float32))
 
 
-def _scores(g: _Graph, query: np.ndarray, x: str, chunks: str) -> str:
+def _scores(g: Graph, query: np.ndarray, x: str, chunks: str) -> str:
     """`query` [H, D] times the rows x [N * W, D], as [H, N * W]."""
     if query.shape[1] <= _DEPTH:
         return g("Gemm", g.weight(query, QUERY), x, transB=1)
     three = g.weight(query[None], QUERY)  # by chunk, a matmul of one shape for every batch
-    scores = g("FusedMatMul", three, chunks, transB=1, domain=_CONTRIB)  # [N, H, W]
+    scores = g("FusedMatMul", three, chunks, transB=1, domain=CONTRIB)  # [N, H, W]
     scores = g("Transpose", scores, perm=[1, 0, 2])
     return g("Reshape", scores, g.constant([len(query), -1]))
 
 
-def _query(model: ToxicityEncoder, first_row: np.ndarray, g: _Graph | None = None) -> np.ndarray:
+def _query(model: ToxicityEncoder, first_row: np.ndarray, g: Graph | None = None) -> np.ndarray:
     """Query over normed rows before LayerNorm's weight and bias, float64 [H, D].
 
     After QAT with the rounding that it was trained with.
     """
     block = _block(model)
     norm = block.attention_norm
-    gain, shift = _array(norm.weight), _array(norm.bias)
-    weight, bias, _, _ = (_array(parameter) for parameter in keys_folded_away(block.attention))
+    gain, shift = _float64(norm.weight), _float64(norm.bias)
+    weight, bias, _, _ = (_float64(parameter) for parameter in keys_folded_away(block.attention))
     centred = first_row - first_row.mean()
     normed = centred / np.sqrt((centred**2).mean() + norm.eps) * gain + shift
     if g is not None and g.ranges is not None and g.prefix + _POINT in g.ranges:
@@ -179,7 +176,7 @@ def _block(model: ToxicityEncoder) -> Block:
 def _cls_row(model: ToxicityEncoder) -> np.ndarray:
     """Embedding of [CLS] at its place, float64 [D]."""
     tokens, positions = model.token_embedding.weight, model.position_embedding.weight
-    return _array(tokens[CLS_ID]) + _array(positions[0])
+    return _float64(tokens[CLS_ID]) + _float64(positions[0])
 
 
 def _centred(table: np.ndarray) -> np.ndarray:
@@ -187,5 +184,5 @@ def _centred(table: np.ndarray) -> np.ndarray:
     return (table - table.mean(axis=1, keepdims=True)) / np.sqrt(table.shape[1])
 
 
-def _array(parameter: Tensor) -> np.ndarray:
+def _float64(parameter: Tensor) -> np.ndarray:
     return np.asarray(parameter.detach().numpy(), np.float64)

@@ -27,7 +27,7 @@ from onnxruntime.quantization import (
 from contract import ATTENTION_MASK, INPUT_IDS, MAX_BATCH_SIZE
 from export.gates import parity
 from export.gates.parity import Comment
-from export.scorer import open_session
+from export.session import open_session, session_options
 
 TENSORRT_FILE = "tensorrt.onnx"
 
@@ -103,7 +103,7 @@ def qdq_logits(path: Path, comments: Sequence[Comment]) -> np.ndarray:
 
     Without ONNX Runtime's fusions, whose S8 kernels saturate on a CPU that lacks VNNI.
     """
-    options = ort.SessionOptions()
+    options = session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = open_session(path, options=options)
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from export.gates.parity import Runner
-from train.artifacts import write_atomically
+from storage.files import write_atomically
 from train.model import ToxicityEncoder
 
 TORCHSCRIPT_FILE = "model.torchscript.pt"

@@ -10,7 +10,7 @@ import onnx
 import torch
 
 from contract import ATTENTION_MASK, CLS_ID, INPUT_IDS, LOGIT, OPSET
-from train.artifacts import write_atomically
+from storage.files import write_atomically
 from train.model import ToxicityEncoder
 
 

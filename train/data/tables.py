@@ -2,7 +2,7 @@
 
 Nothing is lost on the way: Python's csv keeps a NUL, which pandas' parser cuts a field at, and with
 `strict` takes no quote that is not closed, or within quotes not doubled. What cannot be read is
-refused with its row, counted from 0 without the header. `serve.offline_rows` reads in chunks.
+refused with its row, counted from 0 without the header. `serve.offline.rows` reads in chunks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rows of a file, in order and in chunks of bounded size: CSV, Parquet or lines of text.
 
 Nothing is lost on the way (see `train.data.tables`), and bytes that are not UTF-8 come through as
-lone surrogates (PEP 383) for `serve.offline_worker` to name.
+lone surrogates (PEP 383) for `serve.offline.worker` to name.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def test_misspellings_are_of_their_kind_and_seeded(kind: str, holds: Any) -> Non
 @pytest.fixture(scope="module")
 def published(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the serving graph of `trained_run`, in FP32 and marked as INT8."""
-    folder = tmp_path_factory.mktemp("evaluated")
+    folder = tmp_path_factory.mktemp("quality")
     checkpoint = load_checkpoint(trained_run)
     graph, ragged = folder / "serving.onnx", folder / "ragged.onnx"
     build(checkpoint.model, graph, (32, 64), ragged=ragged)
@@ -263,7 +263,7 @@ def test_baseline_learns_and_is_calibrated(trained_run: Path) -> None:
 
 
 # --- The command -----------------------------------------------------------------------------
-def evaluate(*flags: Any) -> subprocess.CompletedProcess[str]:
+def measured(*flags: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "quality", *map(str, flags)],
         cwd=ROOT,
@@ -283,7 +283,7 @@ def document(
     named, curated = folder / "civil_comments_like.csv", folder / "curated.csv"
     frame.to_csv(named, index=False)
     frame.assign(label=0, group=frame["male"]).to_csv(curated, index=False)
-    done = evaluate(
+    done = measured(
         *("--run", trained_run, "--data", "test", named, "--curated", curated, "--misspell"),
         *("--models", trained_run, published, "baseline-words"),
         *("--out", folder, "--resamples", "100", "--json"),

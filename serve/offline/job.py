@@ -1,0 +1,54 @@
+"""What `score --file` and its worker processes tell each other. Light to import: no PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+OutputForm = Literal["csv", "parquet", "jsonl"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What holds for all chunks of a file."""
+
+    version_folder: Path
+    parts: Path
+    form: OutputForm
+    names: tuple[str, ...]
+    """Columns of the input."""
+    text_column: str
+    keep: tuple[str, ...] | None
+    """Those that go into the output; None for the row's number in their place."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the first line of a part says."""
+
+    first_row: int
+    rows: int
+    tokens: int
+    cut: int
+    windowed: int
+    escaped: int
+    """Fields of other columns that were not UTF-8: their bytes stand as \\xNN."""
+    quarantine: tuple[dict[str, Any], ...]
+    """Rows without a score, each with its number and the reason."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """Answer for a chunk: CPU seconds of the worker, and what the core had of them."""
+
+    number: int
+    part: Part
+    cpu_s: float
+    tokenizer_cpu_s: float
+    encoder_cpu_s: float
+
+
+def part_path(parts: Path, number: int) -> Path:
+    """Where a chunk's part lies once it is done."""
+    return parts / f"{number:08}"

@@ -1,0 +1,116 @@
+"""What is done of a file so far: the folder of its parts, which one command at a time writes.
+
+A command that was interrupted leaves them, and the same command goes on with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from contract import ARTIFACT_FILE, ONNX_FILE, BadInput
+from serve.offline.config import ScoreFileConfig
+from serve.offline.job import Job, Part, part_path
+from serve.offline.rows import CHUNK_BYTES, CHUNK_ROWS, STDIN, Chunk
+from storage.files import read_json, sha256_of, write_atomically
+from storage.locks import locked
+from storage.system_errors import naming
+
+STATE_FILE = "state.json"
+_BEGIN_AGAIN = "give another --out, or --overwrite to begin again"
+
+
+def beside(out: Path, suffix: str) -> Path:
+    """A name next to the output, which begins with its own."""
+    return out.with_name(out.name + suffix)
+
+
+def stamp(name: str) -> tuple[int, int] | None:
+    """Size in bytes and time of the last change in ns of an input; None for a pipe."""
+    if name == STDIN:
+        return None
+    stat = Path(name).stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@contextlib.contextmanager
+def alone(config: ScoreFileConfig, out: Path, job: Job) -> Iterator[None]:
+    """Let no other command write the same output. Raises BadInput where one does."""
+    path, wait = out.with_name(f".{out.name}.lock"), "wait for it, or give another --out"
+    with contextlib.ExitStack() as held:
+        with naming(out):
+            held.enter_context(locked(path, f"--out {out}", wait, remove=True))
+        if not config.overwrite and out.exists() and not job.parts.exists():
+            raise BadInput(f"{out} is there already, expected no file; {_BEGIN_AGAIN}")
+        if config.overwrite or config.file == STDIN:
+            drop(job.parts)
+        yield
+
+
+def go_on_or_begin(config: ScoreFileConfig, job: Job, artifact: dict[str, Any]) -> None:
+    """Check that the parts which are there are of this very command, or begin."""
+    state = {
+        "input": _fingerprint(config.file),
+        "text_column": job.text_column,
+        "columns": job.keep,
+        "version": artifact["version"],
+        "artifact_sha256": sha256_of(job.version_folder / ARTIFACT_FILE),
+        "onnx_sha256": artifact["files"][ONNX_FILE]["sha256"],
+        "form": job.form,
+        "chunk": {"rows": CHUNK_ROWS, "bytes": CHUNK_BYTES},
+    }
+    state = json.loads(json.dumps(state))
+    path = job.parts / STATE_FILE
+    if path.is_file():
+        began = read_json(path, _BEGIN_AGAIN)
+        for name, expected in began.items():
+            if state.get(name) != expected:
+                raise BadInput(
+                    f"{job.parts} was begun with {name} {json.dumps(expected)}, and now it is "
+                    f"{json.dumps(state.get(name))}; give what it was begun with to go on, "
+                    f"{_BEGIN_AGAIN}"
+                )
+        return
+    drop(job.parts)
+    job.parts.mkdir(parents=True)
+    write_atomically(path, json.dumps(state, indent=2) + "\n")
+
+
+def _fingerprint(name: str) -> dict[str, Any] | None:
+    if name == STDIN:
+        return None
+    path = Path(name)
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def drop(parts: Path) -> None:
+    """Remove the parts, of which none counts from the first moment on."""
+    old = parts.with_name(f".{parts.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        parts.rename(old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def done_part(parts: Path, chunk: Chunk) -> Part | None:
+    """What a chunk's part says, None without one. Raises BadInput for one of other rows."""
+    path = part_path(parts, chunk.number)
+    if not path.is_file():
+        return None
+    part = _head(path)
+    if (part.first_row, part.rows) != (chunk.first_row, chunk.rows):
+        raise BadInput(
+            f"{path} holds rows {part.first_row} to {part.first_row + part.rows - 1}, expected "
+            f"{chunk.first_row} to {chunk.first_row + chunk.rows - 1}: another release cuts the "
+            f"file otherwise; {_BEGIN_AGAIN}"
+        )
+    return part
+
+
+def _head(path: Path) -> Part:
+    with path.open("rb") as file:
+        return Part(**json.loads(file.readline()))

@@ -1,0 +1,161 @@
+"""One worker process of `score --file`: opens the scorer, scores chunks, writes their parts.
+
+Light to import: a worker starts without PyTorch. A part is a file of one line, the JSON object
+that `Part` describes, and then the chunk's rows in the form of the output. It appears whole or not
+at all, and once it is there it will stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from console.options import unexpected
+from contract import (
+    ARTIFACT_FILE,
+    MAX_BATCH_SIZE,
+    MAX_COMMENT_BYTES,
+    ONNX_FILE,
+    ORT_FILE,
+    TOKENIZER_FILE,
+    ToxicityError,
+)
+from core.binding import NativeScorer, NativeTokenizer, probability
+from serve.offline.forms import ROW, ScoreColumns, escaped_text, written
+from serve.offline.job import Done, Job, Part, part_path
+from serve.offline.rows import Chunk, Rows
+from storage.files import write_atomically
+from train.data.tables import as_bytes, not_utf8
+
+
+def open_scorer(folder: Path) -> NativeScorer:
+    """Scorer of a version's folder: what the server opens there, on one thread, without a cache.
+
+    Without, because a logit that is looked up may differ in the last bit of a float from one that
+    is computed in other company (FP32, see FP32_INVARIANCE_ATOL), and so would the file.
+    """
+    artifact = json.loads((folder / ARTIFACT_FILE).read_text("utf-8"))
+    library = folder / ORT_FILE
+    return NativeScorer(
+        folder / ONNX_FILE,
+        NativeTokenizer((folder / TOKENIZER_FILE).read_text("utf-8")),
+        gpu=0 if artifact["device"] == "cuda" else None,
+        **artifact.get("long_text", {}),
+        max_batch=MAX_BATCH_SIZE,
+        ort_library=library if library.is_file() else None,
+    )
+
+
+def work(connection: Connection, job: Job) -> None:
+    """Answer every chunk with `Done`, or with an error, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's to deal with
+    try:
+        scorer = open_scorer(job.version_folder)
+        connection.send(None)
+        while True:
+            connection.send(score_chunk(scorer, connection.recv(), job))
+    except (EOFError, ConnectionError):  # the command ended, or was killed
+        return
+    except (ToxicityError, OSError) as error:
+        connection.send(error)
+    except Exception as error:  # to be told by the command, in its one line
+        connection.send(ToxicityError(f"a worker failed: {unexpected(error)}"))
+
+
+def score_chunk(scorer: NativeScorer, chunk: Chunk, job: Job) -> Done:
+    """Score a chunk and write its part."""
+    began = time.process_time()
+    lines: Rows | None = None
+    batch: Any = None
+    if isinstance(chunk.payload, list):
+        lines = chunk.payload
+        texts, reasons = _texts_of_rows(lines, job)
+    else:
+        batch = _read_ipc(chunk.payload)
+        texts, reasons = _texts_of_column(batch.column(job.text_column))
+    found = scorer.score(texts)
+    scored = [row for row in range(chunk.rows) if row not in reasons]
+    logit, chance = np.zeros(chunk.rows, np.float32), np.zeros(chunk.rows, np.float32)
+    logit[scored], chance[scored] = found.logit, probability(found.logit)
+    scores = ScoreColumns(chance, logit, job.version_folder.name, reasons.keys())
+    escaped, data = written(chunk, batch, job, scores)
+    quarantine: list[dict[str, Any]] = []
+    for row, reason in sorted(reasons.items()):
+        entry: dict[str, Any] = {ROW: chunk.first_row + row, "reason": reason}
+        if lines is not None and len(lines[row]) != len(job.names):
+            entry["fields"] = list(map(escaped_text, lines[row]))
+        quarantine.append(entry)
+    part = Part(
+        chunk.first_row,
+        chunk.rows,
+        found.tokens,
+        found.cut,
+        found.windowed,
+        escaped,
+        tuple(quarantine),
+    )
+    head = json.dumps(dataclasses.asdict(part), ensure_ascii=True).encode() + b"\n"
+    write_atomically(part_path(job.parts, chunk.number), head + data)
+    cpu_s = time.process_time() - began
+    return Done(chunk.number, part, cpu_s, found.tokenizer_cpu_s, found.encoder_cpu_s)
+
+
+# --- Texts, or why a row has none --------------------------------------------------------
+def _texts_of_rows(rows: Rows, job: Job) -> tuple[list[str], dict[int, str]]:
+    at, width = job.names.index(job.text_column), len(job.names)
+    texts, reasons = [], {}
+    for number, row in enumerate(rows):
+        if len(row) != width:
+            reasons[number] = f"the row has {len(row)} fields, expected {width}"
+        elif reason := _unreadable(row[at]):
+            reasons[number] = reason
+        else:
+            texts.append(row[at])
+    return texts, reasons
+
+
+def _unreadable(text: str) -> str | None:
+    if text.isascii():
+        size = len(text)
+    else:
+        raw = text.encode("utf-8", "surrogateescape")
+        size = len(raw)
+        if reason := _malformed(raw):
+            return reason
+    return _too_long(size)
+
+
+def _malformed(raw: bytes) -> str | None:
+    reason = not_utf8(raw)
+    return f"the comment is not valid UTF-8 {reason}" if reason else None
+
+
+def _too_long(size: int) -> str | None:
+    if size <= MAX_COMMENT_BYTES:
+        return None
+    return f"the comment is {size} bytes long, expected at most {MAX_COMMENT_BYTES}"
+
+
+def _texts_of_column(column: Any) -> tuple[list[str], dict[int, str]]:
+    texts, reasons = [], {}
+    for number, raw in enumerate(as_bytes(column).to_pylist()):
+        if raw is None:
+            reasons[number] = "the comment is missing (null)"
+        elif reason := _malformed(raw) or _too_long(len(raw)):
+            reasons[number] = reason
+        else:
+            texts.append(raw.decode())
+    return texts, reasons
+
+
+def _read_ipc(payload: Any) -> Any:
+    with pa.ipc.open_stream(payload) as stream:
+        return stream.read_next_batch()

@@ -1,0 +1,98 @@
+"""Worker processes of `score --file`, each with a chunk at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from multiprocessing import connection, resource_tracker
+from typing import Any
+
+from contract import ToxicityError
+from serve.offline.job import Done, Job
+from serve.offline.rows import Chunk
+from serve.offline.worker import work
+
+
+def scored(chunks: Iterable[Chunk], workers: Workers) -> Iterator[Done]:
+    """Every chunk's `Done`, in the order in which they come.
+
+    A chunk is taken when the one before has its worker, so that no more are held than one a
+    worker, and one.
+    """
+    for chunk in chunks:
+        while not workers.idle:
+            yield from workers.wait()
+        workers.give(chunk)
+    while workers.busy:
+        yield from workers.wait()
+
+
+class Workers:
+    """Processes that each score a chunk at a time. When this one dies, they end too."""
+
+    def __init__(self, job: Job, count: int) -> None:
+        self._job, self._count = job, count
+        self._processes: dict[Any, Any] = {}
+        self.idle: list[Any] = []
+        self.busy = 0
+        self.ready_at: float | None = None
+        """When the first could begin."""
+
+    def __enter__(self) -> Workers:
+        context = multiprocessing.get_context("spawn")
+        # Ctrl-C goes to all of a terminal's processes; they inherit that this one deals with it.
+        resource_tracker.ensure_running()  # its start would unblock the signal
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for _ in range(self._count):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=work, args=(theirs, self._job), daemon=True)
+                process.start()
+                theirs.close()
+                self._processes[ours] = process
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        # A part is whole or not there; one that is still starting is not worth the wait.
+        for pipe, process in self._processes.items():
+            process.kill()
+            process.join()
+            pipe.close()
+
+    def give(self, chunk: Chunk) -> None:
+        """Send a chunk to an idle worker."""
+        pipe = self.idle.pop()
+        try:
+            pipe.send(chunk)
+        except BrokenPipeError as error:
+            raise self._lost(pipe) from error
+        self.busy += 1
+
+    def wait(self) -> Iterator[Done]:
+        """Wait for one or more of them: what they did, nothing when they have just started."""
+        ready: list[Any] = connection.wait(list(self._processes))
+        for pipe in ready:
+            try:
+                answer = pipe.recv()
+            except (EOFError, ConnectionResetError) as error:
+                raise self._lost(pipe) from error
+            if isinstance(answer, Exception):
+                raise answer
+            self.idle.append(pipe)
+            if answer is None:
+                self.ready_at = self.ready_at or time.monotonic()
+            else:
+                self.busy -= 1
+                yield answer
+
+    def _lost(self, pipe: Any) -> ToxicityError:
+        process = self._processes[pipe]
+        process.join()
+        return ToxicityError(
+            f"a worker ended with status {process.exitcode}, expected it to go on; when the "
+            "machine ran out of memory, give fewer --processes"
+        )
