@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.model import encoder
 from bench.model.encoder import EncoderBenchConfig, measure
-from bench.report.machine import peak_gops, profile_by_op
+from bench.model.peaks import peak_gops, profile_by_op
+from bench.model.verdict import bars, multiply_adds
 from bench.report.plot import plot_encoders
-from bench.report.verdict import bars, multiply_adds
 from bench.serving.contenders import read_feeds, running, write_feeds
 from bench.traffic import workload
 from bench.traffic.comments import SYNTHETIC, load_pool
