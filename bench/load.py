@@ -23,8 +23,6 @@ import itertools
 import json
 import logging
 import os
-import re
-import struct
 import sys
 import time
 from array import array
@@ -44,15 +42,14 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from bench.traffic import arrivals
 from bench.traffic.bodies import INFER_PATH, Comments, Payload, packed
-from bench.traffic.comments import default_source, load_pool
+from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
+from bench.traffic.faults import SHOWN_CHARS, grpc_fault, http_fault
 from bench.traffic.sockets import Connections
 from console.ending import tell
 from contract import (
     GRPC_PORT,
     HOST,
     HTTP_PORT,
-    MODEL_VERSION,
-    PROBABILITY,
     PUBLIC_MODEL,
     TEXT,
     ToxicityError,
@@ -66,16 +63,6 @@ _LOADED, _LOADING_S = "comments loaded", 120.0
 _DRAIN_S = 20.0
 """Wait for answers at the end of an open loop; what is then in flight counts as failed."""
 _FULL = "generator full"
-_SHOWN_CHARS = 200
-"""Of an error text: enough to say why, short enough for Locust's table of errors."""
-_RIGHT = tuple(
-    re.compile(rb'"name": ?"%s"[^{}]*"data": ?\[%s\]' % (name.encode(), value))
-    for name, value in (
-        (PROBABILITY, rb"(?:0(?:\.\d+)?|1(?:\.0+)?|\d(?:\.\d+)?[eE]-\d+)"),
-        (MODEL_VERSION, rb'"\d+"'),
-    )
-)
-"""Both are in the answer to one comment, if it is right; another is read in full."""
 _log = logging.getLogger(__name__)
 
 
@@ -110,10 +97,10 @@ class _Record:
 def _add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--comments",
-        default=default_source(),
+        default=AUTO,
         env_var="COMMENTS",
         include_in_web_ui=False,  # they are read before the page is there
-        help="comments to send: a .csv, .csv.gz, .zip or .parquet file, or 'synthetic'",
+        help=COMMENTS_HELP,
     )
     parser.set_defaults(web_host=HOST)  # the page starts load for whoever can reach it
     parser.add_argument(
@@ -157,7 +144,7 @@ def _add_arguments(parser: Any) -> None:
 def _load_comments(environment: Any, **_: Any) -> None:
     # Not at the start of the test: the run time counts from there.
     try:
-        pool = load_pool(environment.parsed_options.comments or default_source())
+        pool = load_pool(environment.parsed_options.comments or AUTO)
     except (ToxicityError, OSError) as error:  # Locust would show a traceback and go on
         sys.exit(tell(error))
     _Pool.texts = pool.texts
@@ -341,10 +328,7 @@ class HttpCommentUser(_CommentUser):
 
     def _exchange(self, items: list[bytes]) -> tuple[int, str | None]:
         answer = self._connections.post(self._comments.body(items))
-        content = answer.content or b""
-        if answer.status_code == 200 and all(right.search(content) for right in _RIGHT):
-            return len(content), None
-        return len(content), http_fault(answer)
+        return len(answer.content or b""), http_fault(answer)
 
 
 class GrpcCommentUser(_CommentUser):
@@ -374,57 +358,5 @@ class GrpcCommentUser(_CommentUser):
         try:
             answer = self._stub.ModelInfer(request, timeout=_TIMEOUT_S)
         except grpc.RpcError as error:
-            return 0, f"{error.code().name}: {(error.details() or '')[:_SHOWN_CHARS]}"
+            return 0, f"{error.code().name}: {(error.details() or '')[:SHOWN_CHARS]}"
         return answer.ByteSize(), grpc_fault(answer)
-
-
-def http_fault(response: Any) -> str | None:
-    """Why an `Answer` of `bench.traffic.sockets` counts as failed, or None."""
-    if response.status_code != 200:
-        body = (response.content or b"").decode("utf-8", "replace")
-        return f"{response.status_code}: {body or response.error}"[:_SHOWN_CHARS]
-    try:
-        length = getattr(response, "header_length", None)
-        outputs = json.loads(response.content[:length])["outputs"]
-        if length is None:
-            data = {output["name"]: output["data"] for output in outputs}
-            return _fault(
-                [float(p) for p in data[PROBABILITY]], list(map(str, data[MODEL_VERSION]))
-            )
-        sizes = [output["parameters"]["binary_data_size"] for output in outputs]
-        ends = list(itertools.accumulate(sizes, initial=length))
-        names = [output["name"] for output in outputs]
-        parts = [response.content[a:b] for a, b in itertools.pairwise(ends)]
-        return _raw_fault(dict(zip(names, parts, strict=True)))
-    except (ValueError, TypeError, LookupError, struct.error) as error:
-        return f"the answer cannot be read: {error!r}"[:_SHOWN_CHARS]
-
-
-def grpc_fault(answer: Any) -> str | None:
-    """Why a ModelInferResponse counts as failed, or None."""
-    names = [output.name for output in answer.outputs]
-    try:
-        return _raw_fault(dict(zip(names, answer.raw_output_contents, strict=True)))
-    except (ValueError, LookupError, struct.error) as error:
-        return f"the answer cannot be read: {error!r}"[:_SHOWN_CHARS]
-
-
-def _raw_fault(raw: dict[str, bytes]) -> str | None:
-    probabilities = [p for (p,) in struct.iter_unpack("<f", raw[PROBABILITY])]
-    versions, left = [], raw[MODEL_VERSION]
-    while left:
-        (size,) = struct.unpack_from("<I", left)
-        versions.append(left[4 : 4 + size].decode())
-        left = left[4 + size :]
-    return _fault(probabilities, versions)
-
-
-def _fault(probabilities: list[float], versions: list[str]) -> str | None:
-    if not probabilities or len(probabilities) != len(versions):
-        return f"{len(probabilities)} {PROBABILITY} and {len(versions)} {MODEL_VERSION}"
-    for probability, version in zip(probabilities, versions, strict=True):
-        if not 0.0 <= probability <= 1.0:
-            return f"{PROBABILITY} is {probability}, expected 0 to 1"
-        if not version.isdecimal():
-            return f"{MODEL_VERSION} is {version!r}, expected a number"
-    return None

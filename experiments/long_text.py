@@ -5,12 +5,11 @@
 AUROC of the PyTorch model on a labelled file, by the rule that the server follows for comments
 beyond the checkpoint's max_len (`export.scorer.LongText`): on those comments alone, and on all.
 The gain over cut stands with its 95 % interval by a paired bootstrap over the comments. Prints a
-table and writes `long_text.json`. A missed bar is named, and an error with `--check` only.
+table and writes `long_text.json`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from sklearn.metrics import roc_auc_score
 
-from console.options import make_config, parse_config, run
-from contract import BadInput, ToxicityError
+from bench.report.result import ResultOptions, at_least, begin, report
+from bench.report.result import document as result_document
+from console.options import make_config, run
+from contract import BadInput
 from export.config import ExportConfig
 from export.gates.parity import reference_logits, windows_of
 from export.scorer import LongTextRule
-from storage.files import write_json
 from train.artifacts import WEIGHTS_FILE, load_checkpoint, sha256_of
 from train.data.load import load_comments
 from train.validation import classification_metrics
@@ -35,10 +35,15 @@ _RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class LongTextBenchConfig:
+class LongTextBenchConfig(ResultOptions):
     """Flags of `python -m experiments.long_text`."""
 
-    data: str = Field(description="a labelled file that the checkpoint was not trained on")
+    data: str | None = Field(
+        None, description="a labelled file that the checkpoint was not trained on"
+    )
+    text_column: str | None = Field(None, description="column of the comment; as in training")
+    label_column: str | None = Field(None, description="column of the label; as in training")
+    label_map: tuple[str, ...] = Field((), description="what other labels mean; as in training")
     checkpoint: Path = Field(Path("runs/model"), description="folder that `make train` wrote")
     stride: int | None = Field(None, ge=1, description="of the windows, as `python -m export` has")
     seed: int = Field(0, ge=0, description="seed of the bootstrap")
@@ -48,37 +53,24 @@ class LongTextBenchConfig:
 
 
 def main() -> None:
-    config = parse_config(
-        LongTextBenchConfig,
-        None,
-        prog="python -m experiments.long_text",
-        description="Quality of windows over long comments.",
+    config = begin(
+        LongTextBenchConfig, "experiments.long_text", "Quality of windows over long comments."
     )
     document = bench(config)
-    write_json(config.out / "long_text.json", document)
-    print(f"wrote {config.out / 'long_text.json'}")
-    if config.json:
-        print(json.dumps(document))
-    missed = [f"{name} is {bar['value']:g}" for name, bar in _missed(document["bars"])]
-    if missed and config.check:
-        raise ToxicityError(f"missed: {', '.join(missed)}; train or choose another rule")
-    for words in missed:
-        print(f"missed: {words}")
-
-
-def _missed(bars: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [(name, bar) for name, bar in bars.items() if not bar["holds"]]
+    report(config, document, _table(document))
 
 
 def bench(config: LongTextBenchConfig) -> dict[str, Any]:
-    """Score the file by every rule, print the table, return the JSON document."""
+    """Score the file by every rule; the JSON document."""
+    if config.data is None:
+        raise BadInput("--data is missing, expected a labelled file; give --data test.csv.gz, say")
     checkpoint = load_checkpoint(config.checkpoint)
     settings, tokenizer = checkpoint.config["train"], checkpoint.tokenizer
     comments = load_comments(
         config.data,
-        text_column=settings["text_column"],
-        label_column=settings["label_column"],
-        label_map=settings.get("label_map", ()),
+        text_column=config.text_column or settings["text_column"],
+        label_column=config.label_column or settings["label_column"],
+        label_map=config.label_map or settings.get("label_map", ()),
     )
     print(comments.summary(), flush=True)
     long = np.array([tokenizer.encode_and_cut(text)[1] for text in comments.texts])
@@ -110,25 +102,22 @@ def bench(config: LongTextBenchConfig) -> dict[str, Any]:
         }
         for name in _RULES
     }
-    document = {
-        "bench": "long_text",
-        "data": comments.source,
-        "checkpoint_sha256": sha256_of(config.checkpoint / WEIGHTS_FILE),
-        "max_len": tokenizer.max_len,
-        "comments": len(comments.texts),
-        "long_comments": int(long.sum()),
-        "results": results,
-        "bars": {
-            f"{name}_auroc_gain_on_long_comments": {
-                "value": results[name]["gain_on_long"]["auroc"],
-                "bar": 0.0,
-                "holds": results[name]["gain_on_long"]["auroc"] >= 0,
-            }
+    return result_document(
+        "long_text",
+        config,
+        data=comments.source,
+        checkpoint_sha256=sha256_of(config.checkpoint / WEIGHTS_FILE),
+        max_len=tokenizer.max_len,
+        comments=len(comments.texts),
+        long_comments=int(long.sum()),
+        results=results,
+        bars={
+            f"{name}_auroc_gain_on_long_comments": at_least(
+                results[name]["gain_on_long"]["auroc"], 0.0, digits=6
+            )
             for name in ("max", "mean")
         },
-    }
-    print(_table(document))
-    return document
+    )
 
 
 def _gain(
@@ -144,6 +133,8 @@ def _gain(
             gains.append(new - old)
     low, high = np.percentile(gains, [2.5, 97.5])
     gain = roc_auc_score(labels, after) - roc_auc_score(labels, before)
+    # Percentiles of few resamples need not hold the estimate; an interval does.
+    low, high = min(low, gain), max(high, gain)
     return {"auroc": float(gain), "low": float(low), "high": float(high)}
 
 

@@ -88,7 +88,9 @@ def test_nothing_is_left_when_it_is_told_to_end(repository: Path, tmp_path: Path
         found = []
         for one in psutil.process_iter(["pid", "name", "cmdline"]):
             words = " ".join(one.info["cmdline"] or [])
-            if one.pid not in before and ("door-" in words or "bench.hostile.attack" in words):
+            if one.pid not in before and (
+                "bench-server-" in words or "bench.hostile.attack" in words
+            ):
                 found.append(words)
         return found
 

@@ -17,12 +17,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.model import encoder
+from bench.model import encoder, peaks
 from bench.model.encoder import EncoderBenchConfig, measure
-from bench.report import machine
-from bench.report.machine import peak_gops, profile_by_op
+from bench.model.peaks import peak_gops, profile_by_op
+from bench.model.verdict import bars, multiply_adds
 from bench.report.plot import plot_encoders
-from bench.report.verdict import bars, multiply_adds
 from bench.serving.contenders import read_feeds, running, write_feeds
 from bench.traffic import workload
 from bench.traffic.comments import SYNTHETIC, load_pool
@@ -193,7 +192,7 @@ def test_profile_counts_every_linear_layer(
     nodes = {row["op"]: row["nodes"] for row in rows}
     assert nodes["MatMulIntegerToFloat"] == linear_layers(subject.model)
     assert sum(row["share"] or 0 for row in rows) == pytest.approx(1, abs=0.01)
-    monkeypatch.setattr(machine, "PEAK_SHAPE", (256, 256, 256))
+    monkeypatch.setattr(peaks, "PEAK_SHAPE", (256, 256, 256))
     assert all(peak_gops(kind, 1) > 1 for kind in ("int8", "fp32"))
 
 
@@ -236,7 +235,7 @@ def test_whole_run_on_a_tiny_model(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setattr(encoder, "Subject", lambda *_: subject)  # it would make the same again
-    monkeypatch.setattr(machine, "PEAK_SHAPE", (256, 256, 256))
+    monkeypatch.setattr(peaks, "PEAK_SHAPE", (256, 256, 256))
     monkeypatch.setattr(encoder, "BATCHES", (1, 32))
     monkeypatch.setattr(encoder, "GROWTH_BATCHES", (1, 2))
     monkeypatch.setattr(encoder, "GROWTH_LENGTHS", (8, 64))

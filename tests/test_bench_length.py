@@ -10,6 +10,7 @@ import pytest
 
 from bench.model import length
 from bench.model.length import Cost, LengthBenchConfig, overtakes
+from bench.report.plot import plot_lengths
 from contract import BadInput
 from experiments import long_text
 from experiments.long_text import LongTextBenchConfig
@@ -47,7 +48,7 @@ def test_the_bench_of_lengths_runs_and_checks_every_logit(
     assert [cost["tokens"] for cost in document["costs"]] == [8, 16, 40]
     assert all(us > 0 for cost in document["costs"] for us in cost["us"].values())
     assert all(cost["logit_gap"]["linear_fp32"] < 1e-5 for cost in document["costs"])
-    length._plot(document, tmp_path / "length.png")
+    plot_lengths(document, tmp_path / "length.png")
     assert (tmp_path / "length.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -56,7 +56,7 @@ def test_bars_can_fail() -> None:
 
 
 def test_contenders_are_skipped_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "_tokenizers_version", lambda: None)
+    monkeypatch.setattr(bench, "_has_tokenizers", lambda: False)
     document = measure(replace(CONFIG, max_vocab=100))
     assert document["us_per_85_tokens"].keys() == {CORE, CORE_UNK, OURS, UNK}
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import TinyModel, free_port
+from conftest import TinyModel
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -40,18 +40,12 @@ def config(tiny_model: TinyModel, tmp_path: Path) -> CapacityConfig:
         repository=tmp_path / "published",
         student=tmp_path / "published",
         traced=tiny_model.onnx_path,
-        http_port=_port(),
         comments=SYNTHETIC,
         out=tmp_path / "out",
         seconds=3,
         steps=1,
         p99_ms=10_000,
     )
-
-
-def _port() -> int:
-    """Leaves room for the ports of replicas."""
-    return min(free_port(), 65_000)
 
 
 @pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)

@@ -69,7 +69,7 @@ def test_command_prints_bars_that_hold(
         "--count",
         "100",
     ]
-    command += ["--run-dir", str(config.run_dir)]
+    command += ["--run-dir", str(config.run_dir), "--json"]
     done = subprocess.run(
         [*command, "--checkpoint", str(trained_run)], cwd=ROOT, capture_output=True, text=True
     )

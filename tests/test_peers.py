@@ -6,9 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import free_port
 
-from bench.serving.peer_app import TorchScorer
+from bench.serving.peer_scorer import TorchScorer
 from bench.serving.peers import PeersConfig, _peer, ask, bars
 from bench.traffic.comments import SYNTHETIC
 from contract import FP32_LOGIT_ATOL
@@ -27,9 +26,7 @@ def test_torch_scorer_is_the_checkpoint(trained_run: Path) -> None:
 def test_peer_answers_over_http(trained_run: Path, tmp_path: Path, framework: str) -> None:
     if find_spec(framework) is None:
         pytest.skip(f"{framework} is not installed; `make bench-peers` installs it")
-    config = PeersConfig(
-        checkpoint=trained_run, http_port=free_port(), out=tmp_path, comments=SYNTHETIC
-    )
+    config = PeersConfig(checkpoint=trained_run, out=tmp_path, comments=SYNTHETIC)
     with _peer(config, framework) as server:
         logits = ask(server.http_port, TEXTS)
     expected = TorchScorer(trained_run).score(TEXTS)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from train.artifacts import write_atomically
+from console.figures import finish, panels, save, whole_numbers
 
 
 def plot_curves(history: list[dict[str, Any]], path: Path) -> None:
     """Draw training and validation loss beside AUROC, F1, precision and recall by epoch."""
     epochs = [entry["epoch"] for entry in history]
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(1, 2, (11, 4))
     left.plot(epochs, [entry["train_loss"] for entry in history], "o-", label="training (weighted)")
     left.plot(epochs, [entry["loss"] for entry in history], "o-", label="validation")
     left.set(xlabel="epoch", ylabel="cross-entropy, nats", title="Loss")
@@ -23,9 +19,6 @@ def plot_curves(history: list[dict[str, Any]], path: Path) -> None:
         right.plot(epochs, [entry[name] for entry in history], "o-", label=name)
     right.set(xlabel="epoch", title="Validation")
     for axes in (left, right):
-        axes.legend()
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(path, buffer.getvalue())
+        finish(axes)
+        whole_numbers(axes, epochs)
+    save(figure, path)

@@ -9,8 +9,7 @@ one wants the same files, two at once, a disk that is full from a step on, a ful
 may mount one, a limit on the size of files, damaged files, a clock that was elsewhere. Then it
 looks whether every version that was there verifies bit for bit, whether the command that follows
 works, and whether anything half-made is left. Each trial follows from --seed and its number; a run
-that ended goes on where it stopped. Prints a table, and writes faults.json; `--json` prints that,
-too.
+that ended goes on where it stopped. Prints a table and writes `faults.json`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import math
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -40,41 +38,41 @@ from tqdm import tqdm
 from bench.faults.child import Ending, run
 from bench.faults.kinds import FAULTS, Trial, Usual
 from bench.faults.targets import INVARIANTS, TARGETS, Broken, Found
-from bench.run import hardware, report_broken_bars
-from console.options import parse_config
+from bench.report.result import RUNS, Bars, ResultOptions, begin, document, exactly, report
+from bench.report.tables import aligned
 from console.options import run as run_command
 from contract import BadInput, ToxicityError
-from storage.files import write_atomically, write_json
+from storage.files import write_atomically
 from storage.locks import LOCK_FILE
 
 _TMPFS_MB = 256
+TRIALS: dict[str, Any] = {"group": "trials"}
 
 
 @dataclass(frozen=True)
-class FaultsConfig:
+class FaultsConfig(ResultOptions):
     """Flags of `python -m bench.faults.run`."""
 
-    count: int = Field(1000, ge=1, description="faults in all")
-    seed: int = Field(0, ge=0, description="seed of all of them")
-    seconds: float = Field(math.inf, gt=0, description="begin no fault after so long")
-    targets: tuple[str, ...] = Field(tuple(TARGETS), description="commands to hurt")
-    faults: tuple[str, ...] = Field((), description="kinds of faults; left out: all")
-    out: Path = Field(Path("bench/out"), description="folder of faults.json and the trials done")
-    restart: bool = Field(False, description="forget the trials that an earlier run did")
-    json: bool = Field(False, description="print the document as the last line")
+    count: int = Field(1000, ge=1, description="faults in all", json_schema_extra=RUNS)
+    seed: int = Field(0, ge=0, description="seed of all of them", json_schema_extra=RUNS)
+    seconds: float = Field(
+        math.inf, gt=0, description="begin no fault after so long", json_schema_extra=RUNS
+    )
+    targets: tuple[str, ...] = Field(
+        tuple(TARGETS), description="commands to hurt", json_schema_extra=TRIALS
+    )
+    faults: tuple[str, ...] = Field(
+        (), description="kinds of faults; left out: all", json_schema_extra=TRIALS
+    )
+    restart: bool = Field(
+        False, description="forget the trials that an earlier run did", json_schema_extra=RUNS
+    )
 
 
 def main() -> None:
-    config = parse_config(
-        FaultsConfig, None, prog="python -m bench.faults.run", description="Hurt the commands."
-    )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is mounted is unmounted
-    document = measure(config)
-    write_json(config.out / "faults.json", document)
-    print(table(document))
-    if config.json:
-        print(json.dumps(document))
-    report_broken_bars(document)
+    config = begin(FaultsConfig, "bench.faults.run", "Hurt the commands.")
+    found = measure(config)
+    report(config, found, table(found))
 
 
 def measure(config: FaultsConfig) -> dict[str, Any]:
@@ -104,16 +102,15 @@ def measure(config: FaultsConfig) -> dict[str, Any]:
     rows = [done[number] for number in sorted(done)]
     if not rows:
         raise BadInput(f"--seconds is {config.seconds:g}, too few for one fault; give more")
-    return {
-        "bench": "faults",
-        "seed": config.seed,
-        "count": len(rows),
-        "tmpfs": any(row["fault"] == "tmpfs full" for row in rows),
-        "hardware": hardware(),
-        "trials": _counted(rows),
-        "broken": [row for row in rows if row["broken"]],
-        "bars": bars(rows),
-    }
+    return document(
+        "faults",
+        config,
+        count=len(rows),
+        tmpfs=any(row["fault"] == "tmpfs full" for row in rows),
+        trials=_counted(rows),
+        broken=[row for row in rows if row["broken"]],
+        bars=bars(rows),
+    )
 
 
 def _done(log: Path, config: FaultsConfig) -> dict[int, dict[str, Any]]:
@@ -219,13 +216,12 @@ def _tmpfs(folder: Path) -> Iterator[Path | None]:
 
 
 # --- Telling -----------------------------------------------------------------------------
-def bars(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def bars(rows: list[dict[str, Any]]) -> Bars:
     """Of each invariant the share of the trials in which it holds: all of them."""
-    found = {}
-    for name in INVARIANTS:
-        share = sum(name not in row["broken"] for row in rows) / len(rows)
-        found[name] = {"value": round(share, 5), "bar": 1, "holds": share == 1}
-    return found
+    shares = {
+        name: sum(name not in row["broken"] for row in rows) / len(rows) for name in INVARIANTS
+    }
+    return {name: exactly(share, 1, digits=5) for name, share in shares.items()}
 
 
 def _counted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -238,22 +234,21 @@ def _counted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def table(document: dict[str, Any]) -> str:
-    """A line for each fault with its trials by command, then the invariants and what broke."""
-    counted = document["trials"]
+def table(found: dict[str, Any]) -> str:
+    """A line for each fault with its trials by command, then what broke."""
+    counted = found["trials"]
     targets = [name for name in TARGETS if any(row["target"] == name for row in counted)]
-    lines = [f"{'fault':<22}" + "".join(f"{name:>14}" for name in targets) + f"{'broken':>8}"]
+    lines = [["fault", *targets, "broken"]]
     for fault in FAULTS:
         of = {row["target"]: row for row in counted if row["fault"] == fault}
-        cells = "".join(f"{of[name]['trials'] if name in of else 0:>14}" for name in targets)
-        lines.append(f"{fault:<22}{cells}{sum(row['broken'] for row in of.values()):>8}")
-    for name, bar in document["bars"].items():
-        lines.append(f"{name:<22} {100 * bar['value']:.2f} % of {document['count']} trials")
-    for row in document["broken"][:20]:
+        cells = [str(of[name]["trials"] if name in of else 0) for name in targets]
+        lines.append([fault, *cells, str(sum(row["broken"] for row in of.values()))])
+    told = [aligned(lines), f"{found['count']} trials"]
+    for row in found["broken"][:20]:
         reasons = "; ".join(f"{name}: {text}" for name, text in row["broken"].items())
         where = f"trial {row['number']} ({row['target']}, {row['fault']})"
-        lines.append(f"{where}: {' '.join(reasons.split())[:300]}")
-    return "\n".join(lines)
+        told.append(f"{where}: {' '.join(reasons.split())[:300]}")
+    return "\n".join(told)
 
 
 if __name__ == "__main__":

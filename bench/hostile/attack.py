@@ -7,15 +7,12 @@ and have every score compared with the offline one; after a calm while, hypothes
 bodies, and then several processes send requests of the families of `bench.hostile.families` over
 raw sockets, from other addresses of this machine, each answer judged by `bench.hostile.legality`.
 Beside them, gRPC calls with short deadlines and cancelled ones. At the end the clients leave open
-what they had opened. Prints a table by family and the bars; the JSON document goes to
-`attack.json`, and to the last line with `--json`. Exit status 1 for a missed bar only with
-`--check`.
+what they had opened. Prints a table by family and writes `attack.json`.
 """
 
 from __future__ import annotations
 
 import json
-import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,14 +28,24 @@ from bench.hostile import attackers, honest, tally, watch
 from bench.hostile.children import Children, Signals
 from bench.hostile.families import GRPC, HYPOTHESIS
 from bench.hostile.tally import FamilyTally
+from bench.report.result import (
+    LOAD,
+    RUNS,
+    SERVER,
+    Bars,
+    ResultOptions,
+    at_most,
+    begin,
+    document,
+    report,
+)
 from bench.traffic.answers import ATOL
-from bench.traffic.comments import default_source, load_pool
-from console.options import parse_config, run
+from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
+from console.options import run
 from contract import IDLE_TIMEOUT_S, ToxicityError
 from export.repository import current, load_scorer, read_artifact
 from serve import control, door, haproxy
 from serve.supervisor import Supervisor
-from storage.files import write_json
 
 _END_MARGIN_S = 25
 """The bounds of headers and bodies, and some more."""
@@ -49,24 +56,45 @@ _SETTLE_S = 2.0
 
 
 @pydantic_dataclasses.dataclass(frozen=True)
-class AttackConfig:
+class AttackConfig(ResultOptions):
     """Flags of `python -m bench.hostile.attack`."""
 
-    repository: Path = Field(Path("model_repository"), description="published repository")
-    requests: int = Field(1_000_000, ge=100, description="hostile requests over raw sockets")
-    examples: int = Field(3000, ge=0, description="bodies that hypothesis makes; 0 for none")
-    grpc: bool = Field(True, description="also gRPC calls that are cancelled or run out of time")
-    processes: int = Field(2, ge=1, le=64, description="processes that attack")
-    connections: int = Field(64, ge=1, le=512, description="connections of each at a time")
-    slow: int = Field(64, ge=0, le=512, description="slow connections of each beside those")
-    seed: int = Field(1, ge=0, description="of all that is drawn")
-    rate: float = Field(100, gt=0, description="honest requests a second")
-    calm_s: float = Field(10, ge=1, description="seconds of honest load before the attack")
-    leave_idle: bool = Field(True, description="leave idle connections to the door to close")
-    comments: str = Field(default_source(), description="labelled file, or 'synthetic'")
-    out: Path = Field(Path("bench/out"), description="folder of attack.json")
-    check: bool = Field(False, description="exit with 1 when a bar is missed")
-    json: bool = Field(False, description="print the document as the last line")
+    repository: Path = Field(
+        Path("model_repository"), description="published repository", json_schema_extra=SERVER
+    )
+    requests: int = Field(
+        1_000_000, ge=100, description="hostile requests over raw sockets", json_schema_extra=LOAD
+    )
+    examples: int = Field(
+        3000, ge=0, description="bodies that hypothesis makes; 0 for none", json_schema_extra=LOAD
+    )
+    grpc: bool = Field(
+        True,
+        description="also gRPC calls that are cancelled or run out of time",
+        json_schema_extra=LOAD,
+    )
+    processes: int = Field(
+        2, ge=1, le=64, description="processes that attack", json_schema_extra=LOAD
+    )
+    connections: int = Field(
+        64, ge=1, le=512, description="connections of each at a time", json_schema_extra=LOAD
+    )
+    slow: int = Field(
+        64,
+        ge=0,
+        le=512,
+        description="slow connections of each beside those",
+        json_schema_extra=LOAD,
+    )
+    seed: int = Field(1, ge=0, description="of all that is drawn", json_schema_extra=RUNS)
+    rate: float = Field(100, gt=0, description="honest requests a second", json_schema_extra=LOAD)
+    calm_s: float = Field(
+        10, ge=1, description="seconds of honest load before the attack", json_schema_extra=RUNS
+    )
+    leave_idle: bool = Field(
+        True, description="leave idle connections to the door to close", json_schema_extra=LOAD
+    )
+    comments: str = Field(AUTO, description=COMMENTS_HELP, json_schema_extra=LOAD)
 
 
 @dataclass(frozen=True)
@@ -108,28 +136,11 @@ class Measured:
 
 
 def main() -> None:
-    from bench.run import hardware, report_broken_bars  # the children need no plots
-
-    config = parse_config(
-        AttackConfig, None, prog="python -m bench.hostile.attack", description="Attack a door."
-    )
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.default_int_handler)
+    config = begin(AttackConfig, "bench.hostile.attack", "Attack a door.")
     with watch.opened(config.repository, grpc=config.grpc) as door_config:
         measured = _measure(config, door_config)
-    document = _document(config, measured, hardware())
-    write_json(config.out / "attack.json", document)
-    print(tally.table(measured.families))
-    for words in _words(measured):
-        print(words)
-    for name, bar in document["bars"].items():
-        verdict = "holds" if bar["holds"] else "MISSED"
-        print(f"{name:22} {bar['value']:10g}, bar {bar['bar']}: {verdict}")
-    print(f"wrote {config.out}/attack.json")
-    if config.json:
-        print(json.dumps(document))
-    if config.check:
-        report_broken_bars(document)
+    table = [tally.table(measured.families), *_words(measured)]
+    report(config, _document(config, measured), "\n".join(table))
 
 
 # --- Measuring -----------------------------------------------------------------------------
@@ -287,7 +298,7 @@ def _judge_honest(
 
 
 # --- Judging -------------------------------------------------------------------------------
-def bars(measured: Measured) -> dict[str, dict[str, Any]]:
+def bars(measured: Measured) -> Bars:
     """What must hold. gRPC's own server may end: its release does (docs/security.md).
 
     Of a short run the memory is no bar: it grows until each buffer has held the largest body.
@@ -308,31 +319,26 @@ def bars(measured: Measured) -> dict[str, dict[str, Any]]:
         "scores_no_more": (int(not measured.scores), 0),
     }
     if tally.total(families, "sent") >= _MEMORY_FROM:
-        most["memory_growth"] = round(measured.memory_growth, 4), 1.05
-    return {
-        name: {"value": value, "bar": bar, "holds": bool(value <= bar)}
-        for name, (value, bar) in most.items()
-    }
+        most["memory_growth"] = measured.memory_growth, 1.05
+    return {name: at_most(value, bar) for name, (value, bar) in most.items()}
 
 
 # --- Telling -------------------------------------------------------------------------------
-def _document(config: AttackConfig, measured: Measured, hardware: dict[str, Any]) -> dict[str, Any]:
-    settings = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(config).items()}
-    return {
-        "bench": "attack",
-        "config": settings,
-        "hardware": hardware,
-        "seconds": round(measured.seconds, 1),
-        "sent": tally.total(measured.families, "sent"),
-        "families": tally.to_json(measured.families),
-        "honest": asdict(measured.honest),
-        "starts": measured.starts,
-        "memory_mib": measured.memory_mib,
-        "memory_growth": round(measured.memory_growth, 4),
-        "left_open": measured.left_open,
-        "closed_after_s": round(measured.closed_after_s, 1),
-        "bars": bars(measured),
-    }
+def _document(config: AttackConfig, measured: Measured) -> dict[str, Any]:
+    return document(
+        "attack",
+        config,
+        seconds=round(measured.seconds, 1),
+        sent=tally.total(measured.families, "sent"),
+        families=tally.to_json(measured.families),
+        honest=asdict(measured.honest),
+        starts=measured.starts,
+        memory_mib=measured.memory_mib,
+        memory_growth=round(measured.memory_growth, 4),
+        left_open=measured.left_open,
+        closed_after_s=round(measured.closed_after_s, 1),
+        bars=bars(measured),
+    )
 
 
 def _words(measured: Measured) -> Iterator[str]:

@@ -22,7 +22,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from bench.hostile.watch import REPLICA, quietly
+from bench.hostile.watch import REPLICA
+from bench.serving.servers import quietly
 from contract import (
     ENCODER_MODEL,
     LOGIT,

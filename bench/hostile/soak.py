@@ -8,18 +8,16 @@ what `bench.hostile.families` draws. At seeded times a version is published or r
 killed, the balancer ended. A client whose request gets no answer at all, because its connection
 fails, sends it once more on a new one, for which it waits up to RETRY_WITHIN_S; one that is refused
 or told of an error does not. Every score is compared with the offline one of the version that its
-answer names. Prints a table and writes `soak.json` and `soak.png`; `--json` prints the document,
-too. Exit status 1 for a missed bar only with `--check`.
+answer names. Prints what was measured and writes `soak.json` and `soak.png`.
 """
 
 from __future__ import annotations
 
 import json
-import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +29,22 @@ from tqdm import tqdm
 from bench.hostile import attackers, honest, tally, watch
 from bench.hostile.children import Children
 from bench.hostile.incidents import Incident, Incidents, copy_of, deaths_not_caused, schedule
+from bench.report.result import (
+    LOAD,
+    RUNS,
+    SERVER,
+    Bars,
+    ResultOptions,
+    at_most,
+    begin,
+    document,
+    report,
+)
 from bench.traffic.answers import ATOL
-from bench.traffic.comments import default_source, load_pool
-from console.options import parse_config, run
+from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
+from console.options import run
 from export.repository import load_scorer, read_artifact
 from serve import door, haproxy
-from storage.files import write_json
 
 RETRY_WITHIN_S = 10.0
 _WARM_S = 2.0
@@ -48,27 +56,48 @@ _MOST_LEVEL = 1.25
 _SETTLE_S = 3.0
 """After an incident memory is not that of steady work."""
 _HOSTILE_PAUSE_S = 0.2
+INCIDENTS: dict[str, Any] = {"group": "incidents"}
 
 
 @pydantic_dataclasses.dataclass(frozen=True)
-class SoakConfig:
+class SoakConfig(ResultOptions):
     """Flags of `python -m bench.hostile.soak`."""
 
-    repository: Path = Field(Path("model_repository"), description="published repository")
-    minutes: float = Field(60, ge=0.25, description="length of the load")
-    publishes: int = Field(4, ge=0, description="versions that are published meanwhile")
-    rollbacks: int = Field(2, ge=0, description="times that the version before serves again")
-    kills: int = Field(4, ge=0, description="times that the server is killed")
-    balancer_ends: int = Field(4, ge=0, description="times that the balancer ends")
-    grpc: bool = Field(True, description="also honest gRPC clients")
-    rate: float = Field(100, gt=0, description="honest HTTP requests a second")
-    grpc_rate: float = Field(20, gt=0, description="honest gRPC calls a second")
-    hostile: int = Field(2, ge=0, le=64, description="hostile connections, and as many slow ones")
-    seed: int = Field(1, ge=0, description="of all that is drawn")
-    comments: str = Field(default_source(), description="labelled file, or 'synthetic'")
-    out: Path = Field(Path("bench/out"), description="folder of soak.json and soak.png")
-    check: bool = Field(False, description="exit with 1 when a bar is missed")
-    json: bool = Field(False, description="print the document as the last line")
+    repository: Path = Field(
+        Path("model_repository"), description="published repository", json_schema_extra=SERVER
+    )
+    minutes: float = Field(60, ge=0.25, description="length of the load", json_schema_extra=RUNS)
+    publishes: int = Field(
+        4, ge=0, description="versions that are published meanwhile", json_schema_extra=INCIDENTS
+    )
+    rollbacks: int = Field(
+        2,
+        ge=0,
+        description="times that the version before serves again",
+        json_schema_extra=INCIDENTS,
+    )
+    kills: int = Field(
+        4, ge=0, description="times that the server is killed", json_schema_extra=INCIDENTS
+    )
+    balancer_ends: int = Field(
+        4, ge=0, description="times that the balancer ends", json_schema_extra=INCIDENTS
+    )
+    grpc: bool = Field(True, description="also honest gRPC clients", json_schema_extra=LOAD)
+    rate: float = Field(
+        100, gt=0, description="honest HTTP requests a second", json_schema_extra=LOAD
+    )
+    grpc_rate: float = Field(
+        20, gt=0, description="honest gRPC calls a second", json_schema_extra=LOAD
+    )
+    hostile: int = Field(
+        2,
+        ge=0,
+        le=64,
+        description="hostile connections, and as many slow ones",
+        json_schema_extra=LOAD,
+    )
+    seed: int = Field(1, ge=0, description="of all that is drawn", json_schema_extra=RUNS)
+    comments: str = Field(AUTO, description=COMMENTS_HELP, json_schema_extra=LOAD)
 
     @property
     def seconds(self) -> float:
@@ -95,27 +124,15 @@ class Measured:
 
 def main() -> None:
     from bench.report.plot import plot_soak  # the children need no plots
-    from bench.run import hardware, report_broken_bars
 
-    config = parse_config(
-        SoakConfig, None, prog="python -m bench.hostile.soak", description="Soak a door."
-    )
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.default_int_handler)
+    config = begin(SoakConfig, "bench.hostile.soak", "Soak a door.")
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         repository = copy_of(config.repository, Path(folder))
         with watch.opened(repository, grpc=config.grpc) as door_config:
             measured = _measure(config, door_config, Path(folder))
-    document = _document(config, measured, hardware())
-    write_json(config.out / "soak.json", document)
-    plot_soak(document, config.out / "soak.png")
-    for words in _words(document):
-        print(words)
-    print(f"wrote {config.out}/soak.json and soak.png")
-    if config.json:
-        print(json.dumps(document))
-    if config.check:
-        report_broken_bars(document)
+    found = _document(config, measured)
+    plot_soak(found, config.out / "soak.png")
+    report(config, found, "\n".join(_words(found)), also=("soak.png",))
 
 
 # --- Measuring -----------------------------------------------------------------------------
@@ -236,7 +253,7 @@ def _compared(
 
 
 # --- Judging -------------------------------------------------------------------------------
-def bars(measured: Measured) -> dict[str, dict[str, Any]]:
+def bars(measured: Measured) -> Bars:
     """What must hold, on any machine."""
     records = measured.records.values()
     lost = sum(int((record.ending == honest.LOST).sum()) for record in records)
@@ -250,13 +267,10 @@ def bars(measured: Measured) -> dict[str, dict[str, Any]]:
         "versions_not_published": (strange, 0),
         "deaths_not_caused": (sum(map(abs, measured.deaths_not_caused.values())), 0),
         "hostile_wrong": (tally.total(measured.hostile, "wrong"), 0),
-        "memory_growth": (round(growth, 4), 0.05),
-        "memory_level": (round(level, 4), _MOST_LEVEL),
+        "memory_growth": (growth, 0.05),
+        "memory_level": (level, _MOST_LEVEL),
     }
-    return {
-        name: {"value": value, "bar": bar, "holds": bool(value <= bar)}
-        for name, (value, bar) in values.items()
-    }
+    return {name: at_most(value, bar) for name, (value, bar) in values.items()}
 
 
 def _quiet(measured: Measured) -> list[tuple[float, int]]:
@@ -268,26 +282,24 @@ def _quiet(measured: Measured) -> list[tuple[float, int]]:
     ]
 
 
-def _document(config: SoakConfig, measured: Measured, hardware: dict[str, Any]) -> dict[str, Any]:
-    settings = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(config).items()}
-    return {
-        "bench": "soak",
-        "config": settings,
-        "hardware": hardware,
-        "retry_rule": "a request without any answer is sent once more, on a new connection within "
+def _document(config: SoakConfig, measured: Measured) -> dict[str, Any]:
+    return document(
+        "soak",
+        config,
+        retry_rule="a request without any answer is sent once more, on a new connection within "
         f"{RETRY_WITHIN_S:g} s",
-        "seconds": round(measured.ended_s - measured.began_s, 1),
-        "published": measured.published,
-        "honest": {
+        seconds=round(measured.ended_s - measured.began_s, 1),
+        published=measured.published,
+        honest={
             protocol: _counts(record, measured.wrong[protocol][1])
             for protocol, record in measured.records.items()
         },
-        "incidents": [_described(one, measured) for one in measured.incidents],
-        "deaths_not_caused": measured.deaths_not_caused,
-        "hostile": tally.to_json(measured.hostile),
-        "over_time": _over_time(measured),
-        "bars": bars(measured),
-    }
+        incidents=[_described(one, measured) for one in measured.incidents],
+        deaths_not_caused=measured.deaths_not_caused,
+        hostile=tally.to_json(measured.hostile),
+        over_time=_over_time(measured),
+        bars=bars(measured),
+    )
 
 
 def _counts(record: honest.Record, first_wrong: str) -> dict[str, Any]:
@@ -361,8 +373,8 @@ def _over_time(measured: Measured) -> dict[str, list[float | None]]:
 
 
 # --- Telling -------------------------------------------------------------------------------
-def _words(document: dict[str, Any]) -> Iterator[str]:
-    for protocol, one in document["honest"].items():
+def _words(found: dict[str, Any]) -> Iterator[str]:
+    for protocol, one in found["honest"].items():
         yield (
             f"{protocol}: {one['requests']:,} requests, {one['scored']:,} scored, "
             f"{one['refused']} refused, {one['lost']} lost, {one['sent_twice']} sent twice; p50 "
@@ -373,14 +385,11 @@ def _words(document: dict[str, Any]) -> Iterator[str]:
             yield f"{protocol}: {count} lost: {reason}"
         if one["first_wrong"]:
             yield f"{protocol}: {one['first_wrong']}"
-    for one in document["incidents"]:
+    for one in found["incidents"]:
         yield (
             f"{one['at_s']:8.1f} s  {one['kind']:9} {one['what']:16} well again after "
             f"{one['recovery_s']:5.2f} s, worst honest answer {one['worst_honest_ms']:7.1f} ms"
         )
-    for name, bar in document["bars"].items():
-        verdict = "holds" if bar["holds"] else "MISSED"
-        yield f"{name:24} {bar['value']:10g}, bar {bar['bar']}: {verdict}"
 
 
 if __name__ == "__main__":

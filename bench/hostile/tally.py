@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.hostile.exchange import Exchange, Outcome
 from bench.hostile.legality import Reading, Served, read_requests
+from bench.report.tables import aligned
 from bench.traffic.answers import Answer, Oracle, fault_of, scores_of, scores_over_http2
 
 _SHOWN_BYTES = 4000
@@ -161,16 +162,8 @@ def table(families: dict[str, FamilyTally]) -> str:
         counts = [family.sent, right, refused, family.answers["503"], family.unexpected]
         counts += [family.closed, family.left, family.hung, family.other, family.wrong]
         lines.append([name, *(f"{count:,}" for count in counts)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = [
-        line[0].ljust(widths[0])
-        + "".join(
-            "  " + cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)
-        )
-        for line in lines
-    ]
     statuses = Counter[str]()
     for family in families.values():
         statuses.update(family.answers)
     by_status = ", ".join(f"{status}: {n:,}" for status, n in sorted(statuses.items()))
-    return "\n".join([*rows, f"answers by status: {by_status}"])
+    return f"{aligned(lines)}\nanswers by status: {by_status}"

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import socket
-import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.hostile.children import SPAWN
-from console.options import make_config
+from bench.serving.servers import serving
+from bench.traffic.background import Background
 from contract import HOST, PUBLIC_MODEL, BadInput
 from serve import door, haproxy
 from serve.supervisor import Supervisor
@@ -37,67 +32,9 @@ def opened(repository: Path, *, grpc: bool) -> Iterator[door.DoorConfig]:
     Raises BadInput without haproxy and as `serve.door.start` does.
     """
     haproxy.executable()
-    with tempfile.TemporaryDirectory(prefix="door-") as folder:
-        http_port, grpc_port, metrics_port = free_ports(3)
-        config = make_config(
-            door.DoorConfig,
-            {
-                "action": "start",
-                "repository": repository,
-                "run_dir": Path(folder) / "run",
-                "http_port": http_port,
-                "grpc_port": grpc_port,
-                "metrics_port": metrics_port,
-                "grpc": grpc,
-            },
-        )
-        with _guarded(config):
-            try:
-                quietly(door.start, config)
-                yield config
-            finally:
-                quietly(door.stop, config)
-
-
-def quietly(action: Any, config: door.DoorConfig) -> None:
-    """Run a command of `serve.door` without what it prints."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        action(config)
-
-
-@contextlib.contextmanager
-def _guarded(config: door.DoorConfig) -> Iterator[None]:
-    """Have another process stop the door when this one is killed: its supervisor lives on."""
-    ours, theirs = SPAWN.Pipe()
-    guard = SPAWN.Process(target=_guard, args=(theirs, config), daemon=True)
-    guard.start()
-    theirs.close()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            ours.send("stopped")
-        guard.join()
-
-
-def _guard(connection: Any, config: door.DoorConfig) -> None:
-    import signal
-
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_IGN)
-    try:
-        connection.recv()
-    except EOFError:
-        quietly(door.stop, config)
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports that nothing listens on."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((HOST, 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    with serving(lambda _: repository, through_door=True, settings={"grpc": grpc}) as served:
+        assert isinstance(served.config, door.DoorConfig)
+        yield served.config
 
 
 # --- Looking at it -------------------------------------------------------------------------
@@ -113,23 +50,14 @@ class Sample:
     starts: dict[str, int]
 
 
-@dataclass
-class Watch:
-    """Samples of the door at an interval, taken by a thread until `stop`."""
+class Watch(Background):
+    """Samples of the door at an interval."""
 
-    config: door.DoorConfig
-    interval_s: float = 1.0
-    samples: list[Sample] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._supervisor = Supervisor(self.config.run_dir)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
+    def __init__(self, config: door.DoorConfig, interval_s: float = 1.0) -> None:
+        self.samples: list[Sample] = []
+        self._metrics = f"http://{HOST}:{config.metrics_port}"
+        self._supervisor = Supervisor(config.run_dir)
+        super().__init__(interval_s)
 
     def starts(self) -> dict[str, int]:
         """How often each program was started until now."""
@@ -143,27 +71,26 @@ class Watch:
             if sample.at_s >= since_s and set(names) <= sample.memory_bytes.keys()
         ]
 
-    def _watch(self) -> None:
-        while not self._stopping.wait(self.interval_s):
-            states = self._supervisor.states()
-            memory = {}
-            for name, state in states.items():
-                with contextlib.suppress(psutil.Error, OSError):
-                    if state.pid:
-                        memory[name] = _resident(state.pid) - self._cached(name)
-            self.samples.append(
-                Sample(
-                    time.monotonic(),
-                    memory,
-                    {name: state.pid for name, state in states.items()},
-                    {name: state.starts for name, state in states.items()},
-                )
+    def look(self) -> None:
+        states = self._supervisor.states()
+        memory = {}
+        for name, state in states.items():
+            with contextlib.suppress(psutil.Error, OSError):
+                if state.pid:
+                    memory[name] = _resident(state.pid) - self._cached(name)
+        self.samples.append(
+            Sample(
+                time.monotonic(),
+                memory,
+                {name: state.pid for name, state in states.items()},
+                {name: state.starts for name, state in states.items()},
             )
+        )
 
     def _cached(self, name: str) -> int:
         if name in haproxy.NAMES:
             return 0
-        url = f"http://{HOST}:{self.config.metrics_port}/{name}/metrics"
+        url = f"{self._metrics}/{name}/metrics"
         with urllib.request.urlopen(url, timeout=5) as answer:
             families = text_string_to_metric_families(answer.read().decode())
             return sum(

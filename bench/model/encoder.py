@@ -9,20 +9,17 @@ a float contender that is off by more than ATOL ends the run. A rate is the medi
 Read ratios within one run, not rates across runs. A contender that this machine cannot run is
 skipped, with the reason.
 
-Prints tables and, as its last line, one JSON document; the same goes to `bench/out/` with a plot.
-Exit status 1 when a bar does not hold; one whose contender was skipped is null.
+Prints tables; writes `encoder.json` and `encoder.png`. A bar whose contender was skipped is null.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +28,24 @@ import torch
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 
-from bench.report.machine import peak_gops, profile_by_op
-from bench.report.plot import plot_encoders
-from bench.report.verdict import (
+from bench.model.peaks import peak_gops, profile_by_op
+from bench.model.verdict import (
     BAR_CELL,
     bars,
-    bars_table,
     growth_table,
     profile_table,
     rates_table,
     summary_table,
     work_rates,
 )
-from bench.run import hardware, report_broken_bars
+from bench.report.machine import versions
+from bench.report.plot import plot_encoders
+from bench.report.result import LOAD, RUNS, SERVER, ResultOptions, begin, document, report
 from bench.serving.contenders import OPENVINO, TORCH, Contender, running, write_feeds
-from bench.traffic.comments import default_source, load_pool
+from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
 from bench.traffic.workload import FILES, STUDENT, Cell, Subject, cells_of, uniform
-from console.options import parse_config, run
+from console.options import run
 from contract import ToxicityError
-from train.artifacts import write_json
 
 BATCHES = (1, 8, 32, 64)
 GROWTH_BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -65,32 +61,26 @@ ATOL = 1e-3
 
 
 @pydantic_dataclasses.dataclass(frozen=True)
-class EncoderBenchConfig:
+class EncoderBenchConfig(ResultOptions):
     """Flags of `python -m bench.model.encoder`."""
 
     checkpoint: Path | None = Field(
-        None, description="weights of `make train`; random ones of the default size otherwise"
+        None,
+        description="weights of `make train`; random ones of the default size otherwise",
+        json_schema_extra=SERVER,
     )
-    comments: str = Field(default_source(), description="a labelled file, or 'synthetic'")
-    sample: int = Field(128, ge=64, description="comments of each measurement")
-    rounds: int = Field(1, ge=1, description="turns of every contender")
-    out: Path = Field(Path("bench/out"), description="folder of the results")
+    comments: str = Field(AUTO, description=COMMENTS_HELP, json_schema_extra=LOAD)
+    sample: int = Field(
+        128, ge=64, description="comments of each measurement", json_schema_extra=LOAD
+    )
+    rounds: int = Field(1, ge=1, description="turns of every contender", json_schema_extra=RUNS)
 
 
 def main() -> None:
-    config = parse_config(
-        EncoderBenchConfig,
-        None,
-        prog="python -m bench.model.encoder",
-        description="Compare encoders.",
-    )
-    document = bench(config)
-    write_json(config.out / "encoder.json", document)
-    plot_encoders(document, config.out / "encoder.png")
-    print(f"wrote {config.out}/encoder.json and encoder.png")
-    print(json.dumps(document))
-    judged = {name: bar for name, bar in document["bars"].items() if bar["holds"] is not None}
-    report_broken_bars({"bars": judged})
+    config = begin(EncoderBenchConfig, "bench.model.encoder", "Compare encoders.")
+    found = bench(config)
+    plot_encoders(found, config.out / "encoder.png")
+    report(config, found, "", also=("encoder.png",))
 
 
 def bench(config: EncoderBenchConfig) -> dict[str, Any]:
@@ -108,22 +98,19 @@ def bench(config: EncoderBenchConfig) -> dict[str, Any]:
         print(profile_table(profile), flush=True)
         cores = len(os.sched_getaffinity(0))
         all_cores = _all_cores(subject, cells, config.rounds, cores) if cores > 1 else None
-    document: dict[str, Any] = {
-        "bench": "encoder",
-        "hardware": {**hardware(), "pinned_to": cpu},
-        "versions": _versions(),
-        "comments": pool.to_json(),
-        "sample": config.sample,
-        "rounds": config.rounds,
-        "model": subject.to_json(),
-        "one_thread": one_thread,
-        "all_cores": all_cores,
-        "profile": profile,
-        "bars": bars(one_thread),
-        "seconds": round(time.monotonic() - began),
-    }
-    print(bars_table(document["bars"]))
-    return document
+    return document(
+        "encoder",
+        config,
+        pinned_to=cpu,
+        versions=versions("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy"),
+        comments=pool.to_json(),
+        model=subject.to_json(),
+        one_thread=one_thread,
+        all_cores=all_cores,
+        profile=profile,
+        bars=bars(one_thread),
+        seconds=round(time.monotonic() - began),
+    )
 
 
 # --- Measuring ----------------------------------------------------------------------------
@@ -257,14 +244,6 @@ def _peaks(threads: int) -> dict[str, float]:
         "int8": round(peak_gops("int8", threads), 1),
         "fp32": round(peak_gops("fp32", threads), 1),
     }
-
-
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    for name in ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy"):
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
 
 
 def _tell(skipped: dict[str, str]) -> None:

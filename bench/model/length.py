@@ -9,14 +9,11 @@ comments of one length a batch, about as many tokens in each. The forms take tur
 a time is the median of the rounds. Read ratios within one run. The widths of the attention groups
 are the measured lengths, so nothing is padding. Every FP32 logit is compared with PyTorch's.
 
-Prints a table and, as its last line, one JSON document; the same goes to `bench/out/length/` with
-a plot. Exit status 1 when a bar does not hold.
+Prints a table; writes `length.json` and `length.png`.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import statistics
 import tempfile
 import time
@@ -26,20 +23,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
-from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic import dataclasses as pydantic
 
 from bench.model.encoder import ATOL, pinned
-from bench.run import hardware, report_broken_bars
-from console.options import make_config, parse_config, run
+from bench.report.machine import versions
+from bench.report.plot import plot_lengths
+from bench.report.result import (
+    LOAD,
+    RUNS,
+    Bars,
+    ResultOptions,
+    at_least,
+    at_most,
+    begin,
+    document,
+    report,
+)
+from bench.report.tables import aligned
+from console.options import make_config, run
 from contract import CLS_ID, MAX_LEN, ToxicityError
 from export.gates.parity import Comment, Runner, feeds_of, onnx_runner, run_batch, torch_runner
 from export.graph.build import build, build_int8
 from export.scorer import LongText
-from train.artifacts import sha256_of, write_atomically, write_json
+from storage.files import sha256_of
 from train.model import Attention, ModelConfig, ToxicityEncoder
 
 _VOCABULARY = 30_000
@@ -54,14 +62,15 @@ _WINDOW tokens, and least gain over softmax at the greatest length."""
 
 
 @pydantic.dataclass(frozen=True)
-class LengthBenchConfig:
+class LengthBenchConfig(ResultOptions):
     """Flags of `python -m bench.model.length`."""
 
     lengths: tuple[int, ...] = Field(
-        (64, 128, 256, 512, 1024, 2048, 4096), description="tokens a comment, ascending"
+        (64, 128, 256, 512, 1024, 2048, 4096),
+        description="tokens a comment, ascending",
+        json_schema_extra=LOAD,
     )
-    rounds: int = Field(5, ge=1, description="turns of every form")
-    out: Path = Field(Path("bench/out/length"), description="folder of the results")
+    rounds: int = Field(5, ge=1, description="turns of every form", json_schema_extra=RUNS)
 
 
 @dataclass(frozen=True)
@@ -77,14 +86,10 @@ class Cost:
 
 
 def main() -> None:
-    config = parse_config(
-        LengthBenchConfig, None, prog="python -m bench.model.length", description="Cost by length."
-    )
-    document = bench(config)
-    write_json(config.out / "length.json", document)
-    _plot(document, config.out / "length.png")
-    print(json.dumps(document))
-    report_broken_bars(document)
+    config = begin(LengthBenchConfig, "bench.model.length", "Cost by length.")
+    found = bench(config)
+    plot_lengths(found, config.out / "length.png")
+    report(config, found, "", also=("length.png",))
 
 
 def bench(config: LengthBenchConfig) -> dict[str, Any]:
@@ -98,26 +103,23 @@ def bench(config: LengthBenchConfig) -> dict[str, Any]:
         costs = [_measure(models, runners, length, config.rounds) for length in config.lengths]
         sha256 = {name: sha256_of(path) for name, path in paths.items()}
     print(table(costs))
-    found = {precision: overtakes(costs, precision) for precision in ("fp32", "int8")}
-    for precision, tokens in found.items():
+    cheaper = {precision: overtakes(costs, precision) for precision in ("fp32", "int8")}
+    for precision, tokens in cheaper.items():
         where = f"from {tokens} tokens on" if tokens else "at no measured length"
         print(f"{precision.upper()}: linear attention is cheaper {where}")
-    document: dict[str, Any] = {
-        "bench": "length",
-        "hardware": {**hardware(), "pinned_to": cpu},
-        "versions": {"torch": torch.__version__, "onnxruntime": ort.__version__},
-        "model": {name: asdict(model.config) for name, model in models.items()},
-        "windows": {"tokens": _WINDOW, "stride": _STRIDE},
-        "sha256": sha256,
-        "rounds": config.rounds,
-        "costs": [asdict(cost) for cost in costs],
-        "linear_is_cheaper_from_tokens": found,
-        "bars": bars(costs),
-        "seconds": round(time.monotonic() - began),
-    }
-    for name, bar in document["bars"].items():
-        print(f"{name:<36} {bar['value']:6.2f}  bar {bar['bar']:g}  {bar['holds']}")
-    return document
+    return document(
+        "length",
+        config,
+        pinned_to=cpu,
+        versions=versions("torch", "onnxruntime"),
+        model={name: asdict(model.config) for name, model in models.items()},
+        windows={"tokens": _WINDOW, "stride": _STRIDE},
+        sha256=sha256,
+        costs=[asdict(cost) for cost in costs],
+        linear_is_cheaper_from_tokens=cheaper,
+        bars=bars(costs),
+        seconds=round(time.monotonic() - began),
+    )
 
 
 # --- Measuring ------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ def overtakes(costs: Sequence[Cost], precision: str) -> int | None:
     return cheaper
 
 
-def bars(costs: Sequence[Cost]) -> dict[str, dict[str, Any]]:
+def bars(costs: Sequence[Cost]) -> Bars:
     """That linear attention costs what its name says, and gains where comments are longest."""
     longest = costs[-1]
     base = next((cost for cost in costs if cost.tokens >= _WINDOW), longest)
@@ -218,56 +220,22 @@ def bars(costs: Sequence[Cost]) -> dict[str, dict[str, Any]]:
         linear, softmax = f"linear_{precision}", f"softmax_{precision}"
         growth = longest.us[linear] / base.us[linear] * base.tokens / longest.tokens
         gain = longest.us[softmax] / longest.us[linear]
-        judged[f"{linear}_cost_of_a_token_growth"] = growth, _GROWTH_BAR, growth <= _GROWTH_BAR
-        judged[f"{linear}_gain_over_softmax"] = gain, _GAIN_BAR, gain >= _GAIN_BAR
-    return {
-        name: {"value": round(value, 3), "bar": bar, "holds": holds}
-        for name, (value, bar, holds) in judged.items()
-    }
+        judged[f"{linear}_cost_of_a_token_growth"] = at_most(growth, _GROWTH_BAR)
+        judged[f"{linear}_gain_over_softmax"] = at_least(gain, _GAIN_BAR)
+    return judged
 
 
 def table(costs: Sequence[Cost]) -> str:
     """Microseconds a comment by length and form, and what linear attention gains."""
     forms = list(costs[0].us)
-    rows = [f"{'us a comment':<13}" + "".join(f"{form:>14}" for form in forms)]
-    rows[0] += f"{'gain fp32':>12}{'int8':>8}"
+    lines = [["us a comment", *forms, "gain fp32", "int8"]]
     for cost in costs:
-        row = f"{cost.tokens:>6} tokens" + "".join(f"{cost.us[form]:>14,.0f}" for form in forms)
         gains = (cost.us[f"softmax_{p}"] / cost.us[f"linear_{p}"] for p in ("fp32", "int8"))
-        rows.append(row + "{:>12}{:>8}".format(*(f"x{gain:.2f}" for gain in gains)))
-    return "\n".join(rows)
-
-
-def _plot(document: Mapping[str, Any], path: Path) -> None:
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    axes = figure.subplots()
-    costs = document["costs"]
-    tokens = [cost["tokens"] for cost in costs]
-    for form in costs[0]["us"]:
-        attention, precision = form.split("_")
-        axes.plot(
-            tokens,
-            [cost["us"][form] / 1000 for cost in costs],
-            "o-" if precision == "int8" else "o--",
-            color={"softmax": "C0", "linear": "C1", "windows": "C2"}[attention],
-            label=f"{attention}, {precision.upper()}",
+        lines.append(
+            [f"{cost.tokens} tokens", *(f"{cost.us[form]:,.0f}" for form in forms)]
+            + [f"x{gain:.2f}" for gain in gains]
         )
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(tokens, [f"{n:,}" for n in tokens])
-    axes.set(xlabel="tokens a comment", ylabel="ms a comment, one thread")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    machine, windows = document["hardware"], document["windows"]
-    axes.set_title(
-        f"Serving graph, default shape, random weights; {machine['cpu']} "
-        f"({', '.join(machine['isa'])});\nwindows: softmax over {windows['tokens']} tokens, stride "
-        f"{windows['stride']}",
-        fontsize=9,
-    )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(path, buffer.getvalue())
+    return aligned(lines)
 
 
 if __name__ == "__main__":

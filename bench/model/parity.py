@@ -3,49 +3,58 @@
     python -m bench.model.parity --comments test.csv.gz --count 1000
 
 One request a comment over HTTP, then all of them again over gRPC in full batches. Prints a table
-and, as its last line, one JSON document. Exit status 1 when a bar does not hold.
+and writes `parity.json`.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 import contract
-from bench.run import artifact_of, find_server, hardware, report_broken_bars
-from bench.traffic.comments import default_source, load_pool
-from console.options import parse_config, run
+from bench.report.result import (
+    LOAD,
+    SERVER,
+    Bars,
+    ResultOptions,
+    at_most,
+    begin,
+    document,
+    report,
+)
+from bench.report.tables import aligned
+from bench.serving.servers import artifact_of, find_server
+from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
+from console.options import run
 from contract import DECISION_THRESHOLD, HOST, BadInput
 from export.gates.parity import reference_logits
 from export.scorer import LongText
 from serve.client import Protocol, score_comments
-from train.artifacts import WEIGHTS_FILE, load_checkpoint, sha256_of
+from storage.files import sha256_of
+from train.artifacts import WEIGHTS_FILE, load_checkpoint
 from train.methods.qat import int8_reference
 from train.validation import probability_of
 
 
 @dataclass(frozen=True)
-class ParityConfig:
+class ParityConfig(ResultOptions):
     """Flags of `python -m bench.model.parity`."""
 
-    checkpoint: Path = Field(Path("runs/model"), description="folder that `make train` wrote")
-    comments: str = Field(default_source(), description="a labelled file, or 'synthetic'")
-    count: int = Field(1000, ge=1, description="comments to compare")
-    run_dir: Path = Field(Path("runs/serve"), description="run folder of the server")
+    checkpoint: Path = Field(
+        Path("runs/model"), description="folder that `make train` wrote", json_schema_extra=SERVER
+    )
+    comments: str = Field(AUTO, description=COMMENTS_HELP, json_schema_extra=LOAD)
+    count: int = Field(1000, ge=1, description="comments to compare", json_schema_extra=LOAD)
+    run_dir: Path = Field(
+        Path("runs/serve"), description="run folder of the server", json_schema_extra=SERVER
+    )
 
 
 def main() -> None:
-    config = parse_config(
-        ParityConfig,
-        None,
-        prog="python -m bench.model.parity",
-        description="Server against PyTorch.",
-    )
+    config = begin(ParityConfig, "bench.model.parity", "Server against PyTorch.")
     server = find_server(config.run_dir)
     artifact = artifact_of(server)
     if artifact["checkpoint_sha256"] != sha256_of(config.checkpoint / WEIGHTS_FILE):
@@ -65,19 +74,17 @@ def main() -> None:
     alone = np.concatenate([score_comments([t], url=http_url).logit for t in pool.texts])
     batched = score_comments(pool.texts, protocol=protocol, url=f"{HOST}:{port}").logit
     measured = compare(reference, alone, batched)
-    document = {
-        "bench": "parity",
-        "comments": pool.to_json(),
-        "artifact": artifact,
-        "hardware": hardware(),
-        "measured": measured,
-        "bars": bars(measured, len(pool.texts), artifact["precision"]),
-    }
+    found = document(
+        "parity",
+        config,
+        comments=pool.to_json(),
+        artifact=artifact,
+        measured=measured,
+        bars=bars(measured, len(pool.texts), artifact["precision"]),
+    )
     print(f"{len(pool.texts)} comments from {pool.name}, {artifact['precision']} against PyTorch")
-    for name, value in measured.items():
-        print(f"{name:<32} {value:.3g}")
-    print(json.dumps(document))
-    report_broken_bars(document)
+    lines = [[name.replace("_", " "), f"{value:.3g}"] for name, value in measured.items()]
+    report(config, found, aligned(lines))
 
 
 def compare(reference: np.ndarray, alone: np.ndarray, batched: np.ndarray) -> dict[str, float]:
@@ -93,7 +100,7 @@ def compare(reference: np.ndarray, alone: np.ndarray, batched: np.ndarray) -> di
     }
 
 
-def bars(measured: dict[str, float], count: int, precision: str) -> dict[str, dict[str, Any]]:
+def bars(measured: dict[str, float], count: int, precision: str) -> Bars:
     """The artifact's bounds for `precision`, as bars."""
     logit, flipped, invariance = {
         "fp32": (contract.FP32_LOGIT_ATOL, 0.0, contract.FP32_INVARIANCE_ATOL),
@@ -113,10 +120,7 @@ def bars(measured: dict[str, float], count: int, precision: str) -> dict[str, di
         "flipped_decisions": int(flipped * count),
         "max_difference_alone_to_batched": invariance,
     }
-    return {
-        name: {"value": measured[name], "bar": bar, "holds": measured[name] <= bar}
-        for name, bar in bound.items()
-    }
+    return {name: at_most(measured[name], bar, digits=9) for name, bar in bound.items()}
 
 
 if __name__ == "__main__":

@@ -8,26 +8,38 @@ regular expression, and with its BertPreTokenizer, which splits otherwise. One t
 each round every contender is new, reads comments of the file that the vocabulary is from, and is
 then timed on comments that it has not met. Where the rule is the same (ASCII text) the ids must be.
 Texts made to cost much are timed too, against as many bytes of comments. Read ratios within one
-run. The last line is JSON; exit status 1 when a bar does not hold.
+run. Prints a table and writes `tokenizer.json`.
 """
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 
-from bench.run import hardware, report_broken_bars
-from bench.traffic.comments import default_source, load_pool
-from console.options import parse_config, run
+from bench.report.machine import versions
+from bench.report.result import (
+    LOAD,
+    RUNS,
+    Bars,
+    ResultOptions,
+    at_least,
+    at_most,
+    begin,
+    document,
+    exactly,
+    report,
+)
+from bench.report.tables import aligned
+from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
+from console.options import run
 from contract import SPECIAL_TOKENS
 from train.data.load import load_texts
 from train.data.tokenizer import Respelling, Tokenizer, build_tokenizer, oov_rates
@@ -67,33 +79,35 @@ _HOSTILE_OVER_MEAN, _LINEAR = 10, 2
 
 
 @pydantic_dataclasses.dataclass(frozen=True)
-class TokenizerBenchConfig:
+class TokenizerBenchConfig(ResultOptions):
     """Flags of `python -m bench.model.tokenizer`."""
 
-    comments: str = Field(default_source(), description="a labelled file, or 'synthetic'")
+    comments: str = Field(AUTO, description=COMMENTS_HELP, json_schema_extra=LOAD)
     vocabulary: str | None = Field(
-        None, description="comments that the vocabulary is from; default: half of --comments"
+        None,
+        description="comments that the vocabulary is from; default: half of --comments",
+        json_schema_extra=LOAD,
     )
-    max_vocab: int = Field(30_000, ge=4, description="tokens kept, special ones included")
-    rounds: int = Field(5, ge=1, description="turns of every contender; the median counts")
+    max_vocab: int = Field(
+        30_000, ge=4, description="tokens kept, special ones included", json_schema_extra=LOAD
+    )
+    rounds: int = Field(
+        5,
+        ge=1,
+        description="turns of every contender; the median counts",
+        json_schema_extra=RUNS,
+    )
 
 
 def main() -> None:
-    config = parse_config(
-        TokenizerBenchConfig,
-        None,
-        prog="python -m bench.model.tokenizer",
-        description="Time text -> ids.",
-    )
-    document = measure(config)
-    _print(document)
-    print(json.dumps(document))
-    report_broken_bars(document)
+    config = begin(TokenizerBenchConfig, "bench.model.tokenizer", "Time text -> ids.")
+    found = measure(config)
+    report(config, found, table(found))
 
 
 def measure(config: TokenizerBenchConfig) -> dict[str, Any]:
     """The whole comparison as one document. Raises BadInput when comments cannot be read."""
-    known, new = _comments(config)
+    known, new, name = _comments(config)
     plain = build_tokenizer(known, max_vocab=config.max_vocab, max_len=256)
     lengths = {text: len(list(plain.tokens(text))) for text in new}
     timed = [text for text in new if _FEWEST <= lengths[text] <= _MOST]
@@ -121,21 +135,21 @@ def measure(config: TokenizerBenchConfig) -> dict[str, Any]:
         name: float(np.mean([found[row] == ids[UNK][row] for row in ascii_rows]))
         for name, found in ids.items()
     }
-    return {
-        "hardware": hardware(),
-        "versions": {"python": platform.python_version(), "tokenizers": _tokenizers_version()},
-        "comments": {
-            "timed": len(timed),
-            "of": config.comments,
-            "mean_tokens": tokens / len(timed),
+    return document(
+        "tokenizer",
+        config,
+        versions=versions("tokenizers"),
+        comments={"timed": len(timed), "of": name, "mean_tokens": tokens / len(timed)},
+        vocabulary={
+            "of": Path(config.vocabulary).name if config.vocabulary else name,
+            "tokens": len(plain.vocabulary),
         },
-        "vocabulary": {"of": config.vocabulary or config.comments, "tokens": len(plain.vocabulary)},
-        "oov": oov_rates(timed, _respelling(plain)),
-        "us_per_85_tokens": us,
-        "equal_ids_on_ascii": equal,
-        "hostile": hostile,
-        "bars": {**_bars(us, equal), **_hostile_bars(hostile)},
-    }
+        oov=oov_rates(timed, _respelling(plain)),
+        us_per_85_tokens=us,
+        equal_ids_on_ascii=equal,
+        hostile=hostile,
+        bars={**_bars(us, equal), **_hostile_bars(hostile)},
+    )
 
 
 def _hostile(tokenizer: Tokenizer, comments: list[str], rounds: int) -> dict[str, Any]:
@@ -158,27 +172,22 @@ def _hostile(tokenizer: Tokenizer, comments: list[str], rounds: int) -> dict[str
     }
 
 
-def _hostile_bars(hostile: dict[str, Any]) -> dict[str, Any]:
+def _hostile_bars(hostile: dict[str, Any]) -> Bars:
     """A hostile kilobyte over the mean one, and growth with size beyond the linear."""
     of = hostile["ns"].values()
     dear = max(ns[_KILOBYTE] for ns in of) / hostile["comments_ns"]
     growth = max(ns[_LARGEST] / ns[_LARGE] for ns in of)
     return {
-        "hostile_over_mean": {
-            "value": dear,
-            "bar": _HOSTILE_OVER_MEAN,
-            "holds": dear <= _HOSTILE_OVER_MEAN,
-        },
-        "hostile_growth": {"value": growth, "bar": _LINEAR, "holds": growth <= _LINEAR},
+        "hostile_over_mean": at_most(dear, _HOSTILE_OVER_MEAN),
+        "hostile_growth": at_most(growth, _LINEAR),
     }
 
 
-def _bars(us: dict[str, float], equal: dict[str, float]) -> dict[str, Any]:
-    bars = {"us_over_10": {"value": us[CORE] / _US, "bar": 1, "holds": us[CORE] <= _US}}
+def _bars(us: dict[str, float], equal: dict[str, float]) -> Bars:
+    bars = {"us_over_10": at_most(us[CORE] / _US, 1)}
     if WORD_LEVEL in us:
-        ratio, same = us[WORD_LEVEL] / us[CORE], equal[WORD_LEVEL]
-        bars["word_level_over_ours"] = {"value": ratio, "bar": 10, "holds": ratio >= 10}
-        bars["word_level_equal_ids"] = {"value": same, "bar": 1, "holds": same == 1}
+        bars["word_level_over_ours"] = at_least(us[WORD_LEVEL] / us[CORE], 10)
+        bars["word_level_equal_ids"] = exactly(equal[WORD_LEVEL], 1)
     return bars
 
 
@@ -189,7 +198,7 @@ def _contenders(plain: Tokenizer) -> dict[str, Callable[[], Encode]]:
         OURS: lambda: _respelling(plain).encode,
         UNK: lambda: _plain(plain).encode,
     }
-    if _tokenizers_version() is None:
+    if not _has_tokenizers():
         print("SKIPPED tokenizers: not installed; `make bench-tokenizer` installs it", flush=True)
         return made
     from tokenizers import Regex, pre_tokenizers
@@ -224,34 +233,31 @@ def _word_level(plain: Tokenizer, split: Any) -> Encode:
     return lambda text: made.encode(text).ids
 
 
-def _tokenizers_version() -> str | None:
-    try:
-        return version("tokenizers")
-    except PackageNotFoundError:
-        return None
+def _has_tokenizers() -> bool:
+    return find_spec("tokenizers") is not None
 
 
-def _comments(config: TokenizerBenchConfig) -> tuple[list[str], list[str]]:
-    """Comments that the vocabulary is from, and others to be timed."""
-    texts = load_pool(config.comments).texts
+def _comments(config: TokenizerBenchConfig) -> tuple[list[str], list[str], str]:
+    """Comments that the vocabulary is from, others to be timed, and the name of the latter."""
+    pool = load_pool(config.comments)
+    texts = pool.texts
     if config.vocabulary is None:
-        return texts[: len(texts) // 2], texts[len(texts) // 2 :]
-    return load_texts(config.vocabulary, flag=None), texts
+        return texts[: len(texts) // 2], texts[len(texts) // 2 :], pool.name
+    return load_texts(config.vocabulary, flag=None), texts, pool.name
 
 
-def _print(document: dict[str, Any]) -> None:
-    comments, oov = document["comments"], document["oov"]
-    print(
+def table(found: dict[str, Any]) -> str:
+    """A line a contender."""
+    comments, oov = found["comments"], found["oov"]
+    lines = [["", f"us a comment of {TOKENS}", "ids equal on ASCII"]]
+    for name, us in found["us_per_85_tokens"].items():
+        equal = found["equal_ids_on_ascii"].get(name)
+        lines.append([name, f"{us:.1f}", "" if equal is None else f"{equal:.1%}"])
+    return (
         f"{comments['timed']:,} comments of {comments['of']}, mean {comments['mean_tokens']:.0f} "
-        f"tokens; {oov['before']:.2%} of them unknown, {oov['after']:.2%} after respelling"
+        f"tokens; {oov['before']:.2%} of them unknown, {oov['after']:.2%} after respelling\n"
+        f"{aligned(lines)}"
     )
-    print(f"{'':40}{'us a comment of ' + str(TOKENS):>20}{'ids equal on ASCII':>20}")
-    for name, us in document["us_per_85_tokens"].items():
-        equal = document["equal_ids_on_ascii"].get(name)
-        print(f"{name:40}{us:20.1f}{'' if equal is None else f'{equal:.1%}':>20}")
-    for name, bar in document["bars"].items():
-        holds = "holds" if bar["holds"] else "does NOT hold"
-        print(f"{name:40}{bar['value']:20.3f}{bar['bar']:10} {holds}")
 
 
 if __name__ == "__main__":

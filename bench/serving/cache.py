@@ -2,20 +2,18 @@
 
     python -m bench.serving.cache --repository model_repository
 
-Serves the newest published version twice, side by side on ports of its own, with its cache and
+Serves the newest published version twice, side by side, with its cache and
 without, and loads the two in turns. Clients in this process send one comment a request in a closed
 loop; a set share of them repeats one of a few hot comments (Zipf), every other comment is new to
 the server. A cost is the CPU time of the server's process a request, the clients' not included.
-Read ratios within one run. The last line is JSON; exit status 1 when a bar does not hold.
+Read ratios within one run. Prints a table and writes `cache.json`.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 import statistics
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -29,10 +27,22 @@ import numpy as np
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 
-from bench.run import artifact_of, hardware, report_broken_bars
-from bench.traffic.comments import default_source, load_pool
+from bench.report.result import (
+    LOAD,
+    RUNS,
+    SERVER,
+    Bars,
+    ResultOptions,
+    at_most,
+    begin,
+    document,
+    report,
+)
+from bench.report.tables import aligned
+from bench.serving.servers import artifact_of, serving
+from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
 from bench.traffic.counters import server_counters, settled
-from console.options import make_config, parse_config, run
+from console.options import run
 from contract import HOST
 from export.repository import served_tuning, verify
 from export.switch import tune
@@ -46,17 +56,20 @@ _MISS_COST = 1.03
 
 
 @pydantic_dataclasses.dataclass(frozen=True)
-class CacheBenchConfig:
+class CacheBenchConfig(ResultOptions):
     """Flags of `python -m bench.serving.cache`."""
 
-    repository: Path = Field(Path("model_repository"), description="filled model repository")
-    comments: str = Field(default_source(), description="a labelled file, or 'synthetic'")
-    repeats_percent: tuple[int, ...] = Field((0, 20, 50), description="shares of repeats")
-    protocol: Protocol = Field("http", description="http or grpc")
-    clients: int = Field(16, ge=1, description="requests in flight")
-    seconds: float = Field(3, gt=0, description="length of one measurement")
-    rounds: int = Field(5, ge=1, description="turns of every measurement")
-    port: int = Field(8100, ge=1, le=65530, description="first of six ports of the servers")
+    repository: Path = Field(
+        Path("model_repository"), description="filled model repository", json_schema_extra=SERVER
+    )
+    comments: str = Field(AUTO, description=COMMENTS_HELP, json_schema_extra=LOAD)
+    repeats_percent: tuple[int, ...] = Field(
+        (0, 20, 50), description="shares of repeats", json_schema_extra=LOAD
+    )
+    protocol: Protocol = Field("http", description="http or grpc", json_schema_extra=LOAD)
+    clients: int = Field(16, ge=1, description="requests in flight", json_schema_extra=LOAD)
+    seconds: float = Field(3, gt=0, description="length of one measurement", json_schema_extra=RUNS)
+    rounds: int = Field(5, ge=1, description="turns of every measurement", json_schema_extra=RUNS)
 
 
 @dataclass(frozen=True)
@@ -72,13 +85,8 @@ class Measurement:
 
 
 def main() -> None:
-    """Measure, print the table, then the JSON line."""
-    config = parse_config(
-        CacheBenchConfig,
-        None,
-        prog="python -m bench.serving.cache",
-        description="Measure the cache.",
-    )
+    """Measure, write and print."""
+    config = begin(CacheBenchConfig, "bench.serving.cache", "Measure the cache.")
     verify(config.repository)
     pool = load_pool(config.comments)
     print(pool.summary(), flush=True)
@@ -97,19 +105,16 @@ def main() -> None:
         {"repeats_percent": percent, "cache": cached, **_median(rows)}
         for (percent, cached), rows in sorted(taken.items())
     ]
-    document = {
-        "bench": "cache",
-        "closed_loop": True,
-        "config": {**asdict(config), "repository": config.repository.name},
-        "comments": pool.to_json(),
-        "artifact": artifact,
-        "hardware": hardware(),
-        "results": results,
-        "bars": bars(taken),
-    }
-    print(table(results))
-    print(json.dumps(document, default=str))
-    report_broken_bars(document)
+    found = document(
+        "cache",
+        config,
+        closed_loop=True,
+        comments=pool.to_json(),
+        artifact=artifact,
+        results=results,
+        bars=bars(taken),
+    )
+    report(config, found, table(results))
 
 
 class _Stream:
@@ -141,20 +146,16 @@ class _Stream:
 @contextmanager
 def _serving(config: CacheBenchConfig, *, cached: bool) -> Iterator[triton.Server]:
     """A server of a copy of the repository, with its cache or with a size of 0."""
-    with tempfile.TemporaryDirectory() as scratch:
-        repository = Path(scratch) / "repository"
+
+    def make(folder: Path) -> Path:
+        repository = folder / "repository"
         shutil.copytree(config.repository, repository)
         if not cached:
             tune(repository, served_tuning(repository), {}, cache_bytes=0)
-        port = config.port + (0 if cached else 3)
-        settings = {"action": "start", "repository": repository, "run_dir": Path(scratch) / "run"}
-        ports = {"http_port": port, "grpc_port": port + 1, "metrics_port": port + 2}
-        server_config = make_config(triton.ServeConfig, {**settings, **ports})
-        server = triton.launch(server_config)
-        try:
-            yield server
-        finally:
-            triton.stop(server_config, quiet=True)
+        return repository
+
+    with serving(make) as found:
+        yield found.server
 
 
 def _measure(
@@ -191,7 +192,7 @@ def _median(rows: list[Measurement]) -> dict[str, float]:
     return {name: statistics.median(asdict(row)[name] for row in rows) for name in names}
 
 
-def bars(taken: dict[tuple[int, bool], list[Measurement]]) -> dict[str, dict[str, Any]]:
+def bars(taken: dict[tuple[int, bool], list[Measurement]]) -> Bars:
     """CPU time of a request with the cache over that without, the median of the turns.
 
     At most _MISS_COST where nothing is repeated; elsewhere a comment that was found may cost half
@@ -202,12 +203,8 @@ def bars(taken: dict[tuple[int, bool], list[Measurement]]) -> dict[str, dict[str
         on, off = taken[percent, True], taken[percent, False]
         ratio = statistics.median(a.cpu_us / b.cpu_us for a, b in zip(on, off, strict=True))
         hit_share = statistics.median(row.hit_share for row in on)
-        bar = _MISS_COST if percent == 0 else 1 - hit_share / 2
-        found[f"cpu_at_{percent}_percent"] = {
-            "value": round(ratio, 3),
-            "bar": round(bar, 3),
-            "holds": ratio <= bar,
-        }
+        bar = _MISS_COST if percent == 0 else round(1 - hit_share / 2, 3)
+        found[f"cpu_at_{percent}_percent"] = at_most(ratio, bar)
     return found
 
 
@@ -224,11 +221,7 @@ def table(results: list[dict[str, Any]]) -> str:
         ]
         for row in results
     ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+    return aligned(lines)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,16 @@
     python -m bench.serving.capacity --p99-ms 50 --seconds 10 --steps 4
 
 Each rung is served from a repository of its own, made in a temporary folder, by a server of its
-own on `--http-port` and the next two; the generator of `bench/generator/` loads it in an open loop.
-Locust loads one rung, too, with one connection, as a check that both see the same server. Prints a
-table, a projection and, as its last line, one JSON document; the same goes to
-`bench/out/capacity.json` and `.png`.
+own; the generator of `bench/generator/` loads it in an open loop. Locust loads one rung, too, with
+one connection, as a check that both see the same server. Prints a table and a projection; writes
+`capacity.json` and `capacity.png`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,19 +22,32 @@ from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 
 from bench.report.plot import plot_capacity
-from bench.run import BenchConfig, Result, find_server, hardware, load, report_broken_bars
-from bench.traffic import open_loop
+from bench.report.result import (
+    LOAD,
+    RUNS,
+    SERVER,
+    Bars,
+    ResultOptions,
+    at_least,
+    begin,
+    document,
+    exactly,
+    report,
+)
+from bench.report.tables import aligned
+from bench.serving.servers import serving
+from bench.traffic import open_loop, with_locust
 from bench.traffic.arrivals import MAX_BUSY
-from bench.traffic.comments import default_source, load_pool
+from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
 from bench.traffic.counters import CountersOf, parts_of, server_counters
-from console.options import make_config, parse_config, run
+from bench.traffic.one_run import LoadConfig, Result
+from console.options import make_config, run
 from contract import ENCODER_MODEL, ONNX_FILE, RAGGED_MODEL, TOKENIZER_FILE
 from export.model_config import Tuning
 from export.publish import publish
 from export.repository import verify, version_folder
 from export.switch import tune
-from serve import door, haproxy, triton
-from train.artifacts import write_json
+from serve import haproxy, triton
 
 TARGET_RPS, TARGET_LOAD = 10_000, 0.65
 _CLOSED_USERS = 64
@@ -83,109 +92,83 @@ RUNGS = (
 
 
 @pydantic_dataclasses.dataclass(frozen=True)
-class CapacityConfig:
+class CapacityConfig(ResultOptions):
     """Flags of `python -m bench.serving.capacity`."""
 
-    p99_ms: float = Field(50, gt=0, description="objective: p99 at most this, and no error")
-    seconds: int = Field(10, ge=3, description="length of one run")
-    skip_s: float = Field(2, ge=0, description="first seconds of a run not in latencies")
-    steps: int = Field(5, ge=1, description="runs of the bisection of one rung")
-    repository: Path = Field(Path("model_repository"), description="published repository")
+    p99_ms: float = Field(
+        50, gt=0, description="objective: p99 at most this, and no error", json_schema_extra=RUNS
+    )
+    seconds: int = Field(10, ge=3, description="length of one run", json_schema_extra=RUNS)
+    skip_s: float = Field(
+        2, ge=0, description="first seconds of a run not in latencies", json_schema_extra=RUNS
+    )
+    steps: int = Field(
+        5, ge=1, description="runs of the bisection of one rung", json_schema_extra=RUNS
+    )
+    repository: Path = Field(
+        Path("model_repository"), description="published repository", json_schema_extra=SERVER
+    )
     traced: Path = Field(
-        Path("runs/export/traced.onnx"), description="traced graph of the same export"
+        Path("runs/export/traced.onnx"),
+        description="traced graph of the same export",
+        json_schema_extra=SERVER,
     )
-    student: Path | None = Field(None, description="published repository of a student")
-    http_port: int = Field(
-        8100, ge=1, le=65500, description="first of three free ports; of replicas, each 10 above"
+    student: Path | None = Field(
+        None, description="published repository of a student", json_schema_extra=SERVER
     )
-    comments: str = Field(default_source(), description="labelled file, or 'synthetic'")
-    out: Path = Field(Path("bench/out"), description="folder of the results")
+    comments: str = Field(AUTO, description=COMMENTS_HELP, json_schema_extra=LOAD)
 
 
 def main() -> None:
-    config = parse_config(
-        CapacityConfig,
-        None,
-        prog="python -m bench.serving.capacity",
-        description="Capacity by rung.",
-    )
+    config = begin(CapacityConfig, "bench.serving.capacity", "Capacity by rung.")
     artifact = verify(config.repository)
     pool = load_pool(config.comments)
     print(pool.summary(), flush=True)
     rows = []
     for rung in RUNGS:
-        if rung.graph == "traced" and not config.traced.is_file():
-            print(f"{rung.name}: skipped, no {config.traced}; run `make export`", flush=True)
-            continue
-        if rung.graph == "student" and config.student is None:
-            print(f"{rung.name}: skipped; give --student", flush=True)
-            continue
-        if rung.replicas and not haproxy.found():
-            print(f"{rung.name}: skipped, haproxy is not installed", flush=True)
+        if why := _cannot_run(config, rung):
+            print(f"{rung.name}: skipped, {why}", flush=True)
             continue
         with served(config, rung) as server:
             rows.append(search(config, rung, server))
             if rung.name == _OURS:
                 rows[-1]["both_generators"] = agreement(config, server)
-    document = {
-        "bench": "capacity",
-        "objective": {"p99_ms": config.p99_ms, "errors": 0},
-        "seconds": config.seconds,
-        "skip_s": config.skip_s,
-        "steps": config.steps,
-        "precision": artifact["precision"],
-        "comments": pool.to_json(),
-        "hardware": hardware(),
-        "rungs": rows,
-        "bars": bars(rows),
-    }
-    write_json(config.out / "capacity.json", document)
+    found = document(
+        "capacity",
+        config,
+        objective={"p99_ms": config.p99_ms, "errors": 0},
+        precision=artifact["precision"],
+        comments=pool.to_json(),
+        rungs=rows,
+        bars=bars(rows),
+    )
     plot_capacity(rows, config.out / "capacity.png")
-    print(table(rows))
-    print(json.dumps(document))
-    report_broken_bars(document)
+    report(config, found, table(rows), also=("capacity.png",))
+
+
+def _cannot_run(config: CapacityConfig, rung: Rung) -> str:
+    """Why a rung is left out; empty when it is not."""
+    if rung.graph == "traced" and not config.traced.is_file():
+        return f"no {config.traced}; run `make export`"
+    if rung.graph == "student" and config.student is None:
+        return "no student; give --student"
+    if rung.replicas and not haproxy.found():
+        return "haproxy is not installed; `apt-get install haproxy`"
+    return ""
 
 
 # --- One rung ----------------------------------------------------------------------------
 @contextlib.contextmanager
 def served(config: CapacityConfig, rung: Rung) -> Iterator[triton.Server]:
     """A server of `rung`, stopped at the end."""
-    with tempfile.TemporaryDirectory() as folder:
-        repository = Path(folder) / "model_repository"
-        make_repository(config, rung, repository)
-        settings = make_config(
-            door.DoorConfig if rung.replicas else triton.ServeConfig,
-            {
-                "action": "start",
-                **({"replicas": rung.replicas} if rung.replicas else {}),
-                "repository": repository,
-                "run_dir": Path(folder) / "serve",
-                "http_port": config.http_port,
-                "grpc_port": config.http_port + 1,
-                "metrics_port": config.http_port + 2,
-            },
-        )
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                _start(settings)
-            yield find_server(settings.run_dir)
-        finally:
-            with contextlib.redirect_stdout(io.StringIO()):
-                _stop(settings)
 
+    def make(folder: Path) -> Path:
+        make_repository(config, rung, folder / "model_repository")
+        return folder / "model_repository"
 
-def _start(settings: triton.ServeConfig) -> None:
-    if isinstance(settings, door.DoorConfig):
-        door.start(settings)
-    else:
-        triton.start(settings)
-
-
-def _stop(settings: triton.ServeConfig) -> None:
-    if isinstance(settings, door.DoorConfig):
-        door.stop(settings)
-    else:
-        triton.stop(settings)
+    replicas = {"replicas": rung.replicas} if rung.replicas else {}
+    with serving(make, through_door=bool(rung.replicas), settings=replicas) as found:
+        yield found.server
 
 
 def make_repository(config: CapacityConfig, rung: Rung, repository: Path) -> None:
@@ -262,7 +245,7 @@ def agreement(config: CapacityConfig, server: triton.Server) -> dict[str, Any]:
     """
     settings = _settings(config, users=1)
     found = {}
-    for name, measure in (("locust", load), ("generator", open_loop.load)):
+    for name, measure in (("locust", with_locust.load), ("generator", open_loop.load)):
         result = measure(settings, "http", server)
         found[name] = {
             "p50_ms": result.latency_ms["p50"],
@@ -273,7 +256,7 @@ def agreement(config: CapacityConfig, server: triton.Server) -> dict[str, Any]:
     return found
 
 
-def _settings(config: CapacityConfig, **changed: Any) -> BenchConfig:
+def _settings(config: CapacityConfig, **changed: Any) -> LoadConfig:
     """One run of a rung."""
     settings = {
         "seconds": config.seconds,
@@ -282,7 +265,7 @@ def _settings(config: CapacityConfig, **changed: Any) -> BenchConfig:
         "out": config.out,
         "processes": 1,
     }
-    return make_config(BenchConfig, {**settings, **changed})
+    return make_config(LoadConfig, {**settings, **changed})
 
 
 def meets(result: Result, p99_ms: float) -> bool:
@@ -309,39 +292,36 @@ def binds(result: Result, failed: Result | None, rate: float) -> str:
 
 
 # --- Telling -----------------------------------------------------------------------------
-def bars(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def bars(rows: list[dict[str, Any]]) -> Bars:
     """Every rung meets the objective at some rate, and ours at five times the plain graph's."""
     rates = {row["rung"]["name"]: row["capacity_rps"] for row in rows}
-    found = sum(rate > 0 for rate in rates.values()) / len(rates)
-    held = {"rungs_with_capacity": {"value": found, "bar": 1, "holds": found == 1}}
+    held = {"rungs_with_capacity": exactly(sum(r > 0 for r in rates.values()) / len(rates), 1)}
     if rates.get(_PLAIN):
-        gain = rates[_OURS] / rates[_PLAIN]
-        held["published_over_traced"] = {"value": round(gain, 2), "bar": 5, "holds": gain >= 5}
+        held["published_over_traced"] = at_least(rates[_OURS] / rates[_PLAIN], 5, 2)
     return held
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """One line a rung: at its capacity, or at the lowest rate tried when none met the objective."""
     parts = parts_of(rows)
-    head = f"{'rung':36} {'req/s':>6} {'p50':>6} {'p95':>6} {'p99':>6} {'p99.9':>6} {'batch':>6}"
-    head += f" {'queue':>6} {'comp.':>6} {'hits':>5}  CPU us:" + "".join(
-        f" {part:>9}" for part in parts
-    )
-    lines = [head + f" {'cores for 10k':>13}  binds"]
+    head = ["rung", "req/s", "p50 ms", "p95", "p99", "p99.9", "batch", "queue ms", "compute"]
+    lines = [[*head, "hits", "CPU us:", *parts, "cores for 10k", "binds"]]
     for row in rows:
         r = row["result"]
         values = [r["latency_ms"][name] for name in ("p50", "p95", "p99", "p99.9")]
         values += [r["mean_batch"], r["queue_ms"], r["compute_ms"]]
-        line = f"{row['rung']['name']:36} {row['capacity_rps']:6.0f} "
-        line += " ".join(f"{value:6.1f}" for value in values)
-        line += f" {r['cache_hit_share']:5.0%}" + " " * 9
-        line += "".join(f" {r['cpu_us'].get(part, 0):9.0f}" for part in parts)
-        lines.append(f"{line} {row['cores_for_10k']:13.1f}  {row['binds']}")
-    lines.append(
+        lines.append(
+            [row["rung"]["name"], f"{row['capacity_rps']:.0f}"]
+            + [f"{value:.1f}" for value in values]
+            + [f"{r['cache_hit_share']:.0%}", ""]
+            + [f"{r['cpu_us'].get(part, 0):.0f}" for part in parts]
+            + [f"{row['cores_for_10k']:.1f}", row["binds"]]
+        )
+    note = (
         f"cores for {TARGET_RPS:,} requests/s at {TARGET_LOAD:.0%} load: CPU a request without "
         "the generator's, projected from this machine, not measured"
     )
-    return "\n".join(lines)
+    return f"{aligned(lines)}\n{note}"
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 In each round: the published scorer in this process on one core, then the real command
 `score --file` with one process and with --processes, start included and apart. `encoder` and
 `tokenizer` are the core's own CPU time for its two halves. All are CPU time a token or comment, or
-rates; other work on the machine moves rates more. Read ratios within one run. Writes
-bench/out/offline.json; exit status 1 when a bar does not hold.
+rates; other work on the machine moves rates more. Read ratios within one run. Prints a table and
+writes `offline.json`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +27,27 @@ import numpy as np
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 
-from bench.run import hardware, report_broken_bars
-from bench.traffic.comments import SYNTHETIC, default_source, load_pool
-from console.options import parse_config, run
+from bench.report.machine import versions
+from bench.report.result import (
+    LOAD,
+    RUNS,
+    SERVER,
+    Bars,
+    ResultOptions,
+    at_most,
+    begin,
+    document,
+    exactly,
+    report,
+)
+from bench.report.tables import aligned
+from bench.traffic.comments import AUTO, COMMENTS_HELP, SYNTHETIC, default_source, load_pool
+from console.options import run
 from contract import LOGIT, MAX_COMMENT_BYTES, ONNX_FILE, ToxicityError
 from export.repository import verify, version_folder
 from serve.offline.rows import CHUNK_ROWS, open_source
 from serve.offline.worker import open_scorer
-from train.artifacts import sha256_of, write_json
+from storage.files import sha256_of
 from train.data.load import TEXT_COLUMNS
 from train.data.tables import find_column
 
@@ -48,18 +59,28 @@ and memory with each other, and with the reader."""
 
 
 @pydantic_dataclasses.dataclass(frozen=True)
-class OfflineBenchConfig:
+class OfflineBenchConfig(ResultOptions):
     """Flags of `python -m bench.serving.offline`."""
 
-    repository: Path = Field(Path("model_repository"), description="filled model repository")
-    comments: str = Field(default_source(), description="file to score, or 'synthetic'")
-    text_column: str | None = Field(None, description="column of the comment, as in `score`")
-    processes: int = Field(
-        len(os.sched_getaffinity(0)), ge=1, description="of the second measurement"
+    repository: Path = Field(
+        Path("model_repository"), description="filled model repository", json_schema_extra=SERVER
     )
-    rounds: int = Field(3, ge=1, description="turns of every measurement; the median counts")
-    out: Path = Field(Path("bench/out"), description="folder of the result")
-    json: bool = Field(False, description="end with the result as one JSON line")
+    comments: str = Field(AUTO, description=COMMENTS_HELP, json_schema_extra=LOAD)
+    text_column: str | None = Field(
+        None, description="column of the comment, as in `score`", json_schema_extra=LOAD
+    )
+    processes: int = Field(
+        len(os.sched_getaffinity(0)),
+        ge=1,
+        description="of the second measurement",
+        json_schema_extra=RUNS,
+    )
+    rounds: int = Field(
+        3,
+        ge=1,
+        description="turns of every measurement; the median counts",
+        json_schema_extra=RUNS,
+    )
 
 
 @dataclass(frozen=True)
@@ -76,19 +97,9 @@ class Core:
 
 def main() -> None:
     """Measure, write and print."""
-    config = parse_config(
-        OfflineBenchConfig,
-        None,
-        prog="python -m bench.serving.offline",
-        description="Time `score --file`.",
-    )
-    document = measure(config)
-    write_json(config.out / "offline.json", document)
-    print(table(document))
-    print(f"wrote {config.out}/offline.json")
-    if config.json:
-        print(json.dumps(document))
-    report_broken_bars(document)
+    config = begin(OfflineBenchConfig, "bench.serving.offline", "Time `score --file`.")
+    found = measure(config)
+    report(config, found, table(found))
 
 
 def measure(config: OfflineBenchConfig) -> dict[str, Any]:
@@ -110,28 +121,24 @@ def measure(config: OfflineBenchConfig) -> dict[str, Any]:
                 out = Path(scratch) / "out.csv"
                 roads[count].append(_command(config, file, out, count))
                 differ += int(np.sum(_logits(out) != cores[-1].logit))
-        name = config.comments if config.comments == SYNTHETIC else file.name
+        name = SYNTHETIC if file.parent == Path(scratch) else file.name
         source = {"name": name, "sha256": sha256_of(file), "bytes": file.stat().st_size}
     results = [_core_result(cores, len(texts))]
     results += [_road_result(count, rows, len(texts)) for count, rows in roads.items()]
-    return {
-        "bench": "offline",
-        "hardware": hardware(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("onnxruntime", "numpy", "pyarrow")},
-        },
-        "artifact": {
+    return document(
+        "offline",
+        config,
+        versions=versions("onnxruntime", "numpy", "pyarrow"),
+        artifact={
             "version": artifact["version"],
             "precision": artifact["precision"],
             "max_len": artifact["max_len"],
             "onnx_sha256": artifact["files"][ONNX_FILE]["sha256"],
         },
-        "comments": {**source, "rows": len(texts), "tokens_mean": cores[0].tokens / len(texts)},
-        "rounds": config.rounds,
-        "results": results,
-        "bars": bars(results, differ),
-    }
+        comments={**source, "rows": len(texts), "tokens_mean": cores[0].tokens / len(texts)},
+        results=results,
+        bars=bars(results, differ),
+    )
 
 
 def read_texts(file: Path, text_column: str | None) -> list[str]:
@@ -166,8 +173,9 @@ def _is_readable(text: str) -> bool:
 
 
 def _file(config: OfflineBenchConfig, scratch: Path) -> Path:
-    if config.comments != SYNTHETIC:
-        return Path(config.comments)
+    comments = default_source() if config.comments == AUTO else config.comments
+    if comments != SYNTHETIC:
+        return Path(comments)
     path = scratch / "synthetic.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("text",), *((text,) for text in load_pool(SYNTHETIC).texts)])
@@ -269,58 +277,43 @@ def _road_result(processes: int, reports: list[dict[str, Any]], comments: int) -
     }
 
 
-def bars(results: list[dict[str, Any]], differ: int) -> dict[str, dict[str, Any]]:
+def bars(results: list[dict[str, Any]], differ: int) -> Bars:
     """Bars that can be judged on any machine: equality, and shares of CPU time."""
     alone, *roads = results
-    found: dict[str, Any] = {
-        "scores_that_differ": {"value": differ, "bar": 0, "holds": differ == 0}
-    }
+    found = {"scores_that_differ": exactly(differ, 0)}
     for road in roads:
         over = (road["reader_cpu_us"] + road["worker_rest_cpu_us"]) / road["core_cpu_us"]
         core = road["core_cpu_us"] / alone["core_cpu_us"]
-        for name, value, bar in (
-            ("overhead_cpu_share", over, _OVERHEAD),
-            ("core_cpu_over_alone", core, _CPU_OVER_CORE),
-        ):
-            found[f"{name}_at_{road['processes']}"] = {
-                "value": round(value, 4),
-                "bar": bar,
-                "holds": value <= bar,
-            }
+        found[f"overhead_cpu_share_at_{road['processes']}"] = at_most(over, _OVERHEAD)
+        found[f"core_cpu_over_alone_at_{road['processes']}"] = at_most(core, _CPU_OVER_CORE)
     return found
 
 
-def table(document: dict[str, Any]) -> str:
-    """For people: comments first, then a line a road, then the bars."""
-    comments, alone = document["comments"], document["results"][0]
-    lines = [
+def table(found: dict[str, Any]) -> str:
+    """For people: comments first, then a line a road."""
+    comments, alone = found["comments"], found["results"][0]
+    digits = {
+        "comments_per_s": 0,
+        "comments_per_s_with_start": 0,
+        "encoder_ns_per_token": 0,
+        "tokenizer_ns_per_token": 0,
+        "core_cpu_us": 0,
+        "reader_cpu_us": 1,
+        "worker_rest_cpu_us": 1,
+        "peak_mib": 0,
+    }
+    head = ["", "comments/s", "with start", "encoder ns", "tokenizer ns", "core us"]
+    lines = [[*head, "reader us", "writer us", "peak MiB"]]
+    for row in found["results"]:
+        cells = [f"{row[name]:,.{n}f}" if name in row else "-" for name, n in digits.items()]
+        lines.append([row["name"], *cells])
+    return (
         f"{comments['rows']:,} comments of {comments['name']}, "
-        f"{comments['tokens_mean']:.1f} tokens each",
+        f"{comments['tokens_mean']:.1f} tokens each\n"
         f"encoder alone {alone['encoder_only_per_s']:,.0f} comments/s, tokenizer alone "
-        f"{alone['tokenizer_only_per_s']:,.0f} comments/s, on one core by CPU time",
-        f"{'':28}{'comments/s':>11}{'+ start':>9}{'encoder ns':>12}{'tokenizer ns':>14}"
-        f"{'core us':>9}{'reader us':>11}{'writer us':>11}{'peak MiB':>10}",
-    ]
-    for row in document["results"]:
-        lines.append(
-            f"{row['name']:28}{row['comments_per_s']:11,.0f}"
-            + _cell(row, "comments_per_s_with_start", 9)
-            + _cell(row, "encoder_ns_per_token", 12)
-            + _cell(row, "tokenizer_ns_per_token", 14)
-            + _cell(row, "core_cpu_us", 9)
-            + _cell(row, "reader_cpu_us", 11, 1)
-            + _cell(row, "worker_rest_cpu_us", 11, 1)
-            + _cell(row, "peak_mib", 10)
-        )
-    lines.append("ns are a token, us a comment; both CPU time")
-    for name, bar in document["bars"].items():
-        holds = "holds" if bar["holds"] else "does NOT hold"
-        lines.append(f"{name:28}{bar['value']:11.4g}{bar['bar']:>9}  {holds}")
-    return "\n".join(lines)
-
-
-def _cell(row: dict[str, Any], name: str, width: int, digits: int = 0) -> str:
-    return f"{row[name]:{width},.{digits}f}" if name in row else " " * (width - 1) + "-"
+        f"{alone['tokenizer_only_per_s']:,.0f} comments/s, on one core by CPU time\n"
+        f"{aligned(lines)}\nns are a token, us a comment; both CPU time"
+    )
 
 
 if __name__ == "__main__":

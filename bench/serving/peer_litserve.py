@@ -10,7 +10,7 @@ from typing import Any
 import litserve
 import numpy as np
 
-from bench.serving.peer_app import CHECKPOINT, TorchScorer, answer, texts_of
+from bench.serving.peer_scorer import CHECKPOINT, TorchScorer, answer, texts_of
 
 
 class Api(litserve.LitAPI):

@@ -5,8 +5,7 @@
 FastAPI and LitServe run PyTorch (bench/serving/peer_app.py); Triton runs the plain traced graph,
 padded to the batch, in FP32 and in dynamic INT8; the last row is the published version. Each in
 turn gets a process a core and the same comments over HTTP from the same generator. A peer whose
-package is not installed is skipped, loudly. Prints a table and, as its last line, one JSON
-document; the same goes to `bench/out/peers.json`.
+package is not installed is skipped, loudly. Prints a table and writes `peers.json`.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ import psutil
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.run import hardware, report_broken_bars
+from bench.report.result import SERVER, Bars, at_least, begin, document, report
 from bench.serving.capacity import CapacityConfig, Rung, search, served, table
-from bench.serving.peer_app import INFER_PATH
+from bench.serving.peer_scorer import INFER_PATH
+from bench.serving.servers import free_ports
 from bench.traffic.comments import load_pool
 from bench.traffic.counters import process_counters
-from console.options import parse_config, run
+from console.options import run
 from contract import HOST, LOGIT, TEXT, ToxicityError
 from export.graph.qdq import write_dynamic
 from export.model_config import Tuning
 from export.repository import verify
-from serve.process import refuse_taken_port, spawn, wait_or_kill
+from serve.process import spawn, wait_or_kill
 from serve.triton import Server
-from train.artifacts import write_json
 
 _ALL = Tuning(os.cpu_count() or 1)
 _READY_S = 90.0
@@ -51,16 +50,15 @@ _OURS = Rung("ours: published version", tuning=_ALL)
 class PeersConfig(CapacityConfig):
     """Flags of `python -m bench.serving.peers`."""
 
-    checkpoint: Path = Field(Path("runs/model"), description="weights of the published version")
+    checkpoint: Path = Field(
+        Path("runs/model"),
+        description="weights of the published version",
+        json_schema_extra=SERVER,
+    )
 
 
 def main() -> None:
-    config = parse_config(
-        PeersConfig,
-        None,
-        prog="python -m bench.serving.peers",
-        description="Compare ways to serve.",
-    )
+    config = begin(PeersConfig, "bench.serving.peers", "Compare ways to serve.")
     artifact = verify(config.repository)
     pool = load_pool(config.comments)
     print(pool.summary(), flush=True)
@@ -80,40 +78,36 @@ def main() -> None:
                 rows.append(search(config, rung, server))
     with served(config, _OURS) as server:
         rows.append(search(config, _OURS, server))
-    document = {
-        "bench": "peers",
-        "objective": {"p99_ms": config.p99_ms, "errors": 0},
-        "seconds": config.seconds,
-        "precision": artifact["precision"],
-        "comments": pool.to_json(),
-        "hardware": hardware(),
-        "peers": rows,
-        "bars": bars(rows),
-    }
-    write_json(config.out / "peers.json", document)
-    print(table(rows))
-    print(json.dumps(document))
-    report_broken_bars(document)
+    found = document(
+        "peers",
+        config,
+        objective={"p99_ms": config.p99_ms, "errors": 0},
+        precision=artifact["precision"],
+        comments=pool.to_json(),
+        peers=rows,
+        bars=bars(rows),
+    )
+    report(config, found, table(rows))
 
 
 @contextlib.contextmanager
 def _peer(config: PeersConfig, framework: str) -> Iterator[Server]:
     """A PyTorch server that answers, killed at the end. Raises ToxicityError if it never does."""
-    refuse_taken_port(config.http_port, "http_port")
+    (port,) = free_ports(1)
     config.out.mkdir(parents=True, exist_ok=True)
     log = config.out / f"{framework}.log"
     command = [sys.executable, "-m", "bench.serving.peer_app", framework]
-    command += ["--checkpoint", str(config.checkpoint), "--port", str(config.http_port)]
+    command += ["--checkpoint", str(config.checkpoint), "--port", str(port)]
     process = spawn(command, {**os.environ, "OMP_NUM_THREADS": "1"}, log)
     try:
-        _wait_until_it_answers(process, config.http_port, log)
+        _wait_until_it_answers(process, port, log)
         yield Server(
             pid=process.pid,
             create_time=process.create_time(),
             repository=str(config.checkpoint),
-            http_port=config.http_port,
-            grpc_port=config.http_port,
-            metrics_port=config.http_port,
+            http_port=port,
+            grpc_port=port,
+            metrics_port=port,
         )
     finally:
         family = [process, *process.children(recursive=True)] if process.is_running() else []
@@ -148,11 +142,11 @@ def ask(port: int, texts: list[str]) -> list[float]:
     return [float(value) for value in outputs[LOGIT]]
 
 
-def bars(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def bars(rows: list[dict[str, Any]]) -> Bars:
     """Ours, the last row, at four times the best of the others."""
     *peers, ours = (row["capacity_rps"] for row in rows)
     gain = ours / max(*peers, 1e-9) if len(peers) > 1 else 0.0
-    return {"ours_over_best_peer": {"value": round(gain, 2), "bar": 4, "holds": gain >= 4}}
+    return {"ours_over_best_peer": at_least(gain, 4, 2)}
 
 
 if __name__ == "__main__":

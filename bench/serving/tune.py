@@ -6,12 +6,11 @@ One setting after the other, the others held: the capacity at the objective, as 
 `bench.serving.capacity`, for each of its values. A value replaces the one that stands only when it
 is better by more than --margin, which is this machine's noise. What won goes into the repository's
 configuration (toxicity/serving.json, and the measurements in toxicity/tuning.json); later exports
-keep it. Prints a table and, as its last line, one JSON document, also in `bench/out/tune.json`.
+keep it. Prints a table and writes `tune.json`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -20,66 +19,64 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.run import hardware, report_broken_bars
+from bench.report.result import RUNS, Bars, begin, document, exactly, report
 from bench.serving.capacity import CapacityConfig, Rung, search, served, table
 from bench.traffic.comments import load_pool
-from console.options import parse_config, run
+from console.options import run
 from contract import MAX_BATCH_SIZE, MAX_INSTANCES, MAX_WINDOW_MS, ONNX_FILE
 from export.model_config import Tuning
 from export.repository import served_tuning, verify
 from export.switch import tune
-from train.artifacts import write_json
 
 _CORES = os.cpu_count() or 1
+TRY: dict[str, Any] = {"group": "what is tried"}
 
 
 @dataclass(frozen=True)
 class TuneConfig(CapacityConfig):
     """Flags of `python -m bench.serving.tune`."""
 
-    steps: int = Field(4, ge=1, description="runs of the search of one setting")
+    steps: int = Field(
+        4, ge=1, description="runs of the search of one setting", json_schema_extra=RUNS
+    )
     instances: tuple[Annotated[int, Field(ge=1, le=MAX_INSTANCES)], ...] = Field(
-        tuple(sorted({1, _CORES, _CORES + 1})), description="sessions to try"
+        tuple(sorted({1, _CORES, _CORES + 1})), description="sessions to try", json_schema_extra=TRY
     )
     window_ms: tuple[Annotated[float, Field(ge=0, le=MAX_WINDOW_MS)], ...] = Field(
-        (0, 2, 8), description="waits for batch-mates to try"
+        (0, 2, 8), description="waits for others of a batch to try", json_schema_extra=TRY
     )
     max_batch: tuple[Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)], ...] = Field(
-        (16, MAX_BATCH_SIZE), description="largest batches to try"
+        (16, MAX_BATCH_SIZE), description="largest batches to try", json_schema_extra=TRY
     )
-    margin: float = Field(0.05, ge=0, description="gain from which on a value replaces another")
+    margin: float = Field(
+        0.05,
+        ge=0,
+        description="gain from which on a value replaces another",
+        json_schema_extra=RUNS,
+    )
 
 
 def main() -> None:
-    config = parse_config(
-        TuneConfig, None, prog="python -m bench.serving.tune", description="Tune the served model."
-    )
+    config = begin(TuneConfig, "bench.serving.tune", "Tune the served model.")
     published = verify(config.repository)
     artifact = {"precision": published["precision"], **published["files"][ONNX_FILE]}
     pool = load_pool(config.comments)
     print(pool.summary(), flush=True)
     standing = served_tuning(config.repository)
     best, rows = choose(config, standing, lambda tuning: _measure(config, tuning))
-    document = {
-        "bench": "tune",
-        "objective": {"p99_ms": config.p99_ms, "errors": 0},
-        "seconds": config.seconds,
-        "margin": config.margin,
-        "comments": pool.to_json(),
-        "artifact": artifact,
-        "hardware": hardware(),
-        "chosen": asdict(best),
-        "rows": rows,
-        "bars": bars(rows),
-    }
-    write_json(config.out / "tune.json", document)
-    tune(config.repository, best, document)
-    print(table(rows))
-    print(
-        f"chosen: {_words(best)}; it is in {config.repository} and serves after `make stop serve`"
+    found = document(
+        "tune",
+        config,
+        objective={"p99_ms": config.p99_ms, "errors": 0},
+        comments=pool.to_json(),
+        artifact=artifact,
+        chosen=asdict(best),
+        rows=rows,
+        bars=bars(rows),
     )
-    print(json.dumps(document))
-    report_broken_bars(document)
+    tune(config.repository, best, found)
+    chosen = f"chosen: {_words(best)}; it is in {config.repository} and serves after "
+    report(config, found, f"{table(rows)}\n{chosen}`make stop serve`")
 
 
 def _measure(config: TuneConfig, tuning: Tuning) -> dict[str, Any]:
@@ -110,10 +107,10 @@ def _words(tuning: Tuning) -> str:
     return f"{tuning.instances} x, {tuning.window_ms:g} ms, batch {tuning.max_batch}"
 
 
-def bars(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def bars(rows: list[dict[str, Any]]) -> Bars:
     """Every tuning that was tried meets the objective at some rate."""
     share = sum(row["capacity_rps"] > 0 for row in rows) / len(rows)
-    return {"tunings_with_capacity": {"value": share, "bar": 1, "holds": share == 1}}
+    return {"tunings_with_capacity": exactly(share, 1)}
 
 
 if __name__ == "__main__":

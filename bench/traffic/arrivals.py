@@ -1,6 +1,6 @@
 """When an open loop sends, which comment, and whether the generator kept up; no I/O.
 
-Used by `bench/load.py` inside Locust, and by `bench.run` to judge a finished run.
+Used by `bench/load.py` inside Locust, and by both generators to judge a finished run.
 """
 
 from __future__ import annotations

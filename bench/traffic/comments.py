@@ -22,7 +22,8 @@ from train.data.tokenizer import Tokenizer
 
 REAL_COMMENTS = Path(__file__).parents[2] / "../shared/data/jigsaw_wiki_test.csv.gz"
 """Used by default where it is there; it is no part of the project."""
-SYNTHETIC = "synthetic"
+SYNTHETIC, AUTO = "synthetic", "auto"
+COMMENTS_HELP = "a labelled file, 'synthetic', or 'auto': real ones where this machine has them"
 POOL = 5000
 _MEDIAN_TOKENS, _MEAN_TOKENS, _MOST_TOKENS = 43, 59, 256
 _SOURCE_ROWS = 4000
@@ -78,6 +79,8 @@ def load_pool(source: str, *, size: int = POOL, seed: int = 0) -> Pool:
 
     Raises BadInput when the source cannot be read or holds none.
     """
+    if source == AUTO:
+        source = default_source()
     if source == SYNTHETIC:
         texts = _with_real_lengths(size, seed)
         name = "SYNTHETIC comments (nobody wrote them) with a length mix like that of real ones"

@@ -1,8 +1,9 @@
 """Load a server with the C++ generator of `bench/generator/`, in place of Locust.
 
 Locust takes several times the CPU time for a request, from the same cores as what it measures.
-`load` has the arguments and the result of `bench.run.load`, so that a bench can take either; HTTP
-only. All bodies are made before the start, a different comment in each but for `repeat_share`.
+`load` has the arguments and the result of `bench.traffic.with_locust.load`, so that a bench can
+take either; HTTP only. All bodies are made before the start, a different comment in each but for
+`repeat_share`.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from bench.run import BenchConfig, Result, result_of
 from bench.traffic import arrivals
 from bench.traffic.arrivals import Arrivals
 from bench.traffic.bodies import INFER_PATH, Comments
 from bench.traffic.comments import load_pool
 from bench.traffic.counters import CountersOf, server_counters, settled
+from bench.traffic.one_run import LoadConfig, Result, result_of
 from contract import HOST, PROBABILITY, BadInput, ToxicityError
 from serve.client import Protocol
 from serve.triton import Server
@@ -44,7 +45,7 @@ CLOSED_RPS = 16_000
 faster ends when they are used up."""
 _DRAIN_S = 20.0
 _NICE = -10
-"""Priority of a closed loop where it may be raised, as Locust has in `bench.run`. An open loop runs
+"""Priority of a closed loop where it may be raised, as Locust has. An open loop runs
 round-robin in real time there: on two cores with six busy processes, 1,000 requests/s, its lag p99
 was 0.06 ms in place of 4.2 ms, near MAX_LAG_MS."""
 _ARRAYS = ("latencies_ms", "sent_at_s", "failed_ms", "failed_at_s", "lags_ms", "waits_ms")
@@ -95,12 +96,12 @@ class Measured:
 
 
 def load(
-    config: BenchConfig,
+    config: LoadConfig,
     protocol: Protocol,
     server: Server,
     counters_of: CountersOf = server_counters,
 ) -> Result:
-    """Run the generator once on `server`, as `bench.run.load` runs Locust.
+    """Run the generator once on `server`, as `bench.traffic.with_locust` runs Locust.
 
     Raises BadInput for gRPC, and ToxicityError when nothing was answered.
     """
@@ -143,7 +144,7 @@ def load(
     )
 
 
-def make_bodies(config: BenchConfig, comments: Comments, *, first_pass: int) -> Iterable[bytes]:
+def make_bodies(config: LoadConfig, comments: Comments, *, first_pass: int) -> Iterable[bytes]:
     """As many bodies as a run can send, each of `config.batch` comments."""
     rng = np.random.default_rng(first_pass)
     hot = arrivals.hot_rows(len(comments), config.repeat_share)

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bench.report.result import Bars, at_least
+from bench.report.tables import aligned
 from bench.traffic.workload import STUDENT
 from train.model import ModelConfig
 
@@ -59,7 +61,7 @@ def work_rates(
     return rates
 
 
-def bars(one_thread: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def bars(one_thread: dict[str, Any]) -> Bars:
     """What must hold in the cell BAR_CELL on one thread; null where a contender was skipped."""
     rates = next(r for r in one_thread["results"] if r["name"] == BAR_CELL)["comments_per_s"]
     ours, work = rates["serving_int8"], one_thread["work"]["serving_int8"]
@@ -74,14 +76,7 @@ def bars(one_thread: dict[str, Any]) -> dict[str, dict[str, Any]]:
     values["model_share_of_int8_peak"] = work["model_share_of_int8_peak"], PEAK_BAR
     values["serving_share_of_int8_peak"] = work["serving_share_of_int8_peak"], PEAK_BAR
     values["student_over_full_size"] = rates[STUDENT] / ours, STUDENT_BAR
-    return {
-        name: {
-            "value": None if value is None else round(value, 3),
-            "bar": bar,
-            "holds": None if value is None else value >= bar,
-        }
-        for name, (value, bar) in values.items()
-    }
+    return {name: at_least(value, bar) for name, (value, bar) in values.items()}
 
 
 # --- Telling ------------------------------------------------------------------------------
@@ -90,7 +85,7 @@ def rates_table(title: str, results: Sequence[dict[str, Any]]) -> str:
     lines = [[title, *(result["name"].replace("batch ", "B") for result in results)]]
     for name in results[0]["comments_per_s"]:
         lines.append([name, *(f"{result['comments_per_s'][name]:.0f}" for result in results)])
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def summary_table(section: dict[str, Any]) -> str:
@@ -112,7 +107,7 @@ def summary_table(section: dict[str, Any]) -> str:
         )
     work = section["work"]["serving_int8"]
     return (
-        f"{_aligned(lines)}\n"
+        f"{aligned(lines)}\n"
         f"peaks: int8 {peaks['int8']:.0f}, FP32 {peaks['fp32']:.0f} GOP/s; of its own work, "
         f"serving_int8 does {work['serving_gops']:.0f} GOP/s, "
         f"{100 * work['serving_share_of_int8_peak']:.0f} % of the int8 peak"
@@ -126,7 +121,7 @@ def growth_table(growth: dict[str, dict[str, dict[str, float]]]) -> str:
         contenders = growth[axis]
         head = [title, *next(iter(contenders.values()))]
         rows = [[name, *(f"{us:.0f}" for us in at.values())] for name, at in contenders.items()]
-        tables.append(_aligned([head, *rows]))
+        tables.append(aligned([head, *rows]))
     return "\n".join(tables)
 
 
@@ -138,23 +133,4 @@ def profile_table(profile: Sequence[dict[str, Any]]) -> str:
             continue
         share = "" if row["share"] is None else f"{100 * row['share']:.1f} %"
         lines.append([row["op"], str(row["nodes"]), str(row["us"]), share])
-    return _aligned(lines)
-
-
-def bars_table(judged: dict[str, dict[str, Any]]) -> str:
-    """Each bar, its value and whether it holds."""
-    words = {True: "holds", False: "does NOT hold", None: "not measured"}
-    lines = [["bar", "value", "at least", ""]]
-    for name, bar in judged.items():
-        value = "-" if bar["value"] is None else f"{bar['value']:.2f}"
-        lines.append([name, value, f"{bar['bar']:g}", words[bar["holds"]]])
-    return _aligned(lines)
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        line[0].ljust(widths[0])
-        + "".join("  " + cell.rjust(n) for cell, n in zip(line[1:], widths[1:], strict=True))
-        for line in lines
-    )
+    return aligned(lines)
