@@ -28,11 +28,11 @@ from sklearn.metrics import roc_auc_score
 from console.options import make_config, parse_config, run
 from contract import DECISION_THRESHOLD, BadInput
 from quality.curated import GROUP, load_curated
-from train.__main__ import train
 from train.artifacts import CONFIG_FILE, METRICS_FILE, load_checkpoint, read_json, write_json
 from train.config import TrainConfig
 from train.data.batches import TokenizedOnTheFly
 from train.data.load import Comments, load_comments
+from train.loop import train
 from train.validation import logits_of, probability_of
 
 Changes = Mapping[str, Any]
@@ -48,11 +48,8 @@ ROWS: dict[str, Changes] = {
     "epochs-2": {"epochs": 2},
     "lr-5e-4": {"lr": 5e-4},
     "pretrain-1": {"pretrain_epochs": 1},
-    "word-dropout": {"word_dropout": 0.1},
     "phrases": {"phrases": 2000},
-    "ema": {"ema": 0.99},
     "batch-256": {"batch_size": 256, "lr": 2e-3},
-    "label-smoothing": {"label_smoothing": 0.05},
     "dropout-0.2": {"dropout": 0.2},
 }
 """The learning rate of the larger batch grows with the root of its size, as suits AdamW."""
@@ -187,7 +184,7 @@ def _settings(config: AblationConfig, changes: Changes) -> dict[str, Any]:
         f.name for f in fields(TrainConfig)
     }
     base = {name: getattr(config, name) for name in sorted(shared - {"out"})}
-    return {**base, "pretokenize": True, **changes}
+    return {**base, **changes}
 
 
 def _trained(

@@ -22,10 +22,10 @@ from export.graph.build import build
 from export.graph.trace import trace
 from export.publish import publish
 from serve import triton
-from train.__main__ import train
 from train.artifacts import write_atomically
 from train.config import TrainConfig
 from train.data.tokenizer import Tokenizer, build_tokenizer
+from train.loop import train
 from train.model import ModelConfig, ToxicityEncoder
 
 # The models of these tests are small: more threads would only wait for each other.

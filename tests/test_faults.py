@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from bench.faults import run as faults
 from bench.faults.child import Limits, run
 from bench.faults.run import FaultsConfig, bars, measure, table
-from bench.faults import run as faults
 from bench.faults.targets import INVARIANTS, TARGETS, Broken
 from contract import BadInput
 from export import switch
