@@ -189,7 +189,7 @@ soak: $(READY) ## mixed load on a door of its own with publishes, rollbacks and 
 ladder: $(READY) ## distil students, export them and their cascades, plot AUROC against speed|LADDER_ARGS="--students 96x2 64x1 ..."
 	$(RUN) -m experiments.ladder $(LADDER_ARGS)
 
-ablation: $(READY) ## one training a change from the default: what lifts AUROC|ABLATION_ARGS="--rows pretrain-1 ..."
+ablation: $(READY) ## one training a change from the default: what lifts AUROC|ABLATION_ARGS="--data train.csv.gz --test-data test.csv.gz --out-of-domain other.csv --harmless harmless.csv --rows pretrain-1 ..."
 	$(RUN) -m experiments.ablation $(ABLATION_ARGS)
 
 clean: ## remove the virtual environment, runs and caches; model_repository/ stays

@@ -1,7 +1,7 @@
 """What lifts AUROC: one training a change from the default, side by side: `make ablation`.
 
-    python -m experiments.ablation --data train.csv.gz --test-data test.csv.gz --out-of-domain
-    other.csv
+    python -m experiments.ablation --data train.csv.gz --test-data test.csv.gz
+    --out-of-domain other.csv --harmless harmless.csv
 
 A row is the default with one change; the last one, `combination`, has every change that alone
 beat the default on validation, the better one where two set the same flag; where one row alone
@@ -61,15 +61,11 @@ _TEST_BAR, _OUT_OF_DOMAIN_BAR, _FPR_RATIO_BAR = 0.980, 0.873, 3.0
 class AblationConfig:
     """Flags of `python -m experiments.ablation`."""
 
-    data: str = Field("../shared/data/jigsaw_wiki_train.csv.gz", description="to train on")
-    test_data: str = Field("../shared/data/jigsaw_wiki_test.csv.gz", description="reported")
-    out_of_domain: str = Field(
-        "../shared/data/civil_comments_gender.csv.gz",
-        description="labelled comments from elsewhere, reported",
-    )
+    data: str = Field(description="labelled comments to train on")
+    test_data: str = Field(description="labelled comments, reported")
+    out_of_domain: str = Field(description="labelled comments from elsewhere, reported")
     harmless: str = Field(
-        "../shared/data/eval_nontoxic_identity_vs_random.csv.gz",
-        description="harmless comments in two groups, of which the first mentions an identity",
+        description="harmless comments in two groups, of which the first mentions an identity"
     )
     rows: tuple[str, ...] = Field(
         (*ROWS, COMBINATION), description="rows to train; the default always is"
