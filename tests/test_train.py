@@ -171,6 +171,17 @@ def test_a_run_stopped_with_one_way_of_reading_goes_on_with_the_other(tmp_path: 
     assert (whole.out / WEIGHTS_FILE).read_bytes() == (parts.out / WEIGHTS_FILE).read_bytes()
 
 
+def test_token_ids_that_were_damaged_in_a_stopped_run_are_made_anew(tmp_path: Path) -> None:
+    whole, parts = small(tmp_path / "whole"), small(tmp_path / "parts")
+    train(whole, CPU)
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, CPU, stop=StopAfter(7))
+    (ids,) = (tmp_path / "parts.partial").rglob("ids.npy")
+    ids.write_bytes(ids.read_bytes()[:-400] + b"\x05\0\0\0" * 100)
+    train(parts, CPU)
+    assert (whole.out / WEIGHTS_FILE).read_bytes() == (parts.out / WEIGHTS_FILE).read_bytes()
+
+
 def test_a_text_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever reads it: two epochs, embeddings, the terms' statistics, the metrics."""
     read: Counter[str] = Counter()

@@ -21,6 +21,7 @@ from train import artifacts
 from train.config import WRITTEN_BEFORE, TrainConfig
 from train.corpus import Corpus
 from train.distributed import Processes
+from train.examples import TOKENIZED
 from train.methods import distill, pretrain
 
 
@@ -62,6 +63,8 @@ def prepare(config: TrainConfig, corpus: Corpus, processes: Processes) -> Work:
             _check_same_run(progress, work)
         folder.mkdir(parents=True, exist_ok=True)
         clear_unfinished(folder, below=True)
+        if (folder / TOKENIZED).exists():  # made in seconds, and nothing says that they are whole
+            remove(folder / TOKENIZED)
     processes.wait()
     return work
 
