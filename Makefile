@@ -214,7 +214,7 @@ soak: $(READY) ## mixed load on a door of its own with publishes, rollbacks and 
 ladder: $(READY) ## distil students, export them and their cascades, plot AUROC against speed|LADDER_ARGS="--students 96x2 64x1 ..."
 	$(TOOL) ladder $(LADDER_ARGS)
 
-ablation: $(READY) ## one training a change from the default: what lifts AUROC|ABLATION_ARGS="--rows word-dropout ..."
+ablation: $(READY) ## one training a change from the default: what lifts AUROC|ABLATION_ARGS="--data train.csv.gz --test-data test.csv.gz --out-of-domain other.csv --harmless harmless.csv --rows pretrain-1 ..."
 	$(TOOL) ablation $(ABLATION_ARGS)
 
 figures: $(READY) ## write the tables of the pages from the result files; --measure runs the benches first|FIGURES_ARGS="--measure ..."

@@ -1,7 +1,7 @@
 """What lifts AUROC: one training a change from the default, side by side: `make ablation`.
 
-    python -m experiments.ablation --data train.csv.gz --test-data test.csv.gz --out-of-domain
-    other.csv
+    python -m experiments.ablation --data train.csv.gz --test-data test.csv.gz
+    --out-of-domain other.csv --harmless harmless.csv
 
 A row is the default with one change; the last one, `combination`, has every change that alone
 beat the default on validation, the better one where two set the same flag; where one row alone
@@ -29,11 +29,11 @@ from sklearn.metrics import roc_auc_score
 from console.options import make_config, parse_config, run
 from contract import DECISION_THRESHOLD, BadInput
 from quality.curated import GROUP, load_curated
-from train.__main__ import train
 from train.artifacts import CONFIG_FILE, METRICS_FILE, load_checkpoint, read_json, write_json
 from train.config import TrainConfig
 from train.data.batches import TokenizedOnTheFly
 from train.data.load import Comments, load_comments
+from train.loop import train
 from train.validation import logits_of, probability_of
 
 Changes = Mapping[str, Any]
@@ -49,11 +49,8 @@ ROWS: dict[str, Changes] = {
     "epochs-2": {"epochs": 2},
     "lr-5e-4": {"lr": 5e-4},
     "pretrain-1": {"pretrain_epochs": 1},
-    "word-dropout": {"word_dropout": 0.1},
     "phrases": {"phrases": 2000},
-    "ema": {"ema": 0.99},
     "batch-256": {"batch_size": 256, "lr": 2e-3},
-    "label-smoothing": {"label_smoothing": 0.05},
     "dropout-0.2": {"dropout": 0.2},
 }
 """The learning rate of the larger batch grows with the root of its size, as suits AdamW."""
@@ -65,15 +62,11 @@ _TEST_BAR, _OUT_OF_DOMAIN_BAR, _FPR_RATIO_BAR = 0.980, 0.873, 3.0
 class AblationConfig:
     """Flags of `python -m experiments.ablation`."""
 
-    data: str = Field("../shared/data/jigsaw_wiki_train.csv.gz", description="to train on")
-    test_data: str = Field("../shared/data/jigsaw_wiki_test.csv.gz", description="reported")
-    out_of_domain: str = Field(
-        "../shared/data/civil_comments_gender.csv.gz",
-        description="labelled comments from elsewhere, reported",
-    )
+    data: str = Field(description="labelled comments to train on")
+    test_data: str = Field(description="labelled comments, reported")
+    out_of_domain: str = Field(description="labelled comments from elsewhere, reported")
     harmless: str = Field(
-        "../shared/data/eval_nontoxic_identity_vs_random.csv.gz",
-        description="harmless comments in two groups, of which the first mentions an identity",
+        description="harmless comments in two groups, of which the first mentions an identity"
     )
     rows: tuple[str, ...] = Field(
         (*ROWS, COMBINATION), description="rows to train; the default always is"
@@ -190,7 +183,7 @@ def _settings(config: AblationConfig, changes: Changes) -> dict[str, Any]:
         f.name for f in fields(TrainConfig)
     }
     base = {name: getattr(config, name) for name in sorted(shared - {"out"})}
-    return {**base, "pretokenize": True, **changes}
+    return {**base, **changes}
 
 
 def _trained(

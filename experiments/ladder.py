@@ -34,7 +34,6 @@ from export.config import ExportConfig
 from export.gates import parity, rates
 from export.gates import run as gates
 from export.scorer import Scorer
-from train.__main__ import train
 from train.artifacts import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -44,6 +43,7 @@ from train.artifacts import (
     write_json,
 )
 from train.config import TrainConfig
+from train.loop import train
 from train.methods import distill
 
 _STUDENT = ("epochs", "batch_size", "lr", "augment", "ngram_teacher")

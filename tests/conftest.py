@@ -25,10 +25,10 @@ from export.graph.build import build
 from export.publish import publish
 from serve import triton
 from storage.locks import locked
-from train.__main__ import train
 from train.artifacts import write_atomically
 from train.config import TrainConfig
 from train.data.tokenizer import Tokenizer, build_tokenizer
+from train.loop import train
 from train.model import ModelConfig, ToxicityEncoder
 
 # How long an example takes is the machine's affair: a busy one would fail what is right.

@@ -89,7 +89,9 @@ def test_pretokenized_gives_the_identical_batches(tmp_path: Path) -> None:
         assert (one.rows == other.rows).all()
         assert (one.input_ids == other.input_ids).all()
         assert (one.attention_mask == other.attention_mask).all()
-    assert stored.cut == sum(TOKENIZER.encode_and_cut(text)[1] for text in TEXTS) > 0
+    for first in (100, len(TEXTS)):
+        cut = sum(TOKENIZER.encode_and_cut(text)[1] for text in TEXTS[:first])
+        assert stored.count_cut(first) == live.count_cut(first) == cut > 0
     assert isinstance(stored._ids, np.memmap)
 
 

@@ -10,11 +10,11 @@ import torch
 
 from console.options import make_config
 from contract import CLS_ID, BadInput
-from train.__main__ import train
 from train.artifacts import load_checkpoint
 from train.config import TrainConfig
 from train.data.batches import TokenizedOnTheFly, collate
 from train.data.tokenizer import build_tokenizer
+from train.loop import train
 from train.methods import debias, qat
 from train.validation import logits_of
 

@@ -15,7 +15,6 @@ from sklearn.metrics import roc_auc_score
 
 from console.options import make_config
 from contract import TOKENIZER_FILE, BadInput
-from train.__main__ import StopRequest, train
 from train.artifacts import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -29,7 +28,9 @@ from train.config import TrainConfig
 from train.data.batches import TokenizedOnTheFly
 from train.data.load import Comments, load_comments
 from train.data.tokenizer import build_tokenizer
+from train.loop import train
 from train.methods import augment, debias, distill, ngrams, qat
+from train.terminal import StopRequest
 from train.validation import logits_of, probability_of
 
 pytestmark = pytest.mark.slow
@@ -118,8 +119,9 @@ def test_targets_are_the_probability_of_the_mean_logit(
         teachers: list[Checkpoint], comments: Comments, rows: np.ndarray, extra: list[str]
     ) -> np.ndarray:
         more = distill.Extra(extra, np.full(len(extra), -1))
+        ids = TokenizedOnTheFly([*comments.texts, *extra], teachers[0].tokenizer)
         return distill.soft_targets(
-            config, teachers, comments, more, rows, tmp_path, CPU, said.append
+            config, teachers, comments, more, rows, ids, tmp_path, CPU, said.append
         )
 
     targets = targets_of(loaded, comments, rows, ["an extra one"])
@@ -340,7 +342,8 @@ def test_letters_teach_beside_the_runs(teacher: Path, tmp_path: Path) -> None:
     loaded, comments = distill.load_teachers(config), load_comments("synthetic:600")
     rows = np.arange(0, 600, 2)
     nothing = distill.Extra([], np.empty(0, np.int64))
-    arguments = loaded, comments, nothing, rows, tmp_path, CPU, print
+    ids = TokenizedOnTheFly(comments.texts, loaded[0].tokenizer)
+    arguments = loaded, comments, nothing, rows, ids, tmp_path, CPU, print
     both = distill.soft_targets(config, *arguments)[rows]
     alone = distill.soft_targets(dataclasses.replace(config, ngram_teacher=0.0), *arguments)[rows]
     (kept,) = tmp_path.glob("ngrams-*")

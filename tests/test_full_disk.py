@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -18,9 +19,9 @@ from console.options import run
 from export.config import ExportConfig
 from export.repository import verify, versions
 from storage.locks import LOCK_FILE
-from train.__main__ import train
 from train.artifacts import PROGRESS_FILE
 from train.config import TrainConfig
+from train.loop import train
 
 CPU = torch.device("cpu")
 
@@ -59,10 +60,13 @@ def test_training_keeps_its_last_progress(
         device="cpu",
         **shape,
     )
-    assert "step-5/model.safetensors" in line_of(lambda: train(config, CPU), capsys, 20_000)
+    assert "ids.npy" in line_of(lambda: train(config, CPU), capsys, 20_000)
+    assert not names_in(tmp_path)
+    on_the_fly = dataclasses.replace(config, pretokenize=False)
+    assert "step-5/model.safetensors" in line_of(lambda: train(on_the_fly, CPU), capsys, 20_000)
     assert not names_in(tmp_path)
     # The weights have room, their moments not.
-    assert "step-5/optimizer.safetensors" in line_of(lambda: train(config, CPU), capsys, 70_000)
+    assert "step-5/optimizer.safetensors" in line_of(lambda: train(on_the_fly, CPU), capsys, 70_000)
     assert not names_in(tmp_path)
     train(config, CPU)  # the same command goes on when there is room
     assert (config.out / "metrics.json").is_file()

@@ -51,12 +51,12 @@ from export.repository import load_scorer, read_artifact
 from export.scorer import CUT, LongText, Scorer
 from serve import triton
 from serve.client import score_comments
-from train.__main__ import train
 from train.artifacts import CONFIG_FILE, load_checkpoint
 from train.config import TrainConfig
 from train.data.batches import EVALUATION_PAIRS, evaluation_batches
 from train.data.load import load_comments
 from train.data.tokenizer import build_tokenizer
+from train.loop import train
 
 WORDS = "you are a kind awful person and the idea is not so bad thanks for your work".split()
 RULES = {"max": LongText.by("max", 8), "mean": LongText.by("mean", 5)}

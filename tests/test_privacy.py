@@ -20,10 +20,10 @@ from export.config import ExportConfig
 from serve.offline.config import ScoreFileConfig
 from serve.offline.rows import open_source
 from serve.score_file import score_file
-from train.__main__ import train
 from train.config import TrainConfig
 from train.data.load import load_comments
 from train.data.synthetic import generate
+from train.loop import train
 
 pytestmark = pytest.mark.slow
 
@@ -57,13 +57,12 @@ def trained(data: Path) -> tuple[Path, str]:
         out=out,
         epochs=1,
         batch_size=32,
-        pretokenize=True,
         device="cpu",
         **shape,
     )
     with pytest.MonkeyPatch.context() as patch:
         said: list[str] = []
-        patch.setattr("train.__main__.tqdm.write", lambda line, **_: said.append(line))
+        patch.setattr("train.terminal.tqdm.write", lambda line, **_: said.append(line))
         train(config, torch.device("cpu"))
     return out, "\n".join(said)
 

@@ -26,15 +26,17 @@ from export.gates import parity
 from export.graph.build import build_int8
 from export.graph.calibrate import calibrate_model
 from export.repository import load_scorer, read_artifact
-from train.__main__ import DEFAULTS_FROM, StopRequest, train
+from train.__main__ import DEFAULTS_FROM
 from train.artifacts import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, load_checkpoint
 from train.config import TrainConfig
 from train.data.batches import TokenizedOnTheFly
 from train.data.load import Comments, load_comments
 from train.data.split import Split, split_comments
+from train.loop import train
 from train.methods import qat
 from train.methods.calibration import quality
 from train.model import ModelConfig, ToxicityEncoder
+from train.terminal import StopRequest
 from train.validation import logits_of
 
 CPU = torch.device("cpu")

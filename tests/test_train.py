@@ -11,35 +11,41 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic.fields import FieldInfo
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from bench.faults import child as fault_child
-from console.options import run
+from console.options import make_config, run
 from contract import CLS_ID, PAD_ID, TOKENIZER_FILE, BadInput
-from train.__main__ import StopRequest, main, train
+from train.__main__ import main
 from train.artifacts import (
     CONFIG_FILE,
     CURVES_FILE,
     METRICS_FILE,
+    PROGRESS_FILE,
     SPLIT_FILE,
     WEIGHTS_FILE,
     load_checkpoint,
 )
-from train.config import TrainConfig
+from train.config import REFUSED, TrainConfig
 from train.data.batches import TokenizedOnTheFly, collate
 from train.data.load import load_comments
 from train.data.split import split_comments
-from train.data.tokenizer import Respelling
+from train.data.tokenizer import Respelling, Tokenizer
+from train.loop import train
 from train.model import ModelConfig, ToxicityEncoder
 from train.optimizer import lr_share
+from train.terminal import StopRequest
 from train.validation import classification_metrics, logits_of
 
 CPU = torch.device("cpu")
@@ -155,12 +161,66 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert history[0] == history[1]
 
 
-def test_pretokenized_run_gives_the_same_weights(whole: TrainConfig, tmp_path: Path) -> None:
-    stored = dataclasses.replace(whole, out=tmp_path / "stored", pretokenize=True)
-    train(stored, CPU)
-    assert (tmp_path / "pretokenized").is_dir()
-    one, other = load_file(whole.out / WEIGHTS_FILE), load_file(stored.out / WEIGHTS_FILE)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def test_on_the_fly_run_gives_the_same_weights_and_metrics(tmp_path: Path) -> None:
+    stored = small(tmp_path / "stored")
+    live = dataclasses.replace(stored, out=tmp_path / "live", pretokenize=False)
+    for config in (stored, live):
+        train(config, CPU)
+    one, other = ((config.out / WEIGHTS_FILE).read_bytes() for config in (stored, live))
+    assert one == other
+    first, second = (json.loads((c.out / METRICS_FILE).read_text()) for c in (stored, live))
+    for name in ("history", "test", "out_of_vocabulary", "comments_cut_at_max_len"):
+        assert first[name] == second[name]
+
+
+def test_a_run_stopped_with_one_way_of_reading_goes_on_with_the_other(tmp_path: Path) -> None:
+    whole, parts = small(tmp_path / "whole"), small(tmp_path / "parts", pretokenize=False)
+    train(whole, CPU)
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, CPU, stop=StopAfter(7))
+    train(dataclasses.replace(parts, pretokenize=True), CPU)
+    assert (whole.out / WEIGHTS_FILE).read_bytes() == (parts.out / WEIGHTS_FILE).read_bytes()
+
+
+def test_token_ids_that_were_damaged_in_a_stopped_run_are_made_anew(tmp_path: Path) -> None:
+    whole, parts = small(tmp_path / "whole"), small(tmp_path / "parts")
+    train(whole, CPU)
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, CPU, stop=StopAfter(7))
+    (ids,) = (tmp_path / "parts.partial").rglob("ids.npy")
+    ids.write_bytes(ids.read_bytes()[:-400] + b"\x05\0\0\0" * 100)
+    train(parts, CPU)
+    assert (whole.out / WEIGHTS_FILE).read_bytes() == (parts.out / WEIGHTS_FILE).read_bytes()
+
+
+def test_a_text_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever reads it: two epochs, embeddings, the terms' statistics, the metrics."""
+    read: Counter[str] = Counter()
+    encode_and_cut = Tokenizer.encode_and_cut
+
+    def counted(tokenizer: Tokenizer, text: str) -> tuple[list[int], bool]:
+        read[text] += 1
+        return encode_and_cut(tokenizer, text)
+
+    monkeypatch.setattr(Tokenizer, "encode_and_cut", counted)
+    train(small(tmp_path / "run", identity_balance=1.0), CPU)
+    assert read == Counter(load_comments("synthetic:600").texts)
+
+
+def test_a_run_of_a_release_with_more_flags_goes_on_unless_one_was_on(tmp_path: Path) -> None:
+    config = small(tmp_path / "run", epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, CPU, stop=StopAfter(3))
+    file = tmp_path / "run.partial" / PROGRESS_FILE
+    progress = json.loads(file.read_text())
+    progress["identity"] |= {"ema": 0.99, "compile": False}
+    file.write_text(json.dumps(progress))
+    with pytest.raises(BadInput, match=r"with ema 0.99, expected .* --restart"):
+        train(config, CPU)
+    progress["identity"]["ema"] = 0.0
+    file.write_text(json.dumps(progress))
+    train(config, CPU)
+    assert config.out.is_dir()
 
 
 def test_interrupted_run_is_not_mixed_with_other_settings(tmp_path: Path) -> None:
@@ -331,6 +391,48 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert max(shares) == shares[9] == 1.0
     assert shares[10:] == sorted(shares[10:], reverse=True)
     assert shares[100] == pytest.approx(0.0)
+
+
+INT8: dict[str, Any] = {"qat": "runs/a", "precision": "fp32", "embeddings": "random"}
+STUDENT: dict[str, Any] = {"distill": ("runs/a",)}
+
+
+@pytest.mark.parametrize(
+    ("index", "changes", "message"),
+    [
+        (0, {**INT8, "precision": "bf16"}, "--precision is bf16, expected fp32"),
+        (1, {**INT8, "out": "runs/a"}, "--out is runs/a, expected another folder than --qat"),
+        (2, {**INT8, "attention": "linear"}, "--attention is linear, expected softmax"),
+        (3, {**INT8, "pretrain_epochs": 1}, "--pretrain-epochs is 1, expected 0"),
+        (4, {**INT8, "embeddings": "spelling"}, "--embeddings is spelling, expected random"),
+        (5, {**INT8, **STUDENT, "out": "runs/b"}, "--distill is runs/a, expected none"),
+        (6, {**STUDENT, "out": "runs/a"}, "--out is runs/a, expected another .* --distill"),
+        (7, {"distill": ("runs/a", "runs/../runs/a")}, "--distill names a run twice"),
+        (8, {**STUDENT, "identity_balance": 1.5}, "--identity-balance is 1.5, expected 0"),
+        (9, {"ngram_teacher": 1.0}, "--ngram-teacher is 1.0, expected --distill"),
+        (10, {"augment": 2}, "--augment is 2, expected --distill"),
+        (11, {"unlabelled": "more.csv"}, "--unlabelled is more.csv, expected --distill"),
+    ],
+)
+def test_each_refused_combination_is_named(
+    index: int, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message) as error:
+        make_config(TrainConfig, changes)
+    assert "\n" not in str(error.value)
+    assert index < len(REFUSED) == 12
+
+
+def test_every_flag_has_its_group_and_its_words() -> None:
+    groups = []
+    for field in dataclasses.fields(TrainConfig):
+        about = field.default
+        assert isinstance(about, FieldInfo) and about.description, field.name
+        assert isinstance(about.json_schema_extra, dict), field.name
+        groups.append(about.json_schema_extra["group"])
+    assert len({*groups}) == 8
+    # Fields of a group stand together.
+    assert sum(one != other for one, other in pairwise(groups)) == 7
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,6 @@ METRICS_FILE = "metrics.json"
 SPLIT_FILE = "split.json"
 CURVES_FILE = "curves.png"
 _OPTIMIZER_FILE = "optimizer.safetensors"
-_AVERAGE_FILE = "average.safetensors"
 PROGRESS_FILE = "progress.json"
 FINISHED_FOLDER = "finished"
 """The finished run before it is `<out>`, in the folder of the progress."""
@@ -122,7 +121,6 @@ def save_progress(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: dict[str, Any],
-    average: nn.Module | None = None,
 ) -> None:
     """Write what a run needs to go on: the step's files, then one rename makes them count."""
     step = folder / f"step-{progress['step']}"
@@ -135,8 +133,6 @@ def save_progress(
     }
     try:
         save_weights(step, model)
-        if average is not None:
-            save_tensors(step / _AVERAGE_FILE, average.state_dict())
         write_atomically(step / _OPTIMIZER_FILE, safetensors.torch.save(state))
         write_json(folder / PROGRESS_FILE, progress)
     except OSError:
@@ -149,10 +145,7 @@ def save_progress(
 
 
 def load_progress(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: nn.Module | None = None,
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any] | None:
     """Restore what `save_progress` wrote, or None when the folder holds no progress."""
     if not (folder / PROGRESS_FILE).exists():
@@ -161,8 +154,6 @@ def load_progress(
     progress = read_json(folder / PROGRESS_FILE, remedy)
     step = folder / f"step-{progress['step']}"
     model.load_state_dict(load_tensors(step / WEIGHTS_FILE, remedy))
-    if average is not None:
-        average.load_state_dict(load_tensors(step / _AVERAGE_FILE, remedy))
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in load_tensors(step / _OPTIMIZER_FILE, remedy).items():
         index, name = key.split(".", 1)

@@ -1,8 +1,13 @@
-"""Every choice of a training run, in one frozen dataclass; saved beside the weights it made."""
+"""Every choice of a training run, in one frozen dataclass; saved beside the weights it made.
+
+Flags of `python -m train --help`. A field's group is what help lists it under; `REFUSED` is the one
+table of combinations that cannot be.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,184 +28,159 @@ WRITTEN_BEFORE = {
 """What a run did whose config.json is older than these fields."""
 
 
+def _flag(group: str, default: Any, description: str, **limits: Any) -> Any:
+    """A field of `group`; `limits` as pydantic's Field has them."""
+    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Flags of `python -m train`."""
 
-    data: str = Field(
+    # --- Data
+    data: str = _flag(
+        "Data",
         "synthetic",
-        description="labelled comments: 'synthetic', 'synthetic:ROWS', a .csv, .csv.gz, .zip or "
-        ".parquet file, or 'hub:OWNER/NAME[:SPLIT]'",
+        "labelled comments: a .csv, .csv.gz, .zip or .parquet file, 'hub:OWNER/NAME[:SPLIT]', or "
+        "generated ones, 'synthetic' or 'synthetic:ROWS', as in synthetic:5000",
     )
-    test_data: str | None = Field(
-        None, description="a second labelled file: evaluated, never split or trained on"
+    test_data: str | None = _flag(
+        "Data", None, "a second labelled file: evaluated, never split or trained on"
     )
-    text_column: str | None = Field(None, description="column of the comment, if not a known name")
-    label_column: str | None = Field(None, description="column of the label, if not a known name")
-    label_map: tuple[str, ...] = Field(
+    text_column: str | None = _flag(
+        "Data", None, "column of the comment, if not a known name, as in body"
+    )
+    label_column: str | None = _flag(
+        "Data", None, "column of the label, if not a known name, as in score"
+    )
+    label_map: tuple[str, ...] = _flag(
+        "Data",
         (),
-        description="what labels mean that are no numbers in [0, 1], as in toxic=1 non-toxic=0: "
+        "what labels mean that are no numbers in [0, 1], as in toxic=1 non-toxic=0: "
         "VALUE=NUMBER, or VALUE=drop to leave its rows out",
     )
-    out: Path = Field(Path("runs/model"), description="folder of the finished run")
-    qat: Path | None = Field(
-        None,
-        description="finished run to fine-tune for INT8; its data, split and shape become the "
-        "defaults, with 1 epoch, lr 2e-5, fp32, its own embeddings and out runs/qat",
+    fractions: tuple[float, float, float] = _flag(
+        "Data",
+        (0.8, 0.1, 0.1),
+        "shares of the training, validation and test split, as in 0.8 0.1 0.1",
     )
-    distill: tuple[Path, ...] = Field(
-        (),
-        description="finished runs whose probabilities to learn instead of the labels; the "
-        "first's data, split and tokenizer become the defaults, with out runs/student",
+    pretokenize: bool = _flag(
+        "Data",
+        True,
+        "tokenize each text once, into ids on disk that are memory-mapped; else again each time "
+        "that it is read, for the same batches",
     )
-    ngram_teacher: float = Field(
-        0.0,
-        ge=0,
-        description="a regression on character n-grams teaches beside the runs of --distill and "
-        "counts as so many; 1 with --distill, see train/methods/ngrams.py",
+    # --- Tokenizer
+    max_vocab: int = _flag("Tokenizer", 30_000, "tokens kept, special ones included", ge=4)
+    max_len: int = _flag(
+        "Tokenizer", 256, "longest comment in tokens, [CLS] included", ge=2, le=MAX_LEN
     )
-    unlabelled: Path | None = Field(
-        None, description="more comments for --distill, in a file that needs no labels"
+    respell: bool = _flag(
+        "Tokenizer", True, "read a disguised word, as in sh1t or i d i o t, as known ones"
     )
-    augment: int = Field(
-        0,
-        ge=0,
-        description="passages of each training comment, some words replaced, for the teachers of "
-        "--distill to score; see train/methods/augment.py",
+    phrases: int = _flag(
+        "Tokenizer", 0, "of the tokens kept, so many are frequent pairs of words, as in 3000", ge=0
     )
-    fractions: tuple[float, float, float] = Field(
-        (0.8, 0.1, 0.1), description="shares of the training, validation and test split"
-    )
-    seed: int = Field(0, ge=0, description="seed of the split, the weights and the batches")
-    max_vocab: int = Field(30_000, ge=4, description="tokens kept, special ones included")
-    respell: bool = Field(
-        True, description="read a disguised word, as in sh1t or i d i o t, as known ones"
-    )
-    phrases: int = Field(
-        0, ge=0, description="of the tokens kept, so many are frequent pairs of words"
-    )
-    max_len: int = Field(
-        256, ge=2, le=MAX_LEN, description="longest comment in tokens, [CLS] included"
-    )
-    d_model: int = Field(192, ge=1, description="width of the residual stream")
-    n_layers: int = Field(4, ge=1, description="encoder blocks")
-    n_heads: int = Field(4, ge=1, description="attention heads; divides d_model")
-    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over d_model")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout probability")
-    attention: Attention = Field(
+    # --- Model
+    d_model: int = _flag("Model", 192, "width of the residual stream, in numbers", ge=1)
+    n_layers: int = _flag("Model", 4, "encoder blocks", ge=1)
+    n_heads: int = _flag("Model", 4, "attention heads; divides d_model", ge=1)
+    mlp_ratio: float = _flag("Model", 4.0, "hidden width of the MLP over d_model", gt=0)
+    dropout: float = _flag("Model", 0.1, "dropout probability", ge=0, lt=1)
+    attention: Attention = _flag(
+        "Model",
         "softmax",
-        description="linear: its cost grows with a comment's length, not with the square",
+        "linear: its cost grows with a comment's length, not with the square",
     )
-    embeddings: Embeddings = Field(
+    # --- Start weights
+    embeddings: Embeddings = _flag(
+        "Start weights",
         "spelling",
-        description="what token embeddings start from: noise, the words near them, or those and "
+        "what token embeddings start from: noise, the words near them, or those and "
         "the words spelled alike; see train/methods/embeddings.py",
     )
-    pretrain_epochs: int = Field(
+    pretrain_epochs: int = _flag(
+        "Start weights",
         0,
+        "passes of masked-word pre-training first, as in 1; see train/methods/pretrain.py",
         ge=0,
-        description="passes of masked-word pre-training first; see train/methods/pretrain.py",
     )
-    epochs: int = Field(2, ge=1, description="passes over the training split, at most")
-    batch_size: int = Field(128, ge=1, description="comments a step and device")
-    lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
-    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
-    warmup_share: float = Field(
-        0.06, ge=0, lt=1, description="share of the steps with a rising learning rate"
+    qat: Path | None = _flag(
+        "Start weights",
+        None,
+        "finished run to fine-tune for INT8, as in runs/model; its data, split and shape become "
+        "the defaults, with 1 epoch, lr 2e-5, fp32, its own embeddings and out runs/qat",
     )
-    soft_targets: bool = Field(
-        False, description="learn the share of annotators who said toxic instead of 0 or 1"
+    # --- Optimization
+    epochs: int = _flag("Optimization", 2, "passes over the training split, at most", ge=1)
+    batch_size: int = _flag("Optimization", 128, "comments a step and device", ge=1)
+    lr: float = _flag("Optimization", 3e-4, "peak learning rate of AdamW, as in 1e-3", gt=0)
+    weight_decay: float = _flag("Optimization", 0.01, "weight decay of AdamW", ge=0)
+    warmup_share: float = _flag(
+        "Optimization", 0.06, "share of the steps with a rising learning rate", ge=0, lt=1
     )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="how far targets are drawn to one half"
+    grad_clip: float = _flag("Optimization", 1.0, "largest norm of the gradient", gt=0)
+    patience: int = _flag(
+        "Optimization", 2, "epochs without a better validation AUROC to stop", ge=1
     )
-    word_dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of the words that training shows as [UNK]"
-    )
-    identity_balance: float = Field(
+    # --- Identity terms
+    identity_balance: float = _flag(
+        "Identity terms",
         0.0,
-        ge=0,
-        description="weigh comments until identity terms tell nothing; 1 is the formula's own "
+        "weigh comments until identity terms tell nothing, as in 1.5; 1 is the formula's own "
         "strength, see train/methods/debias.py",
-    )
-    identity_insertion: float = Field(
-        0.0, ge=0, le=1, description="share of the harmless comments shown with an identity term"
-    )
-    ema: float = Field(
-        0.0,
         ge=0,
-        lt=1,
-        description="decay a step of the average of the weights that is validated and saved; "
-        "0 saves the weights themselves",
     )
-    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    patience: int = Field(2, ge=1, description="epochs without a better validation AUROC to stop")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 autocast on a GPU that has it, else fp32"
+    identity_insertion: float = _flag(
+        "Identity terms",
+        0.0,
+        "share of the harmless comments shown with an identity term, as in 0.05",
+        ge=0,
+        le=1,
     )
-    compile: bool = Field(
-        False, description="torch.compile the model; needs a C++ compiler on a CPU"
+    # --- Distillation
+    distill: tuple[Path, ...] = _flag(
+        "Distillation",
+        (),
+        "finished runs whose probabilities to learn instead of the labels, as in runs/model; the "
+        "first's data, split and tokenizer become the defaults, with out runs/student",
     )
-    pretokenize: bool = Field(
-        False, description="tokenize once, store the ids on disk and memory-map them"
+    ngram_teacher: float = _flag(
+        "Distillation",
+        0.0,
+        "a regression on character n-grams teaches beside the runs of --distill and "
+        "counts as so many; 1 with --distill, see train/methods/ngrams.py",
+        ge=0,
     )
-    checkpoint_steps: int = Field(200, ge=1, description="steps between two saves of the progress")
-    restart: bool = Field(False, description="drop an interrupted run instead of resuming it")
+    unlabelled: Path | None = _flag(
+        "Distillation",
+        None,
+        "more comments for --distill, in a file that needs no labels, as in more.csv.gz",
+    )
+    augment: int = _flag(
+        "Distillation",
+        0,
+        "passages of each training comment, some words replaced, for the teachers of "
+        "--distill to score; see train/methods/augment.py",
+        ge=0,
+    )
+    # --- Run
+    out: Path = _flag("Run", Path("runs/model"), "folder of the finished run")
+    seed: int = _flag("Run", 0, "seed of the split, the weights and the batches", ge=0)
+    device: Literal["auto", "cpu", "cuda"] = _flag("Run", "auto", "where to train")
+    precision: Literal["auto", "fp32", "bf16"] = _flag(
+        "Run", "auto", "auto: bf16 autocast on a GPU that has it, else fp32"
+    )
+    checkpoint_steps: int = _flag("Run", 200, "steps between two saves of the progress", ge=1)
+    restart: bool = _flag("Run", False, "drop an interrupted run instead of resuming it")
 
     @model_validator(mode="after")
-    def _labels_are_known(self) -> TrainConfig:
+    def _fits_together(self) -> TrainConfig:
         parse_label_map(self.label_map)
-        return self
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> TrainConfig:
         check_heads(self.d_model, self.n_heads)
-        return self
-
-    @model_validator(mode="after")
-    def _qat_is_fp32_and_elsewhere(self) -> TrainConfig:
-        if self.qat and self.precision != "fp32":
-            raise ValueError(f"--precision is {self.precision}, expected fp32 with --qat")
-        if self.qat and self.qat.resolve() == self.out.resolve():
-            raise ValueError(f"--out is {self.out}, expected another folder than --qat")
-        if self.qat and self.attention != "softmax":
-            raise ValueError(f"--attention is {self.attention}, expected softmax with --qat")
-        if self.qat and self.pretrain_epochs:
-            raise ValueError(f"--pretrain-epochs is {self.pretrain_epochs}, expected 0 with --qat")
-        if self.qat and self.embeddings != "random":
-            raise ValueError(f"--embeddings is {self.embeddings}, expected random with --qat")
-        if self.qat and self.compile:
-            raise ValueError("--compile is given, expected --no-compile with --qat")
-        return self
-
-    @model_validator(mode="after")
-    def _distills_one_way(self) -> TrainConfig:
-        if self.distill and self.qat:
-            raise ValueError(f"--distill is {self.distill[0]}, expected none with --qat")
-        folders = [folder.resolve() for folder in self.distill]
-        if self.out.resolve() in folders:
-            raise ValueError(f"--out is {self.out}, expected another folder than --distill")
-        if len(set(folders)) < len(folders):
-            raise ValueError("--distill names a run twice, expected each once")
-        if self.distill and self.soft_targets:
-            raise ValueError("--soft-targets is given, expected --no-soft-targets with --distill")
-        if self.distill and self.label_smoothing:
-            raise ValueError(
-                f"--label-smoothing is {self.label_smoothing}, expected 0 with --distill"
-            )
-        if self.distill and self.identity_balance:  # it is in its teacher's probabilities
-            raise ValueError(
-                f"--identity-balance is {self.identity_balance}, expected 0 with --distill"
-            )
-        if self.ngram_teacher and not self.distill:
-            raise ValueError(
-                f"--ngram-teacher is {self.ngram_teacher}, expected --distill beside it"
-            )
-        if self.augment and not self.distill:
-            raise ValueError(f"--augment is {self.augment}, expected --distill beside it")
-        if self.unlabelled and not self.distill:
-            raise ValueError(f"--unlabelled is {self.unlabelled}, expected --distill beside it")
+        for is_so, message in REFUSED:
+            if is_so(self):
+                raise ValueError(message.format(c=self))
         return self
 
     def encoder_config(self, vocab_size: int) -> ModelConfig:
@@ -214,3 +194,60 @@ class TrainConfig:
         fields["distill"] = [str(folder) for folder in self.distill]
         fields["label_map"] = list(self.label_map)
         return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
+
+
+def _resolved(folders: tuple[Path, ...]) -> list[Path]:
+    return [folder.resolve() for folder in folders]
+
+
+REFUSED: tuple[tuple[Callable[[TrainConfig], object], str], ...] = (
+    (
+        lambda c: c.qat and c.precision != "fp32",
+        "--precision is {c.precision}, expected fp32 with --qat",
+    ),
+    (
+        lambda c: c.qat and c.qat.resolve() == c.out.resolve(),
+        "--out is {c.out}, expected another folder than --qat",
+    ),
+    (
+        lambda c: c.qat and c.attention != "softmax",
+        "--attention is {c.attention}, expected softmax with --qat",
+    ),
+    (
+        lambda c: c.qat and c.pretrain_epochs,
+        "--pretrain-epochs is {c.pretrain_epochs}, expected 0 with --qat",
+    ),
+    (
+        lambda c: c.qat and c.embeddings != "random",
+        "--embeddings is {c.embeddings}, expected random with --qat",
+    ),
+    (
+        lambda c: c.distill and c.qat,
+        "--distill is {c.distill[0]}, expected none with --qat",
+    ),
+    (
+        lambda c: c.out.resolve() in _resolved(c.distill),
+        "--out is {c.out}, expected another folder than --distill",
+    ),
+    (
+        lambda c: len(set(_resolved(c.distill))) < len(c.distill),
+        "--distill names a run twice, expected each once",
+    ),
+    (
+        lambda c: c.distill and c.identity_balance,  # it is in its teacher's probabilities
+        "--identity-balance is {c.identity_balance}, expected 0 with --distill",
+    ),
+    (
+        lambda c: c.ngram_teacher and not c.distill,
+        "--ngram-teacher is {c.ngram_teacher}, expected --distill beside it",
+    ),
+    (
+        lambda c: c.augment and not c.distill,
+        "--augment is {c.augment}, expected --distill beside it",
+    ),
+    (
+        lambda c: c.unlabelled and not c.distill,
+        "--unlabelled is {c.unlabelled}, expected --distill beside it",
+    ),
+)
+"""Combinations that cannot be: when, and what is said."""

@@ -26,11 +26,12 @@ from export.model_config import MODELS
 from export.publish import publish
 from storage.files import sha256_of
 from storage.locks import LOCK_FILE
-from train.__main__ import StopRequest, train
 from train.artifacts import load_checkpoint
 from train.config import TrainConfig
 from train.data.tokenizer import build_tokenizer
+from train.loop import train
 from train.model import ModelConfig, ToxicityEncoder
+from train.terminal import StopRequest
 
 _TEMPORARY = (".writing-", ".staging-", ".removed-")
 _VERSIONS = 3

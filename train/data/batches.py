@@ -1,4 +1,4 @@
-"""Length-bucketed batches of token ids, tokenized on the fly or once to disk.
+"""Length-bucketed batches of token ids, tokenized once to disk, or on the fly.
 
 Both ways give the identical batches: the order depends on the token lengths, the seed and the
 epoch alone.
@@ -16,11 +16,13 @@ import numpy as np
 import torch
 
 from contract import PAD_ID
-from storage.files import clear_unfinished, put_folder, read_json, staging, write_json
+from storage.files import clear_unfinished, put_folder, staging
 from storage.locks import LOCK_FILE, SHARED_WAIT_S, locked
 from storage.system_errors import naming
 from train.data.tokenizer import Tokenizer
 
+_FORMAT = b"2 "
+"""Of the files that `pretokenize` writes: another one is never read."""
 BATCHES_PER_BUCKET = 50
 """Comments are shuffled, then sorted by length within this many batches at a time: enough that
 padding stays under a tenth of the tokens, few enough that batches stay mixed."""
@@ -31,9 +33,7 @@ EVALUATION_PAIRS = 128 * 256 * 256
 
 
 class CommentIds(Protocol):
-    """Token ids by row number, and how many comments were cut at max_len so far."""
-
-    cut: int
+    """Token ids by row number."""
 
     def __len__(self) -> int: ...
 
@@ -45,23 +45,24 @@ class TokenizedOnTheFly:
     """Tokenizes a comment each time it is asked for."""
 
     def __init__(self, texts: Sequence[str], tokenizer: Tokenizer) -> None:
-        self.cut = 0
         self._texts, self._tokenizer = texts, tokenizer
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        ids, was_cut = self._tokenizer.encode_and_cut(self._texts[row])
-        self.cut += was_cut
-        return np.asarray(ids, dtype=np.int32)
+        return np.asarray(self._tokenizer.encode(self._texts[row]), dtype=np.int32)
+
+    def count_cut(self, first: int) -> int:
+        """How many of the `first` comments are cut at max_len."""
+        return sum(self._tokenizer.encode_and_cut(text)[1] for text in self._texts[:first])
 
 
 class Pretokenized:
     """Reads ids that `pretokenize` stored, memory-mapped."""
 
     def __init__(self, folder: Path) -> None:
-        self.cut = read_json(folder / "pretokenized.json", "delete the folder")["cut"]
+        self._was_cut = np.load(folder / "cut.npy", allow_pickle=False)
         self._ids = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
 
@@ -71,10 +72,18 @@ class Pretokenized:
     def __getitem__(self, row: int) -> np.ndarray:
         return self._ids[self._offsets[row] : self._offsets[row + 1]]
 
+    def count_cut(self, first: int) -> int:
+        """How many of the `first` comments are cut at max_len."""
+        return int(self._was_cut[:first].sum())
+
+
+TextIds = Pretokenized | TokenizedOnTheFly
+"""Of texts, whichever way they are read."""
+
 
 def pretokenize(texts: Sequence[str], tokenizer: Tokenizer, folder: Path) -> Pretokenized:
     """Tokenize `texts` once into `folder/<key>`; the key covers the tokenizer and every text."""
-    digest = hashlib.sha256(tokenizer.to_json().encode())
+    digest = hashlib.sha256(_FORMAT + tokenizer.to_json().encode())
     for text in texts:
         encoded = text.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
@@ -89,12 +98,14 @@ def pretokenize(texts: Sequence[str], tokenizer: Tokenizer, folder: Path) -> Pre
 
 def _store(texts: Sequence[str], tokenizer: Tokenizer, target: Path) -> None:
     with staging(target.parent) as staged:
-        source = TokenizedOnTheFly(texts, tokenizer)
-        rows = [source[row] for row in range(len(texts))]
+        rows, was_cut = [], np.zeros(len(texts), bool)
+        for row in range(len(texts)):
+            ids, was_cut[row] = tokenizer.encode_and_cut(texts[row])
+            rows.append(np.asarray(ids, dtype=np.int32))
         offsets = np.cumsum([0] + [len(row) for row in rows], dtype=np.int64)
         _save(staged / "ids.npy", np.concatenate(rows))
         _save(staged / "offsets.npy", offsets)
-        write_json(staged / "pretokenized.json", {"cut": source.cut, "comments": len(rows)})
+        _save(staged / "cut.npy", was_cut)
         put_folder(staged, target)
 
 

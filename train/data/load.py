@@ -142,15 +142,36 @@ def load_comments(
             name=columns.label,
             flags=flags,
         )
-        shares = {
-            name: _numbers(table.column(column), column)
-            for name, column in columns.identities.items()
-        }
-        extra = {name: np.array(_words(table.column(name), name), object) for name in columns.extra}
+        shares = {n: _numbers(table.column(c), c) for n, c in columns.identities.items()}
+        extra = {n: np.array(_words(table.column(n), n), object) for n in columns.extra}
     rows = np.flatnonzero(has_text & ~np.isnan(labels.targets))
     targets = labels.targets[rows].astype(np.float32)
     toxic = (labels.targets[rows] >= LABEL_THRESHOLD).astype(np.float32)
-    about = {
+    comments = Comments(
+        texts=[text for text in map(texts.__getitem__, rows) if text is not None],
+        rows=rows,
+        labels=toxic,
+        targets=targets,
+        identities={n: s[rows].astype(np.float32) for n, s in shares.items() if s is not None},
+        extra={name: words[rows] for name, words in extra.items()},
+        source=_about(source, details, columns, label_map, has_text, labels, toxic, shares),
+    )
+    _check_usable(comments, both_classes=both_classes, flags=flags)
+    return comments
+
+
+def _about(
+    source: str,
+    details: dict[str, Any],
+    columns: _Columns,
+    label_map: Sequence[str],
+    has_text: np.ndarray,
+    labels: Labels,
+    toxic: np.ndarray,
+    shares: dict[str, np.ndarray | None],
+) -> dict[str, Any]:
+    """`Comments.source`; `toxic` is of the rows that are kept."""
+    return {
         "name": source,
         **details,
         "synthetic": details["kind"] == "generator",
@@ -162,17 +183,6 @@ def load_comments(
         "identities": [name for name, share in shares.items() if share is not None],
         "identities_of_words": [name for name, share in shares.items() if share is None],
     }
-    comments = Comments(
-        texts=[text for text in map(texts.__getitem__, rows) if text is not None],
-        rows=rows,
-        labels=toxic,
-        targets=targets,
-        identities={n: s[rows].astype(np.float32) for n, s in shares.items() if s is not None},
-        extra={name: words[rows] for name, words in extra.items()},
-        source=about,
-    )
-    _check_usable(comments, both_classes=both_classes, flags=flags)
-    return comments
 
 
 def _counts(has_text: np.ndarray, labels: Labels) -> dict[str, int]:

@@ -16,10 +16,12 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice, pairwise
 from typing import Any
+
+import numpy as np
 
 from contract import SPECIAL_TOKENS, UNK_ID, BadInput
 from core.binding import NativeTokenizer
@@ -248,16 +250,23 @@ def _most_frequent(counts: Mapping[str, int], most: int) -> list[str]:
     return [token for token, _ in ranked[: max(0, most)]]
 
 
-def oov_rates(texts: Iterable[str], tokenizer: Tokenizer) -> dict[str, float]:
+def oov_rates(
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    ids: Sequence[Sequence[int] | np.ndarray] | None = None,
+) -> dict[str, float]:
     """Shares of `texts` outside the vocabulary: "before", of the tokens as they are written;
     "after", of the ids, which are [UNK]. What is cut at `max_len` does not count.
+
+    `ids` are the texts', [CLS] first, where they are known already.
     """
     known = frozenset(tokenizer.vocabulary)
-    tokens = unknown = ids = unknown_ids = 0
+    encoded = [tokenizer.encode(text) for text in texts] if ids is None else ids
+    tokens = unknown = 0
     for text in texts:
         written = list(islice(tokenizer.tokens(text), tokenizer.max_len - 1))
-        encoded = tokenizer.encode(text)[1:]
-        tokens, ids = tokens + len(written), ids + len(encoded)
+        tokens += len(written)
         unknown += sum(token not in known for token in written)
-        unknown_ids += encoded.count(UNK_ID)
-    return {"before": unknown / max(1, tokens), "after": unknown_ids / max(1, ids)}
+    read = sum(len(row) - 1 for row in encoded)
+    unread = sum(int(np.count_nonzero(np.asarray(row[1:]) == UNK_ID)) for row in encoded)
+    return {"before": unknown / max(1, tokens), "after": unread / max(1, read)}

@@ -33,7 +33,7 @@ from contract import BadInput
 from train import artifacts
 from train.artifacts import Checkpoint
 from train.config import WRITTEN_BEFORE, TrainConfig
-from train.data.batches import TokenizedOnTheFly
+from train.data.batches import CommentIds, TokenizedOnTheFly
 from train.data.load import Comments, load_texts
 from train.data.tokenizer import Tokenizer
 from train.methods import augment, debias, ngrams
@@ -117,33 +117,37 @@ def soft_targets(
     comments: Comments,
     extra: Extra,
     train: np.ndarray,
+    ids: CommentIds,
     folder: Path,
     device: torch.device,
     say: Callable[[str], None],
 ) -> np.ndarray:
     """Probability of the teachers' mean logit, float32 [len(comments.texts) + len(extra.texts)].
 
-    Of the comments at `train` (int64 [n]) and the `extra` ones; NaN elsewhere. A teacher's logits
-    are computed once and kept in `folder`.
+    Of the comments at `train` (int64 [n]) and the `extra` ones; NaN elsewhere. `ids` are those of
+    the comments, then of the extra ones, by the first teacher's tokenizer. A teacher's logits are
+    computed once and kept in `folder`.
     """
-    labelled = [comments.texts[row] for row in train]
-    total = np.zeros(len(train) + len(extra.texts), np.float64)
+    texts = comments.texts + extra.texts
+    extra_rows = np.arange(len(comments.texts), len(texts))
+    total = np.zeros(len(train) + len(extra_rows), np.float64)
     for teacher in teachers:
+        same = teacher.tokenizer == teachers[0].tokenizer
+        read = ids if same else TokenizedOnTheFly(texts, teacher.tokenizer)  # once
         total += np.concatenate(
             [
-                _logits_by(teacher, texts, folder, device, say)
-                for texts in (labelled, extra.texts)
-                if texts
+                _logits_by(teacher, texts, read, rows, folder, device, say)
+                for rows in (train, extra_rows)
+                if len(rows)
             ]
         )
     if config.ngram_teacher:
         labels = comments.labels[train]
-        ids = TokenizedOnTheFly(comments.texts, teachers[0].tokenizer)
         strength = identity_balance_of(teachers[0].config)
         terms = debias.term_ids(teachers[0].tokenizer.vocabulary)
         terms_of = debias.statistics(ids, train, labels, terms)
         total += config.ngram_teacher * ngrams.cross_fitted_logits(
-            labelled,
+            [comments.texts[row] for row in train],
             labels,
             debias.balancing_weights(ids, train, labels, terms_of, strength),
             extra.texts,
@@ -152,27 +156,30 @@ def soft_targets(
             folder=folder,
             say=say,
         )
-    targets = np.full(len(comments.texts) + len(extra.texts), np.nan, np.float32)
-    rows = np.concatenate([train, np.arange(len(comments.texts), len(targets))])
-    targets[rows] = probability_of(total / (len(teachers) + config.ngram_teacher))
+    targets = np.full(len(texts), np.nan, np.float32)
+    targets[np.concatenate([train, extra_rows])] = probability_of(
+        total / (len(teachers) + config.ngram_teacher)
+    )
     return targets
 
 
 def _logits_by(
     teacher: Checkpoint,
     texts: list[str],
+    ids: CommentIds,
+    rows: np.ndarray,
     folder: Path,
     device: torch.device,
     say: Callable[[str], None],
 ) -> np.ndarray:
-    """float32 [len(texts)], from `folder` where they are kept."""
+    """float32 [n] of `rows` int64 [n] of the texts, from `folder` where they are kept."""
     weights = artifacts.sha256_of(teacher.folder / artifacts.WEIGHTS_FILE)
-    key = artifacts.sha256_of_texts([weights, teacher.tokenizer.to_json(), *texts])[:16]
+    read = (texts[row] for row in rows)
+    key = artifacts.sha256_of_texts([weights, teacher.tokenizer.to_json(), *read])[:16]
     file = folder / f"{key}.safetensors"
     if not file.exists():
-        say(f"{teacher.folder} scores {len(texts):,} comments ...")
-        ids = TokenizedOnTheFly(texts, teacher.tokenizer)
-        logits = logits_of(ClsOnlyEncoder(teacher.model.to(device)), ids, np.arange(len(texts)))
+        say(f"{teacher.folder} scores {len(rows):,} comments ...")
+        logits = logits_of(ClsOnlyEncoder(teacher.model.to(device)), ids, rows)
         artifacts.save_tensors(file, {"logit": torch.from_numpy(logits)})
     return artifacts.load_tensors(file, f"delete {file}")["logit"].numpy()
 

@@ -30,10 +30,11 @@ from torch.nn import functional
 from contract import UNK_ID
 from train import artifacts
 from train.config import TrainConfig
-from train.data.batches import CommentIds, training_batches
+from train.data.batches import Batch, CommentIds, training_batches
 from train.methods.cls_only import embed
 from train.model import ToxicityEncoder
 from train.optimizer import make_optimizer, prepare_step, update
+from train.terminal import Printer, StopRequest
 
 MASKED_SHARE = 0.15
 _SHOWN_AS_UNK, _SHOWN_AS_ANOTHER = 0.8, 0.1
@@ -115,70 +116,44 @@ def pretrain(
     config: TrainConfig,
     work: Path,
     identity: dict[str, Any],
-    *,
-    autocast_dtype: torch.dtype | None,
-    say: Callable[[str], None],
-    bar: Callable[[int, int], Callable[[int, str], None]],
-    stopped: Callable[[], bool],
+    autocast: Callable[[], torch.autocast],
+    stop: StopRequest,
+    say: Printer,
 ) -> dict[str, Any]:
     """Pre-train `model` in place on `rows` (int64 [n]), or load what an earlier call finished.
 
     Returns what metrics.json says of it. Raises KeyboardInterrupt, progress saved, at the first
-    step after which `stopped()` holds.
+    step after `stop` was requested.
     """
     remedy, folder = "start over with --restart", work / FOLDER
     if (folder / RESULT).exists():
         weights = artifacts.load_tensors(folder / artifacts.WEIGHTS_FILE, remedy)
         model.load_state_dict(weights)
         return dict(artifacts.read_json(folder / RESULT, remedy)["result"])
-    device = next(model.parameters()).device
-    guesser = MaskedWordModel(model).to(device)
+    guesser = MaskedWordModel(model).to(next(model.parameters()).device)
     optimizer = make_optimizer(guesser, config)
     steps_per_epoch = math.ceil(len(rows) / config.batch_size)
     total = steps_per_epoch * config.pretrain_epochs
     progress = artifacts.load_progress(folder, guesser, optimizer) or {
         "identity": identity,
-        "step": 0,
-        "losses": [],
-        "seconds": 0.0,
-        "tokens": 0,
+        **{"step": 0, "losses": [], "seconds": 0.0, "tokens": 0},
     }
     say(f"pre-training on {len(rows):,} comments, from step {progress['step']:,} of {total:,}")
-    advance = bar(total, progress["step"])
+    advance = say.progress_bar(total, progress["step"])
     guesser.train()
     while progress["step"] < total:
         epoch, done = divmod(progress["step"], steps_per_epoch)
-        for batch in training_batches(
-            ids,
-            rows,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            epoch=_FIRST_EPOCH + epoch,
-            start=done,
-        ):
-            began = time.monotonic()
+        order = {"batch_size": config.batch_size, "seed": config.seed, "start": done}
+        for batch in training_batches(ids, rows, epoch=_FIRST_EPOCH + epoch, **order):
             # Other draws than the same step of the training has.
             prepare_step(optimizer, config, progress["step"], total, -1 - progress["step"])
-            shown, masked, words = hide_words(
-                batch.input_ids, batch.attention_mask, model.config.vocab_size
-            )
-            if len(words):
-                with torch.autocast(
-                    device.type, autocast_dtype, enabled=autocast_dtype is not None
-                ):
-                    parts = (shown, batch.attention_mask, masked, words)
-                    loss = guesser(*(part.to(device) for part in parts))
-                update(optimizer, guesser, loss, config)
-                progress["losses"] = [*progress["losses"][-99:], loss.item()]
-            progress["step"] += 1
-            progress["tokens"] += int(batch.attention_mask.sum())
-            progress["seconds"] += time.monotonic() - began
+            _step(guesser, optimizer, config, batch, autocast, progress)
             mean = float(np.mean(progress["losses"] or [math.nan]))
             advance(progress["step"], f"masked-word loss {mean:.4f}")
-            stop = stopped()
-            if stop or progress["step"] % config.checkpoint_steps == 0:
+            stopping = stop.requested
+            if stopping or progress["step"] % config.checkpoint_steps == 0:
                 artifacts.save_progress(folder, guesser, optimizer, progress)
-            if stop:
+            if stopping:
                 say(f"saved after step {progress['step']:,} of the pre-training; run it again")
                 raise KeyboardInterrupt
     artifacts.save_weights(folder, model)
@@ -191,3 +166,25 @@ def pretrain(
     artifacts.write_json(folder / RESULT, {"identity": identity, "result": result})
     artifacts.clear_progress(folder)
     return result
+
+
+def _step(
+    guesser: MaskedWordModel,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    batch: Batch,
+    autocast: Callable[[], torch.autocast],
+    progress: dict[str, Any],
+) -> None:
+    """Hide words of `batch`, learn to guess them, count it in `progress`."""
+    began = time.monotonic()
+    shown, masked, words = hide_words(batch.input_ids, batch.attention_mask, len(guesser.bias))
+    if len(words):
+        parts = (shown, batch.attention_mask, masked, words)
+        with autocast():
+            loss = guesser(*(part.to(guesser.bias.device) for part in parts))
+        update(optimizer, guesser, loss, config)
+        progress["losses"] = [*progress["losses"][-99:], loss.item()]
+    progress["step"] += 1
+    progress["tokens"] += int(batch.attention_mask.sum())
+    progress["seconds"] += time.monotonic() - began

@@ -1,0 +1,124 @@
+"""What a step of the training reads: token ids, targets, and what each comment counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from storage.files import clear_unfinished
+from storage.locks import LOCK_FILE, SHARED_WAIT_S, locked
+from train.config import TrainConfig
+from train.corpus import Corpus
+from train.data.batches import CommentIds, TextIds, TokenizedOnTheFly, pretokenize
+from train.data.tokenizer import oov_rates
+from train.distributed import Processes
+from train.methods import debias, distill
+
+TOKENIZED = "pretokenized"
+"""Folder of the token ids, in that of the progress."""
+TEACHER_LOGITS = "teacher_logits"
+"""Folder of what teachers said, beside the run: the next student needs it, too."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """By row of the corpus; rows that are not trained on have targets and weights that say nothing.
+
+    `targets` and `weights` are float32 [n].
+    """
+
+    ids: TextIds
+    training_rows: np.ndarray
+    """int64 [m]."""
+    targets: np.ndarray
+    """What the loss compares with: labels, or the teachers' probabilities."""
+    weights: np.ndarray
+    """What a comment counts in the loss."""
+    pos_weight: float
+    """What a toxic comment counts beside a harmless one."""
+    terms: debias.IdentityStatistics | None
+    """With --identity-balance or --identity-insertion."""
+    unknown: dict[str, float]
+    """Shares of the validation comments' tokens, as `oov_rates` gives them."""
+
+
+def make_examples(
+    config: TrainConfig,
+    corpus: Corpus,
+    work: Path,
+    processes: Processes,
+    say: Callable[[str], None],
+) -> Examples:
+    """Tokenize the corpus and take its targets; `work` is the folder of the progress."""
+    ids = _token_ids(config, corpus, work, processes)
+    validation, tokenizer = corpus.split.validation, corpus.tokenizer
+    unknown = oov_rates(
+        [corpus.comments.texts[row] for row in validation],
+        tokenizer,
+        [ids[row] for row in validation],
+    )
+    say(
+        f"vocabulary of {len(tokenizer.vocabulary):,}; {unknown['before']:.2%} of the validation "
+        f"comments' tokens are not in it, {unknown['after']:.2%} stay [UNK]"
+    )
+    positive = float(corpus.training_labels.sum())
+    balance = (len(corpus.split.train) - positive) / positive
+    weights, terms = _identity_weights(config, corpus, ids, say)
+    return Examples(
+        ids=ids,
+        training_rows=corpus.training_rows,
+        targets=_targets(config, corpus, ids, processes, say),
+        weights=weights,
+        pos_weight=1.0 if corpus.earlier.give_probabilities else balance,
+        terms=terms,
+        unknown=unknown,
+    )
+
+
+def _token_ids(config: TrainConfig, corpus: Corpus, work: Path, processes: Processes) -> TextIds:
+    if not config.pretokenize:
+        return TokenizedOnTheFly(corpus.texts, corpus.tokenizer)
+    if processes.leads:
+        pretokenize(corpus.texts, corpus.tokenizer, work / TOKENIZED)
+    processes.wait()
+    return pretokenize(corpus.texts, corpus.tokenizer, work / TOKENIZED)
+
+
+def _targets(
+    config: TrainConfig,
+    corpus: Corpus,
+    ids: CommentIds,
+    processes: Processes,
+    say: Callable[[str], None],
+) -> np.ndarray:
+    """Labels, or with --distill the teachers' probabilities: rank 0 asks, the others read."""
+    teachers = corpus.earlier.teachers
+    if not teachers:
+        return corpus.comments.labels
+    folder = config.out.parent / TEACHER_LOGITS
+    data = corpus.comments, corpus.extra, corpus.split.train, ids
+    asked = config, teachers, *data, folder, processes.device, say
+    if processes.leads:
+        with locked(folder / LOCK_FILE, str(folder), "wait for it", SHARED_WAIT_S):
+            clear_unfinished(folder)
+            targets = distill.soft_targets(*asked)
+    processes.wait()
+    return targets if processes.leads else distill.soft_targets(*asked)
+
+
+def _identity_weights(
+    config: TrainConfig, corpus: Corpus, ids: CommentIds, say: Callable[[str], None]
+) -> tuple[np.ndarray, debias.IdentityStatistics | None]:
+    """What each row counts, float32 [n], and what the training split says of identity terms."""
+    weights = np.ones(len(ids), np.float32)
+    if not (config.identity_balance or config.identity_insertion):
+        return weights, None
+    train, vocabulary = corpus.split.train, corpus.tokenizer.vocabulary
+    labelled = train, corpus.training_labels
+    terms = debias.statistics(ids, *labelled, debias.term_ids(vocabulary))
+    say(debias.summary(terms, vocabulary))
+    weights[train] = debias.balancing_weights(ids, *labelled, terms, config.identity_balance)
+    return weights, terms

@@ -1,0 +1,176 @@
+"""The end of a training: the best weights calibrated and measured, and the finished folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from contract import TOKENIZER_FILE
+from storage.files import remove
+from train import artifacts
+from train.config import TrainConfig
+from train.corpus import Corpus
+from train.curves import plot_curves
+from train.data.batches import TokenizedOnTheFly
+from train.distributed import Processes
+from train.examples import Examples
+from train.methods import calibration, distill, qat
+from train.resume import Work
+from train.start import Network
+from train.throughput import flops_per_token, matmul_peak
+from train.validation import classification_metrics, logits_of
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A training after its last epoch."""
+
+    config: TrainConfig
+    processes: Processes
+    corpus: Corpus
+    data: Examples
+    network: Network
+    work: Work
+    progress: dict[str, Any]
+    pretraining: dict[str, Any] | None
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The epoch whose weights are kept."""
+        return max(self.progress["history"], key=lambda entry: entry["auroc"])
+
+
+def finish(run: Finished, began: float, say: Callable[[str], None]) -> None:
+    """Write `config.out` and say what it is; `began` is the training's start, monotonic seconds."""
+    encoder, out = run.network.encoder, run.config.out
+    weights = run.work.folder / artifacts.BEST_FOLDER / artifacts.WEIGHTS_FILE
+    encoder.load_state_dict(artifacts.load_tensors(weights, "start over with --restart"))
+    validation = run.corpus.split.validation
+    labels = run.corpus.comments.labels[validation]
+    logits = logits_of(run.network.trained, run.data.ids, validation)
+    platt = calibration.fit_platt(labels, logits)
+    calibration.fold_in(encoder, platt)
+    results = _results(run, labels, logits, platt)
+
+    folder = run.work.folder / artifacts.FINISHED_FOLDER
+    if folder.exists():
+        remove(folder)
+    artifacts.save_weights(folder, encoder)
+    artifacts.write_atomically(folder / TOKENIZER_FILE, run.corpus.tokenizer.to_json())
+    artifacts.write_json(folder / artifacts.CONFIG_FILE, _record(run, results, platt))
+    artifacts.write_json(folder / artifacts.SPLIT_FILE, run.corpus.split.to_json())
+    artifacts.write_json(folder / artifacts.METRICS_FILE, results)
+    plot_curves(results["history"], folder / artifacts.CURVES_FILE)
+    artifacts.finish(run.work.folder, out)
+
+    for line in _lines(results, len(labels)):
+        say(line)
+    say(
+        f"{out}: best epoch {results['best_epoch']}, "
+        f"{results['real_tokens_per_second']:,} real tokens/s, "
+        f"{100 * results['matmul_peak_share']:.0f} % of the matmul peak, "
+        f"{time.monotonic() - began:.0f} s in all"
+    )
+
+
+def _results(
+    run: Finished, labels: np.ndarray, logits: np.ndarray, platt: calibration.Platt
+) -> dict[str, Any]:
+    """metrics.json; `labels` and `logits` [n] are the validation split's, not yet calibrated."""
+    corpus, data, trained = run.corpus, run.data, run.network.trained
+    test, history = corpus.split.test, run.progress["history"]
+    results: dict[str, Any] = {
+        "synthetic_data": bool(corpus.comments.source["synthetic"]),
+        "best_epoch": run.best["epoch"],
+        "stopped_early": len(history) < run.config.epochs,
+        "validation": classification_metrics(labels, platt(logits)),
+        "test": classification_metrics(
+            corpus.comments.labels[test], logits_of(trained, data.ids, test)
+        ),
+        "history": history,
+        "calibration": calibration.comparison(labels, logits),
+        # As the loss had it, a float32.
+        "pos_weight": torch.tensor(data.pos_weight).item(),
+        "out_of_vocabulary": data.unknown,
+        "comments_cut_at_max_len": data.ids.count_cut(len(corpus.comments.texts)),
+        "training_seconds": round(run.progress["seconds"], 1),
+        **_speed(run),
+        "pretraining": run.pretraining,
+    }
+    if corpus.test_file:
+        comments = corpus.test_file.comments
+        ids = TokenizedOnTheFly(comments.texts, corpus.tokenizer)  # each is read once
+        results["test_file"] = {
+            "source": comments.source,
+            "in_data": dataclasses.asdict(corpus.test_file.in_data),
+            **classification_metrics(comments.labels, logits_of(trained, ids, np.arange(len(ids)))),
+        }
+    if corpus.earlier.tuned and run.network.ranges:
+        compared = run.network.encoder, data.ids, corpus.split.validation, labels
+        start = corpus.earlier.tuned.folder
+        results["quantization"] = qat.compare(start, run.network.ranges, *compared)
+    return results
+
+
+def _speed(run: Finished) -> dict[str, float]:
+    """The peak is that of one device, measured now."""
+    progress, processes = run.progress, run.processes
+    per_second = progress["tokens"] / max(progress["seconds"], 1e-9)
+    dtype = processes.autocast_dtype or torch.float32
+    peak = processes.world * matmul_peak(processes.device, dtype)
+    flops = flops_per_token(run.network.encoder.config)
+    return {
+        "real_tokens_per_second": round(per_second),
+        "matmul_peak_gflops": round(peak / 1e9, 1),
+        "matmul_peak_share": round(flops * per_second / peak, 4),
+    }
+
+
+def _record(run: Finished, results: dict[str, Any], platt: calibration.Platt) -> dict[str, Any]:
+    """config.json."""
+    corpus, device, earlier = run.corpus, run.processes.device, run.corpus.earlier
+    quantization = distillation = None
+    if earlier.tuned:
+        quantization = {
+            "start_sha256": artifacts.sha256_of(earlier.tuned.folder / artifacts.WEIGHTS_FILE),
+            "start_validation_auroc": results["quantization"]["float"]["auroc"],
+            "activation_ranges": run.network.ranges,
+        }
+    if earlier.teachers:
+        distillation = distill.record(run.config, earlier.teachers, corpus.extra)
+    return {
+        "model": dataclasses.asdict(run.network.encoder.config),
+        "train": run.config.to_json(),
+        "data": corpus.comments.source,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "unicode": corpus.tokenizer.rule.unicode_version,
+        },
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "processes": run.processes.world,
+        "quantization": quantization,
+        "calibration": dataclasses.asdict(platt),
+        "distillation": distillation,
+    }
+
+
+def _lines(results: dict[str, Any], validation_comments: int) -> list[str]:
+    """What a person is told of metrics.json."""
+    lines = [calibration.summary(results["calibration"])]
+    for name in ("validation", "test", "test_file"):
+        if metrics := results.get(name):
+            shown = ("accuracy", "precision", "recall", "f1", "auroc")
+            values = "  ".join(f"{key} {metrics[key]:.4f}" for key in shown)
+            lines.append(f"{name:<10} {values}")
+    if table := results.get("quantization"):
+        lines += qat.table_lines(table, validation_comments)
+    return lines

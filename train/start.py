@@ -1,0 +1,88 @@
+"""The weights that a training starts from: random ones, those of --qat, and what is known before
+the first label is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from train.config import TrainConfig
+from train.corpus import Corpus
+from train.distributed import Processes
+from train.examples import Examples
+from train.methods import pretrain, qat
+from train.methods.cls_only import ClsOnlyEncoder
+from train.methods.embeddings import cooccurrence_embeddings, spelled_alike, start_from
+from train.model import ToxicityEncoder
+from train.resume import Work
+from train.terminal import Printer, StopRequest
+
+
+@dataclass(frozen=True)
+class Network:
+    """The encoder, and the pass through it that is trained."""
+
+    encoder: ToxicityEncoder
+    """What is optimized and saved."""
+    trained: nn.Module
+    """Its forward pass in training, which shares its parameters."""
+    ranges: qat.Ranges | None
+    """Activation ranges of --qat."""
+
+
+def make_network(
+    config: TrainConfig, corpus: Corpus, data: Examples, device: torch.device
+) -> Network:
+    """Random weights by `config.seed`, or those of --qat with the INT8 rounding in their pass."""
+    torch.manual_seed(config.seed)
+    if corpus.earlier.tuned is None:
+        shape = config.encoder_config(len(corpus.tokenizer.vocabulary))
+        encoder = ToxicityEncoder(shape).to(device)
+        return Network(encoder, ClsOnlyEncoder(encoder), None)
+    encoder = corpus.earlier.tuned.model.to(device)
+    observed = qat.calibration_rows(corpus.split.train, config.seed)
+    ranges = qat.calibrate(encoder, (data.ids[row] for row in observed))
+    return Network(encoder, qat.FakeQuantizedEncoder(encoder, ranges), ranges)
+
+
+def learn_without_labels(
+    config: TrainConfig,
+    corpus: Corpus,
+    data: Examples,
+    encoder: ToxicityEncoder,
+    work: Work,
+    processes: Processes,
+    stop: StopRequest,
+    say: Printer,
+) -> dict[str, Any] | None:
+    """Token embeddings, then pre-training, as the flags say; what metrics.json says of the latter.
+
+    Nothing where the training itself is under way. Raises KeyboardInterrupt as the training does.
+    """
+    if config.embeddings != "random" and not work.has_progress:
+        _start_embeddings(config, corpus, data, encoder, say)
+    if not config.pretrain_epochs:
+        return None
+    rows, place = data.training_rows, (work.folder, work.identity)
+    return pretrain.pretrain(encoder, data.ids, rows, config, *place, processes.autocast, stop, say)
+
+
+def _start_embeddings(
+    config: TrainConfig,
+    corpus: Corpus,
+    data: Examples,
+    encoder: ToxicityEncoder,
+    say: Callable[[str], None],
+) -> None:
+    say("counting which words stand near each other ...")
+    vocabulary = corpus.tokenizer.vocabulary
+    read = [data.ids[row] for row in data.training_rows]
+    vectors, known = cooccurrence_embeddings(read, len(vocabulary), config.d_model, config.seed)
+    if config.embeddings == "spelling":
+        vectors, known = spelled_alike(vectors, read, vocabulary)
+    start_from(encoder.token_embedding, vectors, known)
