@@ -42,7 +42,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 _FAST_FIRST = (
-    "layout parallel cli labels files tokenizer split data synthetic batches repository versions faults "
+    "layout parallel cli labels files tokenizer split data synthetic batches repository versions "
+    "faults "
     "serving_graph packed placement client train full_disk export privacy parity calibration "
     "quality admission cache serve makefile door bench"
 )

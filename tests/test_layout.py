@@ -23,24 +23,12 @@ STAGES = (
 )
 """Each may import itself and what stands before it."""
 MOST_FILE_LINES, MOST_FUNCTION_LINES, MOST_COMPLEXITY = 400, 60, 15
-STILL_LONG = {
-    "bench/load.py": 430,
-    "bench/run.py": 455,
-    "serve/door.py": 530,
-    "serve/haproxy.py": 615,
-    "serve/triton.py": 463,
-    "train/__main__.py": 636,
-    "bench/serving/road.py:bars": 69,
-    "serve/haproxy.py:_http_rules": 123,
-    "train/__main__.py:_train": 302,
-    "train/data/load.py:load_comments": 73,
-    "train/methods/pretrain.py:pretrain": 83,
-}
+STILL_LONG: dict[str, int] = {}
 """Files and functions that are above the bound, with as many lines as they may have until then.
 
 An entry goes as soon as what it names is within the bound; none is added.
 """
-STILL_CYCLES = {("bench.serving.peer_app", "bench.serving.peer_litserve")}
+STILL_CYCLES: set[tuple[str, ...]] = set()
 """Modules that import each other, in order; the same holds for these."""
 
 
@@ -170,7 +158,7 @@ def test_functions_are_simple() -> None:
     """`ruff check` bounds them, all but the files that pyproject.toml still excuses."""
     lint = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["ruff"]["lint"]
     assert "C901" in lint["select"] and lint["mccabe"]["max-complexity"] == MOST_COMPLEXITY
-    excused = {name for name, rules in lint["per-file-ignores"].items() if "C901" in rules}
+    excused = {name for name, rules in lint.get("per-file-ignores", {}).items() if "C901" in rules}
     bound = f"lint.mccabe.max-complexity={MOST_COMPLEXITY}"
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "C901"]
     command += ["--config", bound, "--output-format", "concise", "--no-cache"]
