@@ -30,7 +30,7 @@ from serve.settings import STATE_FILE, Settings, replica, server_names, settled
 from serve.settings import DoorConfig as DoorConfig
 from serve.settings import read_settings as read_settings
 from serve.supervisor import Supervisor
-from serve.telling import print_addresses, print_replicas, scores
+from serve.telling import print_addresses, print_replicas, scores, served_version
 from serve.triton import Server
 from storage.files import write_json
 from storage.locks import LOCK_FILE, locked
@@ -61,8 +61,9 @@ def start(config: DoorConfig) -> None:
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with locked(config.run_dir / LOCK_FILE, str(config.run_dir), "wait for it", _LOCK_WAIT_S):
         supervisor = Supervisor(config.run_dir)
-        alive = supervisor.running()
-        before = read_settings(config.run_dir) if alive else None
+        before = read_settings(config.run_dir) if supervisor.running() else None
+        if before is None:
+            supervisor.stop()  # what a start that was killed left
         settings = settled(config, before)
         verify(config.repository, public_key=settings.public_key)
         try:
@@ -193,7 +194,7 @@ def _wait_until_it_scores(
 def _update(config: DoorConfig, settings: Settings, supervisor: Supervisor, name: str) -> None:
     """Load the current version into one running server."""
     folder = supervisor.program_folder(name)
-    wanted, served = current(config.repository), view.newest(folder / view.FOLDER)
+    wanted, served = current(config.repository), served_version(settings, folder)
     if wanted == served:
         print(f"{name}: already serving version {served}")
         return

@@ -2,13 +2,15 @@
 
     python -m serve.launch FOLDER
 
-FOLDER/launch.json says what to run (`serve.supervisor.write_launch`). Before that: sockets that a
-killed run left are removed, the files that the program loads are compared with their sha256, and
-the start is counted. Imports only what starts quickly: what ended is to be back soon.
+FOLDER/launch.json says what to run (`serve.supervisor.write_launch`). Before that: sockets and
+processes that a killed run left are removed, the files that the program loads are compared with
+their sha256, and the start is counted. Imports only what starts quickly: what ended is to be back
+soon.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -35,6 +37,7 @@ def main(folder: Path) -> NoReturn:
     if changed:
         print(f"error: {folder / changed} is not what was staged; run `make stop serve`")
         sys.exit(2)
+    _end_what_is_left(folder, launch["command"][0])
     environment = {**os.environ, **launch["environment"]}
     environment[STARTS_VARIABLE] = str(_count_start(folder / STARTS_FILE))
     # With the supervisor its programs end too: nothing is left that nobody watches.
@@ -44,6 +47,20 @@ def main(folder: Path) -> NoReturn:
         resource.setrlimit(resource.RLIMIT_STACK, (stack_limit(launch["stack_bytes"], hard), hard))
     arguments = launch["command"]
     os.execve(arguments[0], arguments, environment)
+
+
+def _end_what_is_left(folder: Path, program: str) -> None:
+    """Kill what a program of this folder started and outlives it for a moment.
+
+    A worker of a killed haproxy has the port, too, and drops the connections that it is given.
+    """
+    own = os.fsencode(f"{folder}/")
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            arguments = path.read_bytes().split(b"\0")
+            started = arguments[0] == os.fsencode(program)
+            if started and any(own in one for one in arguments[1:]):
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def stack_limit(most: int, hard: int) -> int:

@@ -39,6 +39,8 @@ _CONFIG_FILE, _SOCKET, _PID_FILE, _LOG_FILE = (
 )
 _NO_ANSWER = (OSError, HTTPException, Error, ExpatError, ToxicityError)
 """What a call to a supervisor that is not there, or ends meanwhile, may raise."""
+_DOWN = ("STOPPED", "EXITED", "FATAL")
+"""States of programs that nothing starts again."""
 _HEAD = string.Template("""\
 [unix_http_server]
 file=$folder/$socket
@@ -139,6 +141,10 @@ class Supervisor:
                 call.removeProcessGroup(name)
             for name in (*changed, *added):
                 call.addProcessGroup(name)
+            for one in call.getAllProcessInfo():
+                if one["statename"] in _DOWN:  # by a stop that was killed, say
+                    with contextlib.suppress(Fault):  # somebody else started it
+                        call.startProcess(one["name"], False)
 
     def stop(self, name: str | None = None) -> None:
         """End one program, or all of them and the supervisor; each finishes what is in flight."""

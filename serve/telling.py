@@ -18,6 +18,13 @@ def scores(settings: Settings, folder: Path) -> bool:
     return triton.scores_at(f"http://{HOST}:{settings.http_port}")
 
 
+def served_version(settings: Settings, folder: Path) -> int | None:
+    """The version that the server of this folder answers with, asked of itself."""
+    if settings.balanced:
+        return control.version(folder / control.HTTP_SOCKET)
+    return triton.version_at(f"http://{HOST}:{settings.http_port}")
+
+
 def print_replicas(settings: Settings, supervisor: Supervisor) -> None:
     """A line for each program."""
     states = supervisor.states()
@@ -38,10 +45,7 @@ def _described(
 ) -> str:
     folder = supervisor.program_folder(name)
     ready = "scores" if scores(settings, folder) else "DOES NOT SCORE"
-    if settings.balanced:
-        version = control.version(folder / control.HTTP_SOCKET)
-    else:
-        version = triton.version_at(f"http://{HOST}:{settings.http_port}")
+    version = served_version(settings, folder)
     seen = f", {up[name]} for haproxy" if name in up else ""
     path = f"/{name}/metrics" if settings.balanced else "/metrics"
     return (

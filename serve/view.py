@@ -70,11 +70,6 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256_of(path) for path in files}
 
 
-def newest(folder: Path) -> int | None:
-    """Version that the view holds, if it holds one."""
-    return max(_numbers(folder / PUBLIC_MODEL), default=None)
-
-
 def _put(repository: Path, version: int, model: Path, like: Sequence[Path]) -> None:
     target = model / str(version)
     if target.exists():

@@ -654,6 +654,27 @@ def test_what_changes_after_staging_is_not_started_again(
         assert not control.scores(folder / control.HTTP_SOCKET)
 
 
+def test_a_start_or_stop_that_was_killed_is_followed_by_one_that_works(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    tiny_model.publish(tmp_path / "repository")
+    config = make_config(tmp_path / "run", tmp_path / "repository")
+    with serving(config):
+        # As after a kill before serve.json was written, or while the balancer was stopped.
+        (config.run_dir / "serve.json").unlink()
+        door.start(config)
+        assert ask(config, "POST", INFER, body("fine"))[0] == 200
+        Supervisor(config.run_dir).stop(haproxy.NAME)
+        door.start(config)
+        assert ask(config, "POST", INFER, body("fine"))[0] == 200
+        # As after a kill between the new version's files and its load.
+        tiny_model.publish(config.repository)
+        with view.changed(config.repository, config.run_dir / "replica-1" / view.FOLDER):
+            pass
+        door.start(config)
+        assert control.version(config.run_dir / "replica-1" / control.HTTP_SOCKET) == 2
+
+
 def test_a_killed_supervisor_leaves_nothing_and_the_next_start_works(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from bench.faults import run as faults
 from bench.faults.child import Limits, run
+from bench.faults.registry import TARGETS
 from bench.faults.run import FaultsConfig, bars, measure, table
-from bench.faults.targets import INVARIANTS, TARGETS, Broken
+from bench.faults.targets import INVARIANTS, Broken
 from contract import BadInput
 from export import switch
 

@@ -37,7 +37,8 @@ from tqdm import tqdm
 
 from bench.faults.child import Ending, run
 from bench.faults.kinds import FAULTS, Trial, Usual
-from bench.faults.targets import INVARIANTS, TARGETS, Broken, Found
+from bench.faults.registry import TARGETS
+from bench.faults.targets import INVARIANTS, Broken, Found
 from bench.report.result import RUNS, Bars, ResultOptions, begin, document, exactly, report
 from bench.report.tables import aligned
 from console.options import run as run_command
@@ -159,7 +160,13 @@ def _trial(
     names = list(config.targets)
     name = draw.choices(names, [TARGETS[name].share for name in names])[0]
     target = TARGETS[name]
-    kinds = [kind for kind in config.faults or FAULTS if small or kind != "tmpfs full"]
+    kinds = [
+        kind
+        for kind in config.faults or FAULTS
+        if kind not in target.spared and (small or kind != "tmpfs full")
+    ]
+    if not kinds:
+        raise BadInput(f"--faults has none that may befall {name}; name others")
     kind = draw.choice(kinds)
     scratch = (small if kind == "tmpfs full" and small else folder) / f"trial-{number}"
     _copy(folder / target.base, scratch)
@@ -172,6 +179,7 @@ def _trial(
             broken |= target.broken(scratch, before, settled=False)
         broken |= _follow(trial, before, damages=damages)
     finally:
+        target.clean(scratch)
         shutil.rmtree(scratch, ignore_errors=True)
     return {
         "number": number,

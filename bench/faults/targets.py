@@ -1,12 +1,11 @@
 """What `bench.faults.run` hurts, and what must be true of it afterwards.
 
-A target is a command on files of its own. Another one, a command on a running server among them,
-is added to `TARGETS`: it says what is there before, what to run, and what is broken.
+A target is a command on files of its own: it says what is there before, what to run, and what is
+broken. `bench.faults.registry` lists them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ import contract
 from console.options import make_config
 from contract import ENCODER_MODEL, PUBLIC_MODEL, RAGGED_MODEL, TOKENIZER_FILE, BadInput
 from export import repository as repo
-from export import switch
 from export.__main__ import export
 from export.config import ExportConfig
 from export.graph.build import build
@@ -58,6 +56,10 @@ class Target(Protocol):
     def base(self) -> str:
         """Name of what its trials start from; targets may have one together."""
 
+    @property
+    def spared(self) -> tuple[str, ...]:
+        """Names of the faults that do not befall it."""
+
     def make(self, base: Path) -> None:
         """Make what every trial starts from; runs in a child, once."""
 
@@ -81,6 +83,9 @@ class Target(Protocol):
 
     def recovered(self, scratch: Path) -> Broken:
         """What does not hold once the command has followed that damage."""
+
+    def clean(self, scratch: Path) -> None:
+        """End what a trial left running."""
 
 
 # --- A repository of published versions --------------------------------------------------
@@ -126,6 +131,7 @@ class RepositoryTarget:
     command: Callable[[Path, Path], object]
     share: int
     base: str = "repository"
+    spared: tuple[str, ...] = ()
 
     def make(self, base: Path) -> None:
         make_repository(base)
@@ -163,6 +169,9 @@ class RepositoryTarget:
         except BadInput as error:
             return {"verifies": str(error)}
         return {}
+
+    def clean(self, scratch: Path) -> None:
+        pass
 
 
 def bits_of_versions(repository: Path) -> Found:
@@ -219,6 +228,7 @@ class TrainTarget:
 
     share = 3
     base = "train"
+    spared: tuple[str, ...] = ()
 
     def make(self, base: Path) -> None:
         self._train(base, seed=0)
@@ -262,6 +272,9 @@ class TrainTarget:
 
     def recovered(self, scratch: Path) -> Broken:
         return self.broken(scratch, self.found(scratch), settled=True)
+
+    def clean(self, scratch: Path) -> None:
+        pass
 
     def _train(self, folder: Path, **changes: Any) -> None:
         torch.set_num_threads(1)
@@ -316,23 +329,3 @@ class ExportTarget(TrainTarget):
 
 
 _REPOSITORY = RepositoryTarget(publish_tiny, share=40)
-
-
-def _tune(_: Path, repository: Path) -> None:
-    standing = repo.served_tuning(repository)
-    other = dataclasses.replace(standing, instances=standing.instances + 1, window_ms=2.0)
-    switch.tune(repository, other, {"rows": []})
-
-
-TARGETS: dict[str, Target] = {
-    "publish": _REPOSITORY,
-    "rollback": RepositoryTarget(lambda _, repository: switch.rollback(repository), share=24),
-    "serve version": RepositoryTarget(
-        lambda _, repository: switch.serve_version(repository, 1), share=10
-    ),
-    "tune": RepositoryTarget(_tune, share=12),
-    "verify": RepositoryTarget(lambda _, repository: repo.verify(repository), share=8),
-    "train": TrainTarget(),
-    "export": ExportTarget(),
-}
-"""By name. Commands on a running server belong here, too."""
