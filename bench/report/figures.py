@@ -131,8 +131,7 @@ SOURCES = (
     ),
     Source(
         "soak/soak.json",
-        'make soak MINUTES=2.5 SOAK_ARGS="--publishes 10 --kills 0 --rollbacks 0 '
-        '--balancer-ends 0"',
+        "make soak",
         {"soak": page_tables.soak},
     ),
     Source("faults/faults.json", "make faults", {"faults": page_tables.faults}),
