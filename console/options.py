@@ -324,6 +324,9 @@ class _Command(click.Command):
             if word == "--":
                 free += rest
                 break
+            if "=" in word and word.partition("=")[0] in by_flag:  # whatever the value has in it
+                flags.append(word)
+                continue
             if option is None or option.is_flag:
                 (free if _is_value(word) else flags).append(word)
                 continue

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from contract import ORT_FILE, PUBLIC_MODEL, BadInput
-from export.model_config import CONFIG_FILE
 from export.repository import current, served_files, serving_config, verify, version_folder
+from export.tuning import CONFIG_FILE
 from storage.files import sha256_of, write_atomically
 
 FOLDER = "models"

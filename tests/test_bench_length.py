@@ -62,7 +62,7 @@ def test_windows_find_what_the_cut_drops(
     logits = reference_logits(checkpoint.model, texts, checkpoint.tokenizer, CUT)
     by_logit = [texts[row] for row in np.argsort(logits)]
     # Surely kind to the model, and surely toxic: what it thinks of a seam is not the point.
-    bodies = [" ".join(by_logit[at : at + 6]) for at in range(0, 240, 6)]
+    bodies = [" ".join(by_logit[at : at + 8]) for at in range(0, 320, 8)]
     rows = [(body, 0) for body in bodies[:20]]
     rows += [(f"{body} {' '.join(by_logit[-3:])}", 1) for body in bodies[20:]]
     path = tmp_path / "long.csv"

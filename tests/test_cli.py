@@ -477,6 +477,15 @@ def test_several_values_stand_behind_one_flag(argv: list[str], words: tuple[str,
     assert parsed(*argv) == Options(words=words, flag=False, needed="n")
 
 
+def test_a_value_behind_an_equals_sign_may_have_anything_in_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "toxicity", "versions", f"--repository={tmp_path}/a b=c -- --d"],
+        capture_output=True,
+        text=True,
+    )
+    assert f"{tmp_path}/a b=c -- --d holds no published model" in done.stderr
+
+
 def test_behind_two_dashes_everything_is_a_value() -> None:
     assert parsed("--number", "-2", "--", "--flag") == Options(number=-2, needed="--flag")
 

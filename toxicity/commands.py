@@ -26,7 +26,7 @@ class Entry:
 
 
 _VERSIONS = ("export.versions", "export.versions:VersionsConfig")
-_DOOR = ("serve.door", "serve.door:DoorConfig")
+_DOOR = ("serve.door", "serve.settings:DoorConfig")
 _SIGNED = ("repository", "require_signature")
 
 COMMANDS: dict[str, dict[str, Entry]] = {
