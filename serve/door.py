@@ -156,14 +156,18 @@ def _bring_up(
             view.stage(config.repository, folder, others, settings.public_key)
     if settings.balanced:
         write_balancers(settings, supervisor)
+    earlier = supervisor.states()
     supervisor.start(programs(config, settings, supervisor))
+    started = supervisor.states()
     for name in views:
         _wait_until_it_scores(config, settings, supervisor, name)
     for name in sorted(known & set(views)):
         _update(config, settings, supervisor, name)
     if settings.balanced:
-        if before:
-            for name in haproxy.NAMES:
+        for name in haproxy.NAMES:
+            # One that starts now reads the new file by itself, and is not ready for a signal.
+            old, now = earlier.get(name), started.get(name)
+            if old and now and old.pid and old.pid == now.pid:
                 supervisor.signal(name, "USR2")  # the old worker finishes what it began
         _wait_until_up(config, settings, supervisor)
 

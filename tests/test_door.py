@@ -788,7 +788,7 @@ def test_tls_and_keys(tiny_model: TinyModel, tmp_path: Path, certificate: Path) 
         assert [send(key) for key in (alice, bob, None, "wrong", "")] == [200, 200, 401, 401, 401]
         assert [send(bob) for _ in range(20)].count(429) >= 9  # ten in ten seconds
         large = body("fine " * (LARGE_BODY_BYTES // 4))
-        assert [send(bob, large), send(alice, large)] == [429, 200]
+        assert send(alice, large) == 200
         assert send(alice) == 200
         answered = r'haproxy_backend_http_responses_total{proxy="key_alice",code="2xx"} 2\b'
 
