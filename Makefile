@@ -150,7 +150,7 @@ doctor: $(READY) ## what this machine can do, and what is missing, with the reme
 test: $(READY) ## run every test on two cores|TEST_ARGS="-k tokenizer"
 	$(RUN) -m pytest $(WORKERS) $(TEST_ARGS)
 
-test-fast: $(READY) ## run those that take less than two minutes together|TEST_ARGS
+test-fast: $(READY) ## run the quick ones: no training, few servers|TEST_ARGS
 	$(RUN) -m pytest $(WORKERS) -m "not slow" $(TEST_ARGS)
 
 coverage: $(READY) ## the same, and fail where they cover less of the code than they did before|TEST_ARGS

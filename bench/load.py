@@ -41,7 +41,7 @@ from locust.runners import MasterRunner, WorkerRunner
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from bench.traffic import arrivals
-from bench.traffic.bodies import INFER_PATH, Comments, Payload, packed
+from bench.traffic.bodies import Comments, Payload, packed
 from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
 from bench.traffic.faults import SHOWN_CHARS, grpc_fault, http_fault
 from bench.traffic.sockets import Connections
@@ -55,6 +55,7 @@ from contract import (
     ToxicityError,
 )
 from serve.door import read_settings
+from serve.probe import INFER_PATH
 
 RUN_DIR = Path("runs/serve")
 _TIMEOUT_S = 60.0

@@ -45,8 +45,9 @@ from export.graph.torchscript import TORCHSCRIPT_FILE, write_torchscript
 from export.graph.trace import trace
 from export.publish import publish
 from export.signing import load_private_key
-from storage.files import clear_unfinished, read_json, refusing_disk_errors, sha256_of, write_json
+from storage.files import clear_unfinished, read_json, sha256_of, write_json
 from storage.locks import LOCK_FILE, locked
+from storage.system_errors import refusing_disk_errors
 from train.artifacts import METRICS_FILE, WEIGHTS_FILE
 from train.methods.qat import table_lines
 

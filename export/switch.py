@@ -38,12 +38,12 @@ from storage.files import (
     clear_unfinished,
     fsync_folder,
     json_text,
-    refusing_disk_errors,
     remove,
     staging,
     write_atomically,
 )
 from storage.locks import LOCK_FILE, locked
+from storage.system_errors import refusing_disk_errors
 
 TUNING_FILE = "tuning.json"
 LOCK_WAIT_S = 10.0

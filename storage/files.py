@@ -23,7 +23,6 @@ from typing import Any
 
 from contract import BadInput
 from storage.system_errors import naming
-from storage.system_errors import refusing_disk_errors as refusing_disk_errors
 
 _WRITING, _STAGING, _REMOVED = ".writing-", ".staging-", ".removed-"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2

@@ -25,10 +25,11 @@ from bench.hostile.families import FAMILIES, draw_all
 from bench.hostile.legality import Served, read_requests
 from bench.hostile.tally import FamilyTally, Tally, merged, table
 from bench.traffic.answers import Answer, Oracle, scores_in, take_answer
-from bench.traffic.bodies import HEADER_LENGTH, INFER_PATH
+from bench.traffic.bodies import HEADER_LENGTH
 from bench.traffic.comments import SYNTHETIC
 from contract import HOST, LOGIT, MAX_HEADERS, MAX_REQUEST_BYTES, PUBLIC_MODEL, TEXT
 from serve import haproxy
+from serve.probe import INFER_PATH
 
 ROOT = Path(__file__).parent.parent
 SERVED = Served(frozenset({"http://127.0.0.1:80"}), frozenset({1}))

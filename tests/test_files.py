@@ -22,12 +22,12 @@ from storage import files
 from storage.files import (
     clear_unfinished,
     read_json,
-    refusing_disk_errors,
     remove,
     replace_folder,
     write_atomically,
 )
 from storage.locks import locked
+from storage.system_errors import refusing_disk_errors
 
 ROOT = Path(__file__).parent.parent
 

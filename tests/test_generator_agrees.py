@@ -17,10 +17,11 @@ import pytest
 
 from bench.run import BenchConfig
 from bench.traffic import arrivals
-from bench.traffic.bodies import HEADER_LENGTH, INFER_PATH, Comments, Payload, packed
+from bench.traffic.bodies import HEADER_LENGTH, Comments, Payload, packed
 from bench.traffic.comments import SYNTHETIC, load_pool
 from bench.traffic.open_loop import drive, find_program, make_bodies
 from contract import HOST, TEXT
+from serve.probe import INFER_PATH
 from tests.test_open_loop import AnsweringServer, whole
 
 pytestmark = pytest.mark.slow

@@ -21,10 +21,10 @@ from conftest import TinyModel, free_port
 from tritonclient.utils import InferenceServerException
 
 import contract
-from bench.traffic.bodies import INFER_PATH
 from contract import FP32_LOGIT_ATOL, HOST, LOGIT, MODEL_VERSION, BadInput
 from serve import control, door, haproxy, triton
 from serve.client import Protocol, connect, infer, score_comments
+from serve.probe import INFER_PATH
 from serve.supervisor import Supervisor
 
 pytestmark = pytest.mark.slow

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from storage.files import refusing_disk_errors
 from storage.locks import LOCK_FILE, locked
+from storage.system_errors import refusing_disk_errors
 from train import artifacts, resume
 from train.config import TrainConfig
 from train.corpus import load_corpus

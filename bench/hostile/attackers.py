@@ -19,8 +19,8 @@ from bench.hostile.children import Signals, begin
 from bench.hostile.draws import Draw
 from bench.hostile.legality import Served
 from bench.hostile.tally import Tally
-from bench.traffic.bodies import INFER_PATH
 from contract import HOST, LOGIT, PUBLIC_MODEL, TEXT
+from serve.probe import INFER_PATH
 
 _NICE = 10
 """Attackers would have machines of their own; here they take what the servers leave."""

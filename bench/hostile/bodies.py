@@ -20,7 +20,7 @@ from bench.hostile.draws import (
     uncertain,
 )
 from bench.hostile.exchange import Exchange
-from bench.traffic.bodies import HEADER_LENGTH, INFER_PATH, packed
+from bench.traffic.bodies import HEADER_LENGTH, packed
 from contract import (
     LOGIT,
     MAX_COMMENT_BYTES,
@@ -30,6 +30,7 @@ from contract import (
     PROBABILITY,
     TEXT,
 )
+from serve.probe import INFER_PATH
 
 _MARK = b"@"
 _LEAST_LARGE = 20_000

@@ -7,8 +7,8 @@ import struct
 from bench.hostile.draws import MODEL_PATH, Draw, infer_body, uncertain
 from bench.hostile.exchange import PATIENCE_S, Exchange
 from bench.hostile.http import encodings, framing, headers, paths
-from bench.traffic.bodies import INFER_PATH
 from contract import HOST
+from serve.probe import INFER_PATH
 
 _SLOW_BYTES = 20
 """Bytes of a slow request, one a second: more than any bound of the door allows."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.hostile.exchange import BRIEF_S, Exchange
-from bench.traffic.bodies import INFER_PATH
 from contract import HOST, PUBLIC_MODEL, TEXT
+from serve.probe import INFER_PATH
 
 MODEL_PATH = f"/v2/models/{PUBLIC_MODEL}"
 GENERATE_PATH = f"{MODEL_PATH}/generate"

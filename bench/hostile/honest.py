@@ -25,9 +25,10 @@ import numpy as np
 from bench.hostile.children import Signals, begin
 from bench.traffic import arrivals
 from bench.traffic.answers import Scores, scores_in
-from bench.traffic.bodies import INFER_PATH, Comments, packed
+from bench.traffic.bodies import Comments, packed
 from contract import HOST, LOGIT, MODEL_VERSION, PROBABILITY, PUBLIC_MODEL, TEXT
 from export.scorer import Scorer, probability
+from serve.probe import INFER_PATH
 
 OK, REFUSED, LOST = range(3)
 """Scored; refused with 503 because of too much load; anything else."""

@@ -18,8 +18,8 @@ from bench.hostile.draws import (
     uncertain,
 )
 from bench.hostile.exchange import Exchange
-from bench.traffic.bodies import INFER_PATH
 from contract import HOST, MAX_HEADER_BYTES, MAX_HEADERS, MAX_REQUEST_BYTES
+from serve.probe import INFER_PATH
 
 _METHODS = (
     *("GET", "POST", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "CONNECT"),

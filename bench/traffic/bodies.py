@@ -13,10 +13,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from bench.traffic import arrivals
-from contract import PUBLIC_MODEL, TEXT
+from contract import TEXT
 
 Payload = Literal["json", "binary"]
-INFER_PATH = f"/v2/models/{PUBLIC_MODEL}/infer"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _JSON_BYTES = 256
 """Length of the JSON before binary tensors, filled up with spaces, so that every request has the

@@ -28,12 +28,13 @@ import psutil
 
 from bench.traffic import arrivals
 from bench.traffic.arrivals import Arrivals
-from bench.traffic.bodies import INFER_PATH, Comments
+from bench.traffic.bodies import Comments
 from bench.traffic.comments import load_pool
 from bench.traffic.counters import CountersOf, server_counters, settled
 from bench.traffic.one_run import LoadConfig, Result, result_of
 from contract import HOST, PROBABILITY, BadInput, ToxicityError
 from serve.client import Protocol
+from serve.probe import INFER_PATH
 from serve.triton import Server
 
 PROGRAM = "OPEN_LOOP"
