@@ -9,6 +9,8 @@ MAKEFLAGS += --no-print-directory
 DATA ?=
 TEST_DATA ?=
 TRAIN_ARGS ?=
+RECIPE ?= best
+RECIPE_ARGS ?=
 PRECISION ?= int8
 EXPORT_ARGS ?=
 REPOSITORY ?= model_repository
@@ -52,8 +54,8 @@ FORCE ?=
 
 # They reach a command by the environment, letter by letter: neither make nor a shell expands what
 # is in them. Those that end in _ARGS are a piece of a command line, quotes and all.
-LITERAL := DATA TEST_DATA PRECISION REPOSITORY HTTP_PORT GRPC_PORT METRICS_PORT REPLICAS TEXT USERS SECONDS_EACH COMMENTS MINUTES RATE CAPACITY FILE SANITIZE TARGET MODELS CURATED PYTHON FORCE
-FLAGS := TRAIN_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS EVAL_ARGS FIGURES_ARGS DOCTOR_ARGS
+LITERAL := DATA TEST_DATA RECIPE PRECISION REPOSITORY HTTP_PORT GRPC_PORT METRICS_PORT REPLICAS TEXT USERS SECONDS_EACH COMMENTS MINUTES RATE CAPACITY FILE SANITIZE TARGET MODELS CURATED PYTHON FORCE
+FLAGS := TRAIN_ARGS RECIPE_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS EVAL_ARGS FIGURES_ARGS DOCTOR_ARGS
 define newline
 
 
@@ -87,7 +89,7 @@ fi
 endef
 FOUND_PYTHON = $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
 
-.PHONY: help install native train export versions publish rollback serve status stop score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation figures docs clean
+.PHONY: help install native train best export versions publish rollback serve status stop score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation figures docs clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -110,6 +112,9 @@ native: $(READY) ## build the core; SANITIZE builds it for tests with the machin
 
 train: $(READY) ## train on labelled comments, into runs/model|DATA=file TEST_DATA=file TRAIN_ARGS="--epochs 2 ..."
 	$(TOOL) train $(if $(DATA),--data="$$DATA") $(if $(TEST_DATA),--test-data="$$TEST_DATA") $(TRAIN_ARGS)
+
+best: $(READY) ## train teachers and their small student by a recipe, export and evaluate; goes on where it stopped|RECIPE=best (quick, or a file) DATA=file TEST_DATA=file REPOSITORY=folder RECIPE_ARGS="--list ..."
+	$(TOOL) recipe "$$RECIPE" $(if $(DATA),--data="$$DATA") $(if $(TEST_DATA),--test-data="$$TEST_DATA") $(IN_REPOSITORY) $(RECIPE_ARGS)
 
 export: $(READY) ## trace, quantize, check and publish into model_repository/|PRECISION=int8 (fp32, fp16, auto: the fastest here that passes) REPOSITORY=folder EXPORT_ARGS="..."
 	$(TOOL) export --precision="$$PRECISION" $(IN_REPOSITORY) $(EXPORT_ARGS)

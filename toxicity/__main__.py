@@ -62,22 +62,23 @@ class _Lazy(click.Command):
 
         module, _, name = self.entry.config.partition(":")
         config = getattr(import_module(module), name)
-        invocation = self._invocation(prog, [])
+        invocation = _invocation(self.entry, prog, [])
         return command_of(config, invocation, self.entry.summary, self.entry.positional)
-
-    def _invocation(self, prog: str, argv: list[str]) -> Invocation:
-        from console.options import Invocation
-
-        entry, summary = self.entry, f"{self.entry.summary[0].upper()}{self.entry.summary[1:]}."
-        return Invocation(prog, argv, entry.fixed, entry.defaults, entry.flags, summary)
 
     def invoke(self, ctx: click.Context) -> None:
         from console.options import invoked
 
-        argv = list(ctx.obj)
+        entry, argv = self.entry.chosen(ctx.obj)
         sys.argv = [ctx.command_path, *argv]
-        with invoked(self._invocation(ctx.command_path, argv)):
-            import_module(self.entry.module).main()
+        with invoked(_invocation(entry, ctx.command_path, argv)):
+            import_module(entry.module).main()
+
+
+def _invocation(entry: Entry, prog: str, argv: list[str]) -> Invocation:
+    from console.options import Invocation
+
+    summary = f"{entry.summary[0].upper()}{entry.summary[1:]}."
+    return Invocation(prog, argv, entry.fixed, entry.defaults, entry.flags, summary)
 
 
 class _Commands(click.Group):

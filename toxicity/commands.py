@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,18 +23,37 @@ class Entry:
     """Defaults of fields that differ from the config's own."""
     flags: tuple[str, ...] = ()
     """Fields that are flags; empty for all of them."""
+    instead: Mapping[str, Entry] = field(default_factory=dict)
+    """Flags that run another command, whose positional field is their value."""
+
+    def chosen(self, argv: Sequence[str]) -> tuple[Entry, list[str]]:
+        """The command that this command line is for, and its own command line."""
+        for place, word in enumerate(argv):
+            flag, equals, value = word.partition("=")
+            if flag in self.instead:
+                rest = argv[place + 1 :] if equals else argv[place + 2 :]
+                named = [value] if equals else argv[place + 1 : place + 2]
+                return self.instead[flag], [*argv[:place], *named, *rest]
+        return self, list(argv)
 
 
 _VERSIONS = ("export.versions", "export.versions:VersionsConfig")
 _DOOR = ("serve.door", "serve.settings:DoorConfig")
 _SIGNED = ("repository", "require_signature")
+_RECIPE = Entry(
+    *("recipes.__main__", "recipes.__main__:RecipeConfig"),
+    "train, export and evaluate by a recipe, stage by stage; --list shows them",
+    positional="recipe",
+)
 
 COMMANDS: dict[str, dict[str, Entry]] = {
     "From comments to a model": {
         "train": Entry(
             *("train.__main__", "train.config:TrainConfig"),
-            "train on labelled comments, into runs/model",
+            "train on labelled comments, into runs/model; --recipe best for the best classifier",
+            instead={"--recipe": _RECIPE},
         ),
+        "recipe": _RECIPE,
         "export": Entry(
             *("export.__main__", "export.config:ExportConfig"),
             "trace, quantize, pass the gates, publish into model_repository/",
