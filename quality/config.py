@@ -95,6 +95,11 @@ class QualityConfig:
     misspell: bool = Field(
         False, description="score misspelled comments, too", json_schema_extra=_SETS
     )
+    checklist: bool = Field(
+        False,
+        description="also the functional tests of quality/checklist: sentences by capability",
+        json_schema_extra=_SETS,
+    )
     resamples: int = Field(
         1000,
         ge=100,

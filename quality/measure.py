@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from contract import DECISION_THRESHOLD, TOKENIZER_FILE, UNK_ID, BadInput
-from quality import metrics
+from quality import checklist, metrics
 from quality.config import TEST, QualityConfig
 from quality.curated import group_rates, load_curated, pair_shifts
 from quality.metrics import Values, bootstrap, interval
@@ -63,7 +63,7 @@ def measure(config: QualityConfig) -> QualityReport:
     logits = {name: _score(models, name, comments.texts) for name, comments in sets.items()}
     thresholds = {name: _thresholds(config, sets, logits, name) for name in models}
     training = [trained_on.texts[row] for row in split.train]
-    document = {
+    document: dict[str, Any] = {
         "bench": "quality",
         "run": {
             "checkpoint_sha256": sha256_of(config.run / WEIGHTS_FILE),
@@ -98,6 +98,10 @@ def measure(config: QualityConfig) -> QualityReport:
             if name != VALIDATION
         }
     document["bars"] = bars(document)
+    if config.checklist:
+        print("scoring the sentences of the checklist ...", flush=True)
+        document["checklist"] = checklist.checked(list(models.values()))
+        document["bars"] |= checklist.bars(document["checklist"], next(iter(models)))
     return QualityReport(document, sets, logits)
 
 

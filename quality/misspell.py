@@ -19,7 +19,7 @@ _SHARE = 0.5
 _LEET = str.maketrans("aeiostAEIOST", "4310$74310$7")
 
 
-_CHANGE: dict[str, Callable[[str, int, int], str]] = {
+CHANGES: dict[str, Callable[[str, int, int], str]] = {
     "repeated": lambda word, at, copies: word[:at] + word[at] * copies + word[at:],  # idiooot
     "leet": lambda word, _at, _copies: word.translate(_LEET),  # 1d10t
     "asterisk": lambda word, at, _copies: f"{word[:at]}*{word[at + 1 :]}",  # id*ot
@@ -27,7 +27,7 @@ _CHANGE: dict[str, Callable[[str, int, int], str]] = {
     "spaced": lambda word, _at, _copies: " ".join(word),  # i d i o t
 }
 """Kind -> (word, a place in it from 1 on, copies of a letter) -> the word misspelled."""
-KINDS = tuple(_CHANGE)
+KINDS = tuple(CHANGES)
 
 
 def misspell(text: str, rng: np.random.Generator, kinds: Sequence[str]) -> str:
@@ -38,7 +38,7 @@ def misspell(text: str, rng: np.random.Generator, kinds: Sequence[str]) -> str:
         # All drawn for every word, so that each kind hits the same words at the same places.
         chosen, kind = rng.random() < _SHARE, kinds[int(rng.integers(len(kinds)))]
         at, copies = int(rng.integers(1, len(word))), int(rng.integers(2, 5))
-        return _CHANGE[kind](word, at, copies) if chosen else word
+        return CHANGES[kind](word, at, copies) if chosen else word
 
     return _WORD.sub(change, text)
 

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from quality import checklist
 from quality.measure import DEFAULT, VALIDATION, QualityReport
 from storage.files import write_atomically
 
@@ -32,7 +33,7 @@ Table = tuple[str, pd.DataFrame]
 def screen(document: Mapping[str, Any]) -> str:
     """What to read first: the groups and the identities one by one are in the page."""
     tables = [*labelled(document), *calibration(document), *fairness(document)]
-    tables += [*misspelled(document), bar_table(document)]
+    tables += [*misspelled(document), *capabilities(document), bar_table(document)]
     return "\n\n".join(f"{title}\n{cells.to_string(index=False)}" for title, cells in tables)
 
 
@@ -170,6 +171,24 @@ def misspelled(document: Mapping[str, Any]) -> Iterator[Table]:
             yield f"AUROC on {name}, {title}", pd.DataFrame(rows)
 
 
+def capabilities(document: Mapping[str, Any]) -> Iterator[Table]:
+    """Functional tests: per cent of each capability's sentences that a model gets right."""
+    if found := document.get("checklist"):
+        title = f"checklist: {found['sentences']:,} sentences, per cent right at 0.5"
+        yield title, pd.DataFrame(checklist.rows(found))
+
+
+def wrong_sentences(document: Mapping[str, Any]) -> Iterator[Table]:
+    """Sentences of the checklist that the first model gets wrong."""
+    if found := document.get("checklist"):
+        first = next(iter(found["mean"]))
+        rows = checklist.sentences_wrong(found, first)
+        yield f"checklist: what {first} gets wrong", pd.DataFrame(rows)
+
+
+_CHECKLIST = (capabilities, wrong_sentences)
+
+
 def bar_table(document: Mapping[str, Any]) -> Table:
     """What is asked of the first model."""
     rows = [
@@ -209,7 +228,7 @@ def write_page(measured: QualityReport, path: Path) -> None:
             f"<h2>{html.escape(name)}</h2>"
             f'<img alt="curves" src="data:image/png;base64,{image.decode()}">'
         )
-    for tables in (thresholds, calibration, identities, fairness, misspelled, groups):
+    for tables in (thresholds, calibration, identities, fairness, misspelled, *_CHECKLIST, groups):
         parts += [_table(table) for table in tables(document)]
     title = "<title>Evaluation</title>"
     head = f'<!doctype html><html lang="en"><meta charset="utf-8">{title}<style>{_STYLE}</style>'
