@@ -98,11 +98,17 @@ def measure(config: QualityConfig) -> QualityReport:
             if name != VALIDATION
         }
     document["bars"] = bars(document)
-    if config.checklist:
-        print("scoring the sentences of the checklist ...", flush=True)
-        document["checklist"] = checklist.checked(list(models.values()))
-        document["bars"] |= checklist.bars(document["checklist"], next(iter(models)))
+    document["bars"] |= _check(config, document, list(models.values()))
     return QualityReport(document, sets, logits)
+
+
+def _check(config: QualityConfig, document: dict[str, Any], models: list[Model]) -> dict[str, Any]:
+    """Add the functional tests to the document, where they are asked for; returns their bars."""
+    if not config.checklist:
+        return {}
+    print("scoring the sentences of the checklist ...", flush=True)
+    document["checklist"] = checklist.checked(models)
+    return checklist.bars(document["checklist"], models[0].name)
 
 
 # --- Sets ------------------------------------------------------------------------------------
