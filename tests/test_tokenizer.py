@@ -30,6 +30,7 @@ from tests.compare_tokenizers import (
     varied,
 )
 from tests.reference_tokenizer import ReferenceTokenizer
+from train.data import lookalikes
 from train.data.tokenizer import Respelling, Tokenizer, build_tokenizer, oov_rates
 
 TEXTS = ["you are a wonderful person !", "you are an idiot", "don't be an idiot , you"] * 3
@@ -52,8 +53,8 @@ ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=200)
         ("snake_case a-b", ["snake", "_", "case", "a", "-", "b"]),
         ("f\u200bu\u00adck", ["fuck"]),  # zero-width space and soft hyphen vanish
         ("ＦＵＣＫ 𝐟𝐮𝐜𝐤", ["fuck", "fuck"]),  # full-width and mathematical letters
-        ("İstanbul ΣΑΣ", ["İstanbul", "σασ"]),  # no context: every sigma folds alike
-        ("e\u0301te\u0301", ["e\u0301te\u0301"]),  # a mark belongs to its word
+        ("İstanbul ΣΩΣ", ["istanbul", "oωo"]),  # no context: every sigma folds alike
+        ("e\u0301te\u0301 été", ["ete", "ete"]),  # a stroke over a letter is not seen as one
         ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),
         ("😀😀 ok", ["😀", "😀", "ok"]),
         ("a\x00b\x7fc", ["a", "b", "c"]),
@@ -63,6 +64,37 @@ ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=200)
 )
 def test_rule(text: str, tokens: list[str]) -> None:
     assert list(TOKENIZER.tokens(text)) == tokens
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "іdіоt",  # Cyrillic
+        "ΙDΙΟΤ",  # Greek capitals
+        "ídïõt",
+        "ıdıøŧ",  # dotless, with strokes
+        "ɪᴅɪᴏᴛ",  # small capitals
+        "i\u0336d\u0336i\u0336o\u0336t\u0336",  # a stroke through each letter
+        "\U0001f178\U0001f173\U0001f178\U0001f17e\U0001f183",  # in black squares
+        "\U0001f1ee\U0001f1e9\U0001f1ee\U0001f1f4\U0001f1f9",  # of flags
+        "i\u034fd\ufe0fi\U000e0100ot",  # marks that cannot be seen
+        "𝔦𝔡𝔦𝔬𝔱",
+    ],
+)
+def test_letters_are_read_as_what_they_show(text: str) -> None:
+    assert list(TOKENIZER.tokens(text)) == ["idiot"]
+
+
+@pytest.mark.parametrize("blank", ["\u3164", "\u2800", "\u115f", "\uffa0"])
+def test_a_filler_is_a_space(blank: str) -> None:
+    assert list(TOKENIZER.tokens(f"an{blank}idiot")) == ["an", "idiot"]
+
+
+def test_letters_of_other_scripts_are_unicodes_confusables() -> None:
+    confusables = pytest.importorskip("confusable_homoglyphs.confusables").confusables_data
+    pairs = [(char, other["c"]) for char, others in confusables.items() for other in others]
+    table = json.loads(lookalikes._TABLE.read_text("utf-8"))["letters"]
+    assert lookalikes.of_confusables(pairs) == table
 
 
 @given(ANY_TEXT)
@@ -95,8 +127,14 @@ def test_rule_as_written(text: str) -> None:
         if unicodedata.category(char) == "Cf":
             continue
         compatible = unicodedata.normalize("NFKC", char)
-        char = compatible if len(compatible) == 1 else char
-        char = char.lower() if len(char.lower()) == 1 else char
+        folded = compatible if len(compatible) == 1 else char
+        folded = folded.lower() if len(folded.lower()) == 1 else folded
+        if ord(folded) in lookalikes.VANISHING:
+            continue
+        if not folded.isascii():
+            shown = lookalikes.shown()
+            folded = shown.get(char) or shown.get(folded) or folded
+        char = folded
         category = unicodedata.category(char)
         if category[0] in "LMN":
             word += char

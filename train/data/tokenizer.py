@@ -25,6 +25,7 @@ import numpy as np
 
 from contract import SPECIAL_TOKENS, UNK_ID, BadInput
 from core.binding import NativeTokenizer
+from train.data import lookalikes
 
 FORMAT_VERSION = 2
 
@@ -57,21 +58,18 @@ def _ranges(code_points: list[int]) -> tuple[tuple[int, int], ...]:
 
 @functools.cache
 def unicode_rule() -> UnicodeRule:
-    """Tables of this interpreter's Unicode database (about 0.5 s, once a process)."""
+    """Tables of this interpreter's Unicode database and of `lookalikes` (0.5 s, once a process)."""
     fold_from, fold_to, deleted, word, space = [], [], [], [], []
     for code_point in range(sys.maxunicode + 1):
         char = chr(code_point)
         category = unicodedata.category(char)
-        if category == "Cf":
+        folded = _folded(char)
+        if category == "Cf" or ord(folded) in lookalikes.VANISHING:
             deleted.append(code_point)
             continue
         if category == "Cs":  # lone surrogates: not in valid UTF-8, and JSON cannot hold them
             space.append(code_point)
             continue
-        compatible = unicodedata.normalize("NFKC", char)
-        folded = compatible if len(compatible) == 1 else char
-        lower = folded.lower()
-        folded = lower if len(lower) == 1 else folded
         if folded != char:
             fold_from.append(char)
             fold_to.append(folded)
@@ -80,13 +78,25 @@ def unicode_rule() -> UnicodeRule:
         elif category[0] == "Z" or category == "Cc":
             space.append(code_point)
     return UnicodeRule(
-        unicode_version=unicodedata.unidata_version,
+        unicode_version=f"{unicodedata.unidata_version}, look-alikes {lookalikes.VERSION}",
         fold_from="".join(fold_from),
         fold_to="".join(fold_to),
         deleted=tuple(deleted),
         word=_ranges(word),
         space=_ranges(space),
     )
+
+
+def _folded(char: str) -> str:
+    """NFKC form and lower case, each where it is one code point; then what it looks like."""
+    compatible = unicodedata.normalize("NFKC", char)
+    folded = compatible if len(compatible) == 1 else char
+    lower = folded.lower()
+    folded = lower if len(lower) == 1 else folded
+    if folded.isascii():
+        return folded
+    shown = lookalikes.shown()
+    return shown.get(char) or shown.get(folded) or folded
 
 
 _MOST_PIECES = 32
