@@ -3,7 +3,7 @@
 They are used to write a word so that a filter does not find it: Cyrillic "а" for "a", "ɪ" for "i",
 letters with accents, boxes with letters, marks and fillers that cannot be seen. The letters of
 other scripts are those of Unicode's confusables (UTS #39), in `confusables.json`; the rest follows
-from the characters' names. Every code point is judged on its own, as the rule of `tokenizer` needs it.
+from the characters' names. Every code point is judged on its own, as `tokenizer` needs it.
 """
 
 from __future__ import annotations
