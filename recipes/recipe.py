@@ -3,8 +3,8 @@
 A table is a stage. `command` says which of COMMANDS it runs; `after` names stages that it only
 waits for; `threads` (default 1) is how many it computes with, which may decide the last bits of its
 result. Every other name is a flag of the command. In a value "@name" is the folder that the stage
-`name` made, and "{data}" the recipe's own setting of that name; what stands for an empty setting is
-left out.
+`name` made ("@name/file" what lies in it), and "{data}" the recipe's own setting of that name; what
+stands for an empty setting is left out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 from contract import BadInput
 from export.config import ExportConfig
+from quality.card.__main__ import CardConfig
 from quality.config import QualityConfig
 from train.config import TrainConfig
 
@@ -41,10 +42,12 @@ class Command:
     """Packages whose code decides its result."""
 
 
+_EVALUATION = ("storage", "core", "train", "export", "quality")
 COMMANDS = {
     "train": Command("train", TrainConfig, ("storage", "core", "train")),
     "export": Command("export", ExportConfig, ("storage", "core", "train", "export")),
-    "eval": Command("quality", QualityConfig, ("storage", "core", "train", "export", "quality")),
+    "eval": Command("quality", QualityConfig, _EVALUATION),
+    "card": Command("quality.card", CardConfig, _EVALUATION),
 }
 
 
@@ -161,7 +164,7 @@ def _stage(
     flags = {flag: value for flag, value in table.items() if flag not in _OWN}
     _check_flags(where, command, flags)
     words = [word for value in flags.values() for word in _values(value) if isinstance(word, str)]
-    needs = [word[1:] for word in words if word.startswith("@")]
+    needs = [word[1:].partition("/")[0] for word in words if word.startswith("@")]
     after = table.get("after", [])
     needs += after if isinstance(after, list) else [after]
     for need in needs:
@@ -203,5 +206,6 @@ def _filled(value: Any, settings: Mapping[str, str], made: Mapping[str, str]) ->
     if not isinstance(value, str):
         return str(value)
     if value.startswith("@"):
-        return made[value[1:]]
+        stage, slash, file = value[1:].partition("/")
+        return f"{made[stage]}{slash}{file}"
     return _SETTING.sub(lambda found: settings[found[1]], value)

@@ -28,7 +28,8 @@ from recipes.recipe import Recipe, Stage
 from storage.files import read_json, sha256_of, write_json
 from train.artifacts import WEIGHTS_FILE
 
-_REPORT = "evaluation.json"
+_MADE = {"train": WEIGHTS_FILE, "quality": "evaluation.json", "quality.card": "card.md"}
+"""By module, the file that is there when a stage is done; of an export a published version is."""
 _STOP_WITHIN_S = 30.0
 
 
@@ -162,14 +163,10 @@ class RecipeRun:
 
     def _result(self, stage: Stage, needs: Mapping[str, str]) -> str:
         """Digest of what the stage's command made, empty where it is not there."""
-        folder = self.out / stage.name
-        if stage.command.module == "train":
-            weights = folder / WEIGHTS_FILE
-            return sha256_of(weights) if weights.exists() else ""
-        if stage.command.module == "quality":
-            report = folder / _REPORT
-            return sha256_of(report) if report.exists() else ""
-        return self._published(set(needs.values()))
+        if stage.command.module not in _MADE:
+            return self._published(set(needs.values()))
+        made = self.out / stage.name / _MADE[stage.command.module]
+        return sha256_of(made) if made.exists() else ""
 
     def _published(self, checkpoints: set[str]) -> str:
         """The newest version that was exported from one of these weights, as its graph's digest."""

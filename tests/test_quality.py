@@ -21,6 +21,7 @@ from export.publish import publish
 from export.repository import load_scorer
 from quality import metrics
 from quality.__main__ import main
+from quality.card import words
 from quality.curated import group_rates, load_curated, pair_shifts
 from quality.measure import bars
 from quality.metrics import bootstrap, interval
@@ -264,8 +265,16 @@ def test_baseline_learns_and_is_calibrated(trained_run: Path) -> None:
 
 # --- The command -----------------------------------------------------------------------------
 def measured(*flags: Any) -> subprocess.CompletedProcess[str]:
+    return ran("quality", *flags)
+
+
+def carded(*flags: Any) -> subprocess.CompletedProcess[str]:
+    return ran("quality.card", *flags)
+
+
+def ran(module: str, *flags: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "quality", *map(str, flags)],
+        [sys.executable, "-m", module, *map(str, flags)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -285,6 +294,7 @@ def document(
     frame.assign(label=0, group=frame["male"]).to_csv(curated, index=False)
     done = measured(
         *("--run", trained_run, "--data", "test", named, "--curated", curated, "--misspell"),
+        "--checklist",
         *("--models", trained_run, published, "baseline-words"),
         *("--out", folder, "--resamples", "100", "--json"),
     )
@@ -330,6 +340,8 @@ def test_document_holds_every_figure(document: tuple[dict[str, Any], Path, str])
         "auroc_over_baseline-words.civil_comments_like",
         "fpr_ratio.curated",
         "int8_auroc_difference",
+        "checklist_mean",
+        "checklist_lowest",
     }
     assert found["bars"]["int8_auroc_difference"]["value"] < 1e-4
 
@@ -344,6 +356,48 @@ def test_page_needs_no_other_file_and_shows_no_comment(
     comments, split = comments_of_run(trained_run)
     texts = [comments.texts[row] for row in split.test if len(comments.texts[row]) > 20]
     assert not [text for text in texts if text in page or text in printed]
+
+
+def test_card_has_the_figures_of_its_version(
+    document: tuple[dict[str, Any], Path, str], published: Path, tmp_path: Path
+) -> None:
+    found, folder, _ = document
+    evaluation = folder / "evaluation.json"
+    given = ("--repository", published, "--data-licence", "CC0 <b>", "--out", tmp_path / "card")
+    done = carded("--evaluation", evaluation, *given)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "card/card.md").read_text("utf-8")
+    model = list(found["models"])[1]
+    auroc = found["results"]["test"][model]["metrics"]["auroc"]
+    assert f"{auroc['value']:.4f} [{auroc['low']:.4f}, {auroc['high']:.4f}]" in text
+    assert found["models"][model]["onnx_sha256"] in text
+    assert "SYNTHETIC: generated, not written by people" in text
+    weak = [
+        one["says"]
+        for one in found["checklist"]["capabilities"].values()
+        if one["models"][model]["passed"] < 0.5
+    ]
+    assert weak
+    for says in weak:
+        assert f"| {says} |" in text
+    page = (tmp_path / "card/card.html").read_text("utf-8")
+    assert "CC0 &lt;b&gt;" in page
+    assert page.count("<table>") >= 6
+
+    # Of another version there is nothing to say.
+    changed = json.loads(evaluation.read_text("utf-8"))
+    changed["models"][model]["onnx_sha256"] = "0" * 64
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(changed), "utf-8")
+    refused = carded("--evaluation", other, *given)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: {other} has no figures of version 1 of")
+
+
+def test_precision_at_another_prevalence_is_bayes() -> None:
+    alarms, precision = words.expected(0.01, recall=0.8, fpr=0.02)
+    assert alarms == pytest.approx(8 + 19.8)
+    assert precision == pytest.approx(8 / 27.8)
 
 
 def test_bars_are_broken_by_bad_figures() -> None:

@@ -98,7 +98,9 @@ def test_values_become_words_and_an_empty_setting_goes() -> None:
     given = stages["student"].arguments({**SETTINGS, "test-data": "a b.csv"}, made)
     assert given[given.index("--test-data") + 1] == "a b.csv"
     evaluated = stages["evaluation"].arguments(SETTINGS, made)
-    assert evaluated[evaluated.index("--data") + 1 :] == ["test"]
+    assert evaluated[evaluated.index("--data") + 1 :] == ["test", "--misspell", "--checklist"]
+    (place,) = (n for n, word in enumerate(stages["card"].arguments(SETTINGS, made)) if "/" in word)
+    assert stages["card"].arguments(SETTINGS, made)[place] == "out/evaluation/evaluation.json"
 
 
 @pytest.mark.parametrize("argv", [["--recipe", "best", "--list"], ["--list", "--recipe=best"]])

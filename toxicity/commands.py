@@ -117,6 +117,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             *("quality.__main__", "quality.config:QualityConfig"),
             "quality, fairness and calibration of several models, into runs/eval",
         ),
+        "card": Entry(
+            *("quality.card.__main__", "quality.card.__main__:CardConfig"),
+            "write the model card of the version that serves, from its evaluation",
+        ),
         "baseline": Entry(
             *("quality.__main__", "quality.config:QualityConfig"),
             "the same of TF-IDF and logistic regression, into runs/baseline",

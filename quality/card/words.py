@@ -1,0 +1,138 @@
+"""What the card's template is filled with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from quality import checklist
+
+PREVALENCES = (0.5, 0.1, 0.01, 0.001)
+"""Shares of toxic comments that the thresholds are stated for."""
+_WEAK = 0.5
+_GROUPS_SHOWN = 12
+_TEMPLATE = "card.md.jinja"
+
+
+def card(
+    manifest: Mapping[str, Any], document: Mapping[str, Any], model: str, told: Mapping[str, str]
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        manifest: artifact.json of the version.
+        document: an evaluation that has `model`.
+        model: the version's name in it.
+        told: title, licence, label policy and contact, as the user gave them.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # it is Markdown; `page` escapes what becomes HTML
+    )
+    environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
+    environment.filters["interval"] = interval
+    return environment.get_template(_TEMPLATE).render(
+        manifest=manifest,
+        model=model,
+        told=told,
+        run=document["run"],
+        trained_on=Path(document["run"]["trained_on"]["name"]).name,
+        sets=_sets(document, model),
+        baselines=_baselines(document),
+        alarms=_alarms(document, model),
+        groups=_groups(document, model),
+        misspelled=document.get("misspelled", {}),
+        checklist=_checklist(document, model),
+    )
+
+
+def interval(metric: Mapping[str, float | None], digits: int = 3) -> str:
+    """The value and its 95 % interval."""
+    value, low, high = ("-" if metric[k] is None else f"{metric[k]:.{digits}f}" for k in _KEYS)
+    return f"{value} [{low}, {high}]"
+
+
+_KEYS = ("value", "low", "high")
+
+
+def _sets(document: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "about": document["sets"][name],
+            "metrics": results[model]["metrics"],
+            "ece": document["calibration"][name][model]["served"]["ece"],
+        }
+        for name, results in document["results"].items()
+    ]
+
+
+def _baselines(document: Mapping[str, Any]) -> list[str]:
+    return [name for name, about in document["models"].items() if about["kind"] == "baseline"]
+
+
+def expected(prevalence: float, recall: float, fpr: float) -> tuple[float, float]:
+    """Alarms per 1,000 comments and precision at another share of toxic comments.
+
+    By prior shift: recall and false-positive rate are taken to be the same at every prevalence,
+    which holds only if toxic and harmless comments are each like those that were measured.
+    """
+    hits, false = prevalence * recall, (1 - prevalence) * fpr
+    flagged = hits + false
+    return 1000 * flagged, hits / flagged if flagged else float("nan")
+
+
+def _alarms(document: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
+    """By threshold: recall and false-positive rate on the validation split, and what follows."""
+    metrics = next(iter(document["results"].values()))[model]["metrics"]
+    rows = []
+    for rule, chosen in document["thresholds"][model].items():
+        if not chosen:
+            continue
+        recall, fpr = (metrics[f"{name} at {rule}"]["value"] for name in ("recall", "fpr"))
+        rows.append(
+            {
+                "rule": rule,
+                "probability": chosen["probability"],
+                "recall": recall,
+                "fpr": fpr,
+                "at": [(share, *expected(share, recall, fpr)) for share in PREVALENCES],
+            }
+        )
+    return rows
+
+
+def _groups(document: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
+    """Of each curated set: overall rates at 0.5, and the groups with most false positives."""
+    found = []
+    for name, by_model in document["curated"].items():
+        rates = by_model[model]["rates"]["0.5"]
+        by_group = {
+            key.removeprefix("fpr."): rate
+            for key, rate in rates.items()
+            if key.startswith("fpr.") and rate["value"] is not None
+        }
+        worst = sorted(by_group.items(), key=lambda item: -item[1]["value"])[:_GROUPS_SHOWN]
+        found.append({"name": name, "rates": rates, "worst": worst, "of": len(by_group)})
+    return found
+
+
+def _checklist(document: Mapping[str, Any], model: str) -> dict[str, Any] | None:
+    found = document.get("checklist")
+    if not found or model not in found["mean"]:
+        return None
+    own = {name: one["models"][model] for name, one in found["capabilities"].items()}
+    weak = [
+        {"name": name, "says": found["capabilities"][name]["says"], **result}
+        for name, result in sorted(own.items(), key=lambda item: item[1]["passed"])
+        if result["passed"] < _WEAK
+    ]
+    wrong = {one["capability"]: one for one in reversed(checklist.sentences_wrong(found, model))}
+    return {"mean": found["mean"][model], "of": len(own), "weak": weak, "wrong": wrong}
