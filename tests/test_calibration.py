@@ -53,6 +53,40 @@ def test_separable_logits_get_a_finite_slope_and_bad_ones_keep_their_order() -> 
     assert fit_platt(labels, np.zeros(100, np.float32)).slope > 0
 
 
+def test_what_helps_is_chosen() -> None:
+    labels, logits = drawn(5_000, 0.65, -1.05)
+    found = calibration.choose(labels, logits)
+    assert found.name == "platt"
+    assert found.fit == fit_platt(labels, logits)
+    held_out = {name: of["log_loss"] for name, of in found.held_out.items()}
+    assert held_out["platt"] < held_out["temperature"] < held_out["none"]
+    assert held_out["isotonic"] == pytest.approx(held_out["platt"], abs=0.02)
+    labels, logits = drawn(5_000, 2.0, 0.0)
+    assert calibration.choose(labels, logits).name == "temperature"
+
+
+def test_few_comments_that_are_right_are_mostly_left_alone() -> None:
+    """A fit on so few does harm on the next ones: what was folded in always, and what is now."""
+    fresh = drawn(20_000, 1.0, 0.0)
+    names, harm, harm_always = [], [], []
+    for seed in range(30):
+        rows = np.random.default_rng(seed).choice(20_000, 60, replace=False)
+        labels, logits = fresh[0][rows], fresh[1][rows]
+        chosen = calibration.choose(labels, logits)
+        names.append(chosen.name)
+        for found, fit in ((harm, chosen.fit), (harm_always, fit_platt(labels, logits))):
+            found.append(quality(fresh[0], fit(fresh[1]))["log_loss"])
+    unharmed = quality(*fresh)["log_loss"]
+    assert names.count("none") >= 20
+    assert np.mean(harm) - unharmed < 0.5 * (np.mean(harm_always) - unharmed)
+
+
+def test_one_class_says_nothing_about_calibration() -> None:
+    logits = np.linspace(-1, 1, 10, dtype=np.float32)
+    chosen = calibration.choose(np.zeros(10, np.float32), logits)
+    assert (chosen.name, chosen.fit, chosen.held_out) == ("none", Platt(1.0), {})
+
+
 def test_a_finished_run_is_calibrated(trained_run: Path) -> None:
     """The saved weights give the calibrated logits, and undoing the map gives back pos_weight's."""
     checkpoint = load_checkpoint(trained_run)

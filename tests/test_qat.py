@@ -157,7 +157,7 @@ def tuned(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_qat_recovers_what_ptq_loses(tuned: Path) -> None:
     table = json.loads((tuned / METRICS_FILE).read_text())["quantization"]
     lost = table["float"]["auroc"] - table["ptq"]["auroc"]
-    assert lost > 0.01
+    assert lost > 0.003
     assert table["float"]["auroc"] - table["qat"]["auroc"] < 0.7 * lost
     assert table["qat"]["against_float"]["flipped"] < table["ptq"]["against_float"]["flipped"]
 

@@ -55,22 +55,23 @@ def finish(run: Finished, began: float, say: Callable[[str], None]) -> None:
     validation = run.corpus.split.validation
     labels = run.corpus.comments.labels[validation]
     logits = logits_of(run.network.trained, run.data.ids, validation)
-    platt = calibration.fit_platt(labels, logits)
-    calibration.fold_in(encoder, platt)
-    results = _results(run, labels, logits, platt)
+    chosen = calibration.choose(labels, logits)
+    calibration.fold_in(encoder, chosen.fit)
+    results = _results(run, labels, logits, chosen.fit)
+    results["calibration_chosen"] = {"name": chosen.name, "held_out": chosen.held_out}
 
     folder = run.work.folder / artifacts.FINISHED_FOLDER
     if folder.exists():
         remove(folder)
     artifacts.save_weights(folder, encoder)
     artifacts.write_atomically(folder / TOKENIZER_FILE, run.corpus.tokenizer.to_json())
-    artifacts.write_json(folder / artifacts.CONFIG_FILE, _record(run, results, platt))
+    artifacts.write_json(folder / artifacts.CONFIG_FILE, _record(run, results, chosen.fit))
     artifacts.write_json(folder / artifacts.SPLIT_FILE, run.corpus.split.to_json())
     artifacts.write_json(folder / artifacts.METRICS_FILE, results)
     plot_curves(results["history"], folder / artifacts.CURVES_FILE)
     artifacts.finish(run.work.folder, out)
 
-    for line in _lines(results, len(labels)):
+    for line in _lines(results, chosen, len(labels)):
         say(line)
     say(
         f"{out}: best epoch {results['best_epoch']}, "
@@ -163,9 +164,11 @@ def _record(run: Finished, results: dict[str, Any], platt: calibration.Platt) ->
     }
 
 
-def _lines(results: dict[str, Any], validation_comments: int) -> list[str]:
+def _lines(
+    results: dict[str, Any], chosen: calibration.Chosen, validation_comments: int
+) -> list[str]:
     """What a person is told of metrics.json."""
-    lines = [calibration.summary(results["calibration"])]
+    lines = [calibration.summary(results["calibration"], chosen)]
     for name in ("validation", "test", "test_file"):
         if metrics := results.get(name):
             shown = ("accuracy", "precision", "recall", "f1", "auroc")

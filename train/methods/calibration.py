@@ -3,7 +3,8 @@
 A loss with pos_weight w learns the odds times w, and a few epochs are over-confident besides. So
 at the end of a training the logit is mapped to `slope * logit + offset`, fitted by maximum
 likelihood on the validation split (Platt 1999, "Probabilistic Outputs for Support Vector
-Machines"). A temperature (Guo et al. 2017) is the slope alone; it cannot undo pos_weight.
+Machines"). A temperature (Guo et al. 2017) is the slope alone; it cannot undo pos_weight. On few
+comments either can do harm, so `choose` judges them on folds that they were not fitted on.
 
 The map is folded into the head, which is the last Linear layer. So the checkpoint, every graph
 made from it, a student and a server give calibrated probabilities, and nothing downstream knows.
@@ -11,13 +12,16 @@ made from it, a student and a server give calibrated probabilities, and nothing 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
 
 from train.model import ToxicityEncoder
 from train.validation import expected_calibration_error, probability_of
@@ -56,6 +60,70 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> Platt:
     return fitted if fitted.slope > 0 else Platt(1.0)
 
 
+FITS: dict[str, Callable[[np.ndarray, np.ndarray], Platt]] = {
+    "none": lambda _labels, _logits: Platt(1.0),
+    "temperature": fit_temperature,
+    "platt": fit_platt,
+}
+"""By name, from the simplest on."""
+ISOTONIC = "isotonic"
+_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The map that is folded in, and why."""
+
+    name: str
+    fit: Platt
+    """Fitted on all of the labels."""
+    held_out: dict[str, dict[str, float]]
+    """By name: `log_loss` in nats on comments that it was not fitted on, and `standard_error`, of
+    its difference from the least one. Empty where there are too few comments."""
+
+
+def choose(labels: np.ndarray, logits: np.ndarray, seed: int = 0) -> Chosen:
+    """The simplest of FITS whose held-out log loss is within a standard error of the least.
+
+    By cross-validation on five folds; the errors are of the paired differences. An isotonic map is
+    measured beside them, as what could be had at most, and never chosen: it gives many comments the
+    same score, so their order would be lost. Without two comments of each class nothing is changed.
+    `labels` [n] are 0 or 1, `logits` [n].
+    """
+    classes = np.asarray(labels) > 0.5
+    folds = min(_FOLDS, int(classes.sum()), int((~classes).sum()))
+    if folds < 2:
+        return Chosen("none", Platt(1.0), {})
+    losses = {name: np.empty(len(labels)) for name in (*FITS, ISOTONIC)}
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for fitted_on, held in parts.split(logits, classes):
+        for name, fit in FITS.items():
+            mapped = fit(labels[fitted_on], logits[fitted_on])(logits[held])
+            losses[name][held] = _losses(classes[held], probability_of(mapped))
+        isotonic = IsotonicRegression(out_of_bounds="clip").fit(
+            logits[fitted_on], classes[fitted_on]
+        )
+        losses[ISOTONIC][held] = _losses(classes[held], isotonic.predict(logits[held]))
+    best = min(FITS, key=lambda name: float(losses[name].mean()))
+    held_out = {}
+    for name, loss in losses.items():
+        error = float(np.std(loss - losses[best], ddof=1)) / len(loss) ** 0.5
+        held_out[name] = {"log_loss": float(loss.mean()), "standard_error": error}
+    chosen = next(
+        name
+        for name in FITS
+        if held_out[name]["log_loss"] - held_out[best]["log_loss"]
+        <= held_out[name]["standard_error"]
+    )
+    return Chosen(chosen, FITS[chosen](labels, logits), held_out)
+
+
+def _losses(toxic: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Log loss in nats of each comment; no probability is quite 0 or 1."""
+    own = np.where(toxic, probability, 1.0 - probability)
+    return -np.log(np.clip(own, 1e-6, 1.0))
+
+
 def fold_in(model: ToxicityEncoder, calibration: Platt) -> None:
     """Change the head so that `model` gives the calibrated logits."""
     with torch.no_grad():
@@ -73,14 +141,16 @@ def comparison(labels: np.ndarray, logits: np.ndarray) -> dict[str, dict[str, fl
     return {name: {**asdict(fit), **quality(labels, fit(logits))} for name, fit in maps.items()}
 
 
-def summary(compared: dict[str, dict[str, float]]) -> str:
-    """One line for people; takes what `comparison` gives."""
+def summary(compared: dict[str, dict[str, float]], chosen: Chosen) -> str:
+    """One line for people; takes what `comparison` and `choose` give."""
     before, temperature, platt = (
         f"{compared[name]['ece']:.4f}" for name in ("before", "temperature", "platt")
     )
+    losses = ", ".join(f"{name} {of['log_loss']:.4f}" for name, of in chosen.held_out.items())
     return (
         f"calibration: validation ECE {before}, by temperature {temperature}, by slope "
-        f"{compared['platt']['slope']:.3f} and offset {compared['platt']['offset']:+.3f} {platt}"
+        f"{compared['platt']['slope']:.3f} and offset {compared['platt']['offset']:+.3f} {platt}; "
+        f"log loss on held-out folds: {losses or 'too few comments'}; chosen: {chosen.name}"
     )
 
 
