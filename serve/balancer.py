@@ -24,10 +24,12 @@ import contract
 from contract import HOST
 from serve import probe
 from serve import request_rules as rules
+from serve.app import settings as app
 from serve.keys import Key
 from serve.request_rules import NO_SERVER, quoted
 
 HTTP_BACKEND, LARGE_BACKEND, GRPC_BACKEND = "http_replicas", "large", "grpc_server"
+APP_BACKEND = "app"
 BALANCER_METRICS, LARGE_METRICS = "/balancer/metrics", "/balancer/large/metrics"
 _TIMEOUT_S = 60
 _FRONT_BYTES = 16 << 10
@@ -65,6 +67,8 @@ class Door:
     front_folder: Path
     large_folder: Path
     """Of each process, for its sockets; they are short and plain."""
+    app_socket: str
+    """Of the application (serve/app)."""
     grpc: Replica | None = None
     stop_timeout_s: int = 30
     certificate: Path | None = None
@@ -81,7 +85,9 @@ def front(door: Door) -> str:
     """Of the process that has the ports of HTTP and of the metrics."""
     text = _head(door, contract.LARGE_BODY_BYTES)
     text += _section("frontend http", _http(door))
+    text += _section("frontend inner", _inner(door))
     text += _replicas(door.replicas, door.front_folder)
+    text += _app(door, door.front_folder)
     text += _section(f"backend {LARGE_BACKEND}", _to_large(door))
     for key in door.keys:
         text += _of_key(door, key)
@@ -97,12 +103,15 @@ def large(door: Door) -> str:
         "frontend http",
         [
             f"bind unix@{large_socket(door.large_folder)} mode 600",
-            "acl infer always_true",
-            *rules.body_rules("infer"),
+            *rules.app_paths(),
+            rules.whole_body("app"),
+            *rules.body_rules("!app"),
+            f"use_backend {APP_BACKEND} if app",
             f"default_backend {HTTP_BACKEND}",
         ],
     )
     text += _replicas(door.replicas, door.large_folder)
+    text += _app(door, door.large_folder)
     text += _section(
         "frontend metrics",
         [
@@ -116,6 +125,11 @@ def large(door: Door) -> str:
 def large_socket(folder: Path) -> Path:
     """Where the process of large bodies listens for the front."""
     return folder / "large.sock"
+
+
+def inner_socket(folder: Path) -> Path:
+    """Where the front takes the application's requests for the servers."""
+    return folder / "inner.sock"
 
 
 def _metrics_socket(folder: Path) -> Path:
@@ -262,15 +276,63 @@ def _http(door: Door) -> list[str]:
         *rules.path_rules([f"{HTTP_BACKEND}/{one.name}" for one in door.replicas]),
         *rules.length_rules(),
         *rules.body_rules("infer !large"),
+        rules.whole_body("app takes_body !large"),
         *(
             f"use_backend {_key_backend(key)}{suffix} if "
             f"{{ var(txn.key) -m str {key.name} }}{condition}"
             for key in door.keys
-            for suffix, condition in (("_large", " infer large"), ("", ""))
+            for suffix, condition in (
+                ("_large", " takes_body large"),
+                (f"_{APP_BACKEND}", " app"),
+                ("", ""),
+            )
         ),
-        f"use_backend {LARGE_BACKEND} if infer large",
+        f"use_backend {LARGE_BACKEND} if takes_body large",
+        f"use_backend {APP_BACKEND} if app",
         f"default_backend {HTTP_BACKEND}",
     ]
+
+
+def _inner(door: Door) -> list[str]:
+    """For the application alone; what it asks was judged when it came."""
+    return [
+        f"bind unix@{inner_socket(door.front_folder)} mode 600",
+        rules.whole_body("TRUE"),
+        f"default_backend {HTTP_BACKEND}",
+    ]
+
+
+_APP = string.Template("""
+backend $name
+    # Ready is what scores, here too. What waits longer than that finds it overloaded.
+    option httpchk
+    http-check send meth GET uri $health ver HTTP/1.1 hdr Host localhost
+    http-check expect status 200
+    default-server inter 1s fastinter 100ms downinter 100ms fall 3 rise 1 \
+observe layer4 error-limit 1 on-error mark-down
+    timeout queue 250ms
+    http-error status 503 content-type application/json string '$overloaded' hdr Retry-After 1
+    # A correction that was written must not be written again.
+    http-request disable-l7-retry if { path $once }
+    server $name unix@$socket check maxconn $most
+    server waiting unix@$waiting backup
+    http-response set-status 503 if { status $again }
+""")
+_MOST_IN_APP = 512
+"""Requests in the application; so many are under way at once in its best throughput."""
+
+
+def _app(door: Door, folder: Path) -> str:
+    return _APP.substitute(
+        name=APP_BACKEND,
+        health=app.HEALTH_PATH,
+        overloaded=json.dumps({"error": app.OVERLOADED}),
+        once=app.SUGGEST_PATH,
+        socket=door.app_socket,
+        most=_MOST_IN_APP,
+        waiting=_waiting_socket(folder),
+        again=_AGAIN,
+    )
 
 
 _ADDRESSES = "stick-table type ipv6 size 100k expire 5m store conn_cur"
@@ -307,8 +369,18 @@ def _of_key(door: Door, key: Key) -> str:
         f"server waiting unix@{_waiting_socket(door.front_folder)} backup",
         f"http-response set-status 503 if {{ status {_AGAIN} }}",
     ]
-    return _section(f"backend {name}", own) + _section(
-        f"backend {name}_large", [*rate, *_to_large(door)]
+    to_app = [
+        *rate,
+        "timeout queue 250ms",
+        f"http-request disable-l7-retry if {{ path {app.SUGGEST_PATH} }}",
+        f"server {APP_BACKEND} unix@{door.app_socket} track {APP_BACKEND}/{APP_BACKEND} "
+        f"maxconn {_MOST_IN_APP} on-error mark-down observe layer4 error-limit 1",
+        *own[-2:],
+    ]
+    return (
+        _section(f"backend {name}", own)
+        + _section(f"backend {name}_{APP_BACKEND}", to_app)
+        + _section(f"backend {name}_large", [*rate, *_to_large(door)])
     )
 
 

@@ -16,6 +16,8 @@ import dataclasses
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -24,13 +26,14 @@ from console.options import parse_config, run
 from contract import BadInput, ToxicityError
 from export.repository import current, verify
 from serve import balancer, control, haproxy, tritonserver, view
+from serve.app import settings as app
 from serve.process import refuse_taken_port
-from serve.programs import KEYS_MAP, grpc_socket, programs, write_balancers
+from serve.programs import KEYS_MAP, grpc_socket, programs, write_app, write_balancers
 from serve.settings import STATE_FILE, Settings, replica, server_names, settled
 from serve.settings import DoorConfig as DoorConfig
 from serve.settings import read_settings as read_settings
 from serve.supervisor import Supervisor
-from serve.telling import print_addresses, print_replicas, scores, served_version
+from serve.telling import app_scores, print_addresses, print_replicas, scores, served_version
 from serve.triton import Server
 from storage.files import write_json
 from storage.locks import LOCK_FILE, locked
@@ -135,8 +138,9 @@ def running(run_dir: Path) -> Server | None:
         return server(replica(1), "/metrics")
     found = [server(name, f"/{name}/metrics") for name in server_names(settings)]
     front = server(haproxy.NAME, balancer.BALANCER_METRICS, tuple(one for one in found if one))
-    large = states.get(haproxy.LARGE_NAME)
-    return dataclasses.replace(front, beside=(large.pid,)) if front and large else front
+    others = (states.get(name) for name in (haproxy.LARGE_NAME, app.NAME))
+    pids = tuple(one.pid for one in others if one and one.pid)
+    return dataclasses.replace(front, beside=pids) if front else None
 
 
 def _refuse_taken(settings: Settings) -> None:
@@ -154,13 +158,16 @@ def _bring_up(
         if name not in known:
             others = [other for other in views.values() if other != folder]
             view.stage(config.repository, folder, others, settings.public_key)
+    earlier = supervisor.states()
     if settings.balanced:
         write_balancers(settings, supervisor)
-    earlier = supervisor.states()
+        if write_app(settings, supervisor) and app.NAME in earlier:
+            supervisor.stop(app.NAME)  # it finishes what it began; the others wait for the new one
     supervisor.start(programs(config, settings, supervisor))
     started = supervisor.states()
     for name in views:
-        _wait_until_it_scores(config, settings, supervisor, name)
+        folder = supervisor.program_folder(name)
+        _wait_until(partial(scores, settings, folder), config, supervisor, name)
     for name in sorted(known & set(views)):
         _update(config, settings, supervisor, name)
     if settings.balanced:
@@ -170,15 +177,16 @@ def _bring_up(
             if old and now and old.pid and old.pid == now.pid:
                 supervisor.signal(name, "USR2")  # the old worker finishes what it began
         _wait_until_up(config, settings, supervisor)
+        sock = supervisor.program_folder(app.NAME) / app.SOCKET
+        _wait_until(partial(app_scores, sock), config, supervisor, app.NAME)
 
 
-def _wait_until_it_scores(
-    config: DoorConfig, settings: Settings, supervisor: Supervisor, name: str
+def _wait_until(
+    it_scores: Callable[[], bool], config: DoorConfig, supervisor: Supervisor, name: str
 ) -> None:
-    folder = supervisor.program_folder(name)
-    log = folder / tritonserver.LOG_FILE
+    log = supervisor.program_folder(name) / ("log" if name == app.NAME else tritonserver.LOG_FILE)
     deadline = time.monotonic() + config.ready_timeout_s
-    while not scores(settings, folder):
+    while not it_scores():
         state = supervisor.states().get(name)
         # It ended before it was ready: what the supervisor would repeat is no better.
         if state and state.words in ("BACKOFF", "FATAL", "EXITED"):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import sys
 from pathlib import Path
 
 from contract import HOST, BadInput
 from serve import balancer, control, haproxy, keys, tritonserver, view
+from serve.app import settings as app
 from serve.settings import GRPC, DoorConfig, Settings, replica, server_names
 from serve.supervisor import Program, Supervisor
-from storage.files import write_atomically
+from storage.files import json_text, write_atomically
 
 KEYS_MAP = "keys.map"
 
@@ -19,7 +22,40 @@ def programs(config: DoorConfig, settings: Settings, supervisor: Supervisor) -> 
     found = [_server(config, settings, supervisor, name) for name in server_names(settings)]
     if settings.balanced:
         found += [_balancer(config, supervisor, name) for name in haproxy.NAMES]
+        found.append(_app(config, supervisor))
     return found
+
+
+def _app(config: DoorConfig, supervisor: Supervisor) -> Program:
+    folder = supervisor.program_folder(app.NAME)
+    return Program(
+        name=app.NAME,
+        command=[sys.executable, "-m", app.MODULE, str(folder / app.SETTINGS_FILE)],
+        environment={},
+        files={},
+        sockets=[app.SOCKET],
+        stop_signal="TERM",
+        stop_timeout_s=int(config.stop_timeout_s) + 5,
+    )
+
+
+def write_app(settings: Settings, supervisor: Supervisor) -> bool:
+    """Write what the application is told; whether that is something new."""
+    folder = supervisor.program_folder(app.NAME)
+    front, large = (supervisor.program_folder(name) for name in haproxy.NAMES)
+    views = (supervisor.program_folder(name) / view.FOLDER for name in server_names(settings))
+    told = app.AppSettings(
+        socket=str(folder / app.SOCKET),
+        servers=str(balancer.inner_socket(front)),
+        large=str(balancer.large_socket(large)),
+        views=tuple(map(str, views)),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path, text = folder / app.SETTINGS_FILE, json_text(dataclasses.asdict(told))
+    new = not path.exists() or path.read_text("utf-8") != text
+    if new:
+        write_atomically(path, text)
+    return new
 
 
 def _balancer(config: DoorConfig, supervisor: Supervisor, name: str) -> Program:
@@ -121,6 +157,7 @@ def _door(settings: Settings, supervisor: Supervisor) -> balancer.Door:
         replicas=[sockets(replica(n)) for n in range(1, settings.replicas + 1)],
         front_folder=folders[0],
         large_folder=folders[1],
+        app_socket=str(supervisor.program_folder(app.NAME) / app.SOCKET),
         grpc=sockets(GRPC) if settings.grpc else None,
         certificate=certificate,
         keys=clients,

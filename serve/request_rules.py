@@ -18,6 +18,10 @@ _MODEL_PATH = rf"/v2/models/{PUBLIC_MODEL}(/versions/[0-9]+)?"
 _INFER = rf"^{_MODEL_PATH}/(infer|generate|generate_stream)$"
 _READ = rf"^(/v2/?|/v2/health/live|{_MODEL_PATH}|{_MODEL_PATH}/stats|/v2/models/stats)$"
 _READY = rf"^(/v2/health/ready|{_MODEL_PATH}/ready)$"
+_APP_POST = r"^/(score|v1/moderations|v1alpha1/comments:(analyze|suggestscore))$"
+_APP_READ = r"^/(score|app/health|openapi\.json)$"
+_APP_PAGES = r"^/ui(/|$)"
+"""Of the application (serve/app): what scores, what is read, and its pages, which are both."""
 _CONTROL = r"^/v2/(repository|systemsharedmemory|cudasharedmemory|trace|logging)(/|$)"
 _MODEL_CONTROL = r"^/v2/models/.*/(config|trace/setting)$"
 _CONTROL_CHARACTERS = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
@@ -197,14 +201,30 @@ def path_rules(servers: Sequence[str]) -> list[str]:
         f"acl infer path -m reg {_INFER}",
         f"acl read path -m reg {_READ}",
         f"acl ready path -m reg {_READY}",
+        *app_paths(),
         f"acl control path -m reg {_CONTROL}",
         f"acl control path -m reg {_MODEL_CONTROL}",
         refuse(403, "this is not open on this port; see docs/security.md", "control"),
         *(f"http-request return status 200 if ready {{ srv_is_up({one}) }}" for one in servers),
         refuse(503, NO_SERVER, "ready"),
-        refuse(404, "there is nothing at this path", "!infer !read"),
+        refuse(404, "there is nothing at this path", "!infer !read !app"),
         refuse(405, "a score is asked for with POST", "infer !{ method POST }"),
+        refuse(405, "a score is asked for with POST", "app_post !app_read !{ method POST }"),
         refuse(405, "this is read with GET", "read !{ method GET HEAD }"),
+        refuse(405, "this is read with GET", "app_read !app_post !{ method GET HEAD }"),
+        refuse(405, "this takes GET and POST", "app !{ method GET HEAD POST }"),
+        "http-request set-var(txn.body) int(1) if infer",
+        "http-request set-var(txn.body) int(1) if app { method POST }",
+        "acl takes_body var(txn.body) -m found",
+    ]
+
+
+def app_paths() -> list[str]:
+    """Which paths are the application's: defines the condition `app`."""
+    return [
+        f"acl app_post path -m reg {_APP_POST}",
+        f"acl app_read path -m reg {_APP_READ}",
+        *(f"acl app path -m reg {pattern}" for pattern in (_APP_POST, _APP_READ, _APP_PAGES)),
     ]
 
 
@@ -216,49 +236,54 @@ def length_rules() -> list[str]:
         "acl body_sent req.hdr(content-length),add(0) -m int gt 0",
         "acl body_sent req.hdr(transfer-encoding) -m found",
         f"acl large req.hdr(content-length),add(0) -m int gt {contract.LARGE_BODY_BYTES}",
-        refuse(400, "a GET has no body; send it without", "read body_sent", close=True),
+        refuse(400, "a GET has no body; send it without", "!takes_body body_sent", close=True),
         refuse(
             415,
             "the body is compressed, expected it as it is; send it without Content-Encoding",
             # Any value of any line: the server obeys the first line, whatever the others say.
-            "infer { req.hdr(content-encoding) -m reg -i '^(?!identity$)' }",
+            "takes_body { req.hdr(content-encoding) -m reg -i '^(?!identity$)' }",
             close=True,
         ),
         refuse(
             411,
             "the body comes in chunks or without a length; send it with Content-Length",
-            "infer { req.hdr(transfer-encoding) -m found }",
+            "takes_body { req.hdr(transfer-encoding) -m found }",
             close=True,
         ),
         refuse(
             411,
             "the body has no length; send it with Content-Length",
-            "infer !has_length",
+            "takes_body !has_length",
             close=True,
         ),
-        refuse(400, "the body is empty, expected a comment; send one", "infer !body_sent"),
+        refuse(400, "the body is empty, expected a comment; send one", "takes_body !body_sent"),
         refuse(
             413,
             f"the body has more than {most} bytes; send fewer comments in a request",
-            f"infer {{ req.hdr(content-length),add(0) -m int gt {most} }}",
+            f"takes_body {{ req.hdr(content-length),add(0) -m int gt {most} }}",
             close=True,
         ),
-        "http-request del-header content-encoding if infer",
-        "http-request track-sc1 src table large_bodies if infer large",
+        "http-request del-header content-encoding if takes_body",
+        "http-request track-sc1 src table large_bodies if takes_body large",
         refuse(
             429,
             f"more than {limit} bodies above {contract.LARGE_BODY_BYTES} bytes come from this "
             "address; send them one by one",
-            f"infer large {{ sc1_conn_cur gt {limit} }}",
+            f"takes_body large {{ sc1_conn_cur gt {limit} }}",
             close=True,
         ),
     ]
 
 
+def whole_body(condition: str) -> str:
+    """A rule that holds a body whole where the condition is true."""
+    return f"http-request wait-for-body time {contract.BODY_TIMEOUT_S}s if {condition}"
+
+
 def body_rules(condition: str) -> list[str]:
     """Hold a body whole where the condition is true, and refuse what its form may not be."""
     return [
-        f"http-request wait-for-body time {contract.BODY_TIMEOUT_S}s if {condition}",
+        whole_body(condition),
         f"acl free req.body_size le {_FREE_BYTES}",
         "acl binary req.hdr(inference-header-content-length) -m found",
         "acl one_size req.fhdr_cnt(inference-header-content-length) eq 1",

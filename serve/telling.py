@@ -7,6 +7,7 @@ from pathlib import Path
 from contract import HOST, ToxicityError
 from export.repository import current, versions
 from serve import balancer, control, haproxy, triton
+from serve.app import settings as app
 from serve.settings import DoorConfig, Settings, server_names
 from serve.supervisor import State, Supervisor
 
@@ -16,6 +17,15 @@ def scores(settings: Settings, folder: Path) -> bool:
     if settings.balanced:
         return control.scores(folder / control.HTTP_SOCKET)
     return triton.scores_at(f"http://{HOST}:{settings.http_port}")
+
+
+def app_scores(sock: Path) -> bool:
+    """Whether the application at this socket really scores, by way of a server."""
+    try:
+        status, _ = control.ask(sock, app.HEALTH_PATH)
+    except OSError:
+        return False
+    return status == 200
 
 
 def served_version(settings: Settings, folder: Path) -> int | None:
@@ -34,6 +44,9 @@ def print_replicas(settings: Settings, supervisor: Supervisor) -> None:
     if settings.balanced:
         for name in haproxy.NAMES:
             print(f"{name + ':':14} {_process(states.get(name))}")
+        ready = app_scores(supervisor.program_folder(app.NAME) / app.SOCKET)
+        words = "scores" if ready else "DOES NOT SCORE"
+        print(f"{app.NAME + ':':14} {words}, {_process(states.get(app.NAME))}")
 
 
 def _described(
@@ -85,7 +98,8 @@ def print_addresses(config: DoorConfig, settings: Settings, *, example: bool = T
     if not settings.balanced:
         print(
             "haproxy is not in front: bodies, headers, nesting, slow and foreign-origin requests "
-            "are not bounded; `apt-get install haproxy`, then `make stop serve`"
+            "are not bounded, and /score, /v1/moderations, /v1alpha1/comments:analyze and /ui are "
+            "not served; `apt-get install haproxy`, then `make stop serve`"
         )
     if example and not settings.keys and not settings.tls_certificate:
         triton.print_example(f"http://{HOST}:{settings.http_port}")

@@ -1,0 +1,84 @@
+"""Requests of the KServe v2 protocol with binary tensors, and their answers, as bytes.
+
+One comment is four bytes of length, little-endian, and its UTF-8; a probability is four bytes of
+float32. So a score is the server's own, bit for bit. Source: Triton's `extension_binary_data.md`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from contract import PROBABILITY, TEXT
+from serve.probe import INFER_PATH
+
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+HEADER_LENGTH = _HEADER_LENGTH.lower().encode()
+LENGTH_BYTES = 4
+_HEAD = (
+    f"POST {INFER_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
+    f"{_HEADER_LENGTH}: %d\r\nContent-Length: %d\r\n\r\n"
+).encode()
+_DOCUMENT = (
+    f'{{"inputs":[{{"name":"{TEXT}","datatype":"BYTES","shape":[%d,1],'
+    '"parameters":{"binary_data_size":%d}}],'
+    f'"outputs":[{{"name":"{PROBABILITY}","parameters":{{"binary_data":true}}}}]}}'
+).encode()
+
+
+class _Tensor(msgspec.Struct):
+    name: str
+    datatype: str
+
+
+class _Answer(msgspec.Struct):
+    model_version: str
+    outputs: list[_Tensor]
+
+
+class _Refusal(msgspec.Struct):
+    error: str
+
+
+_answers, _refusals = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(_Refusal)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Answers in the order of the comments."""
+
+    probability: tuple[float, ...]
+    """Each exactly a float32."""
+    version: str
+    """Of the model that answered."""
+
+
+def request(comments: Sequence[bytes]) -> bytes:
+    """A whole HTTP request for the probabilities of these comments, at least one, in UTF-8."""
+    parts: list[bytes] = []
+    for comment in comments:
+        parts += (len(comment).to_bytes(LENGTH_BYTES, "little"), comment)
+    tensor = b"".join(parts)
+    document = _DOCUMENT % (len(comments), len(tensor))
+    head = _HEAD % (len(document), len(document) + len(tensor))
+    return b"".join((head, document, tensor))
+
+
+def scores(body: bytes, document_bytes: int, count: int) -> Scores:
+    """What an answer of status 200 says of `count` comments. Raises ValueError when it does not."""
+    answer = _answers.decode(memoryview(body)[:document_bytes])
+    tensors = [(tensor.name, tensor.datatype) for tensor in answer.outputs]
+    if tensors != [(PROBABILITY, "FP32")] or len(body) != document_bytes + 4 * count:
+        raise ValueError("an answer that is no probabilities")
+    return Scores(struct.unpack_from(f"<{count}f", body, document_bytes), answer.model_version)
+
+
+def refusal(body: bytes) -> str:
+    """The words of an answer of another status."""
+    try:
+        return _refusals.decode(body).error.partition("\n")[0]
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return "the server gave no reason"

@@ -1,0 +1,48 @@
+"""`POST /score`: the request that a person can type.
+
+{"text": "you are kind"}  ->  {"probability": 0.01, "model_version": "1"}
+{"text": ["...", "..."]}, or just ["...", "..."]  ->  {"probability": [0.01, 0.9], ...}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from contract import MODEL_VERSION, PROBABILITY
+from serve.app.http import Endpoint, Scope
+from serve.app.refusals import Refusal
+from serve.app.scorer import Scorer
+
+
+class _Request(msgspec.Struct):
+    text: str | list[str]
+
+
+_decoder = msgspec.json.Decoder(_Request | list[str] | str)
+
+
+def score_endpoint(scorer: Scorer) -> Endpoint:
+    """What answers `POST /score`."""
+
+    async def score(body: bytes, scope: Scope) -> dict[str, object]:
+        del scope
+        try:
+            asked = _decoder.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Refusal(
+                400, 'the body is not {"text": "..."}, {"text": ["...", ...]} or ["...", ...]'
+            ) from error
+        text = asked.text if isinstance(asked, _Request) else asked
+        return await answer(scorer, text)
+
+    return score
+
+
+async def answer(scorer: Scorer, text: str | Sequence[str]) -> dict[str, object]:
+    """The document for one comment, or for several. Raises Refusal."""
+    single = isinstance(text, str)
+    found = await scorer.score([text] if isinstance(text, str) else text)
+    probability = found.probability[0] if single else found.probability
+    return {PROBABILITY: probability, MODEL_VERSION: found.version}

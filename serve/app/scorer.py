@@ -1,0 +1,224 @@
+"""Scores from the servers: what arrives together goes to them together, in one KServe request.
+
+A comment that finds no call under way leaves at once, with those that came in the same turn of the
+event loop. While `MAX_CALLS` are under way the others wait, and leave together: the busier, the
+larger the calls. What waits is bounded; what is beyond the bound is refused at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from contract import LARGE_BODY_BYTES, MAX_COMMENT_BYTES, MAX_REQUEST_BYTES
+from serve.app import kserve
+from serve.app.kserve import Scores
+from serve.app.refusals import Refusal
+from serve.app.settings import OVERLOADED
+from serve.app.upstream import Answer, Upstream
+
+MAX_CALL_COMMENTS = 64
+"""Most comments of one call."""
+MAX_CALLS = 2
+"""Most calls under way; each has up to MAX_CALL_COMMENTS comments."""
+MAX_WAITING_COMMENTS, MAX_WAITING_BYTES = 1024, 8 << 20
+"""Most that waits for a call to come back."""
+MAX_WAIT_S = 0.25
+"""What waited longer is refused: its client has better things to do."""
+MAX_TEXTS = 256
+"""Most comments of one request, as for a server."""
+_CALL_BYTES = LARGE_BODY_BYTES - 512
+"""Of comments in a call, which haproxy holds whole; a single comment may be longer."""
+_TIMEOUT_S = 60.0
+
+
+@dataclass(slots=True)
+class _Waiting:
+    comments: Sequence[bytes]
+    size: int
+    since_s: float
+    answer: asyncio.Future[Scores]
+
+
+class Scorer:
+    """Of one event loop."""
+
+    def __init__(self, servers: str, large: str) -> None:
+        self._servers = Upstream(servers, _TIMEOUT_S)
+        self._large = Upstream(large, _TIMEOUT_S)
+        self._queue: deque[_Waiting] = deque()
+        self._comments = self._bytes = self._calls = 0
+        self._flushing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def score(self, texts: Sequence[str]) -> Scores:
+        """Probabilities of at least one text, bit for bit the server's. Raises Refusal."""
+        comments = encoded(texts)
+        if len(comments) == 1:
+            return await self._submit(comments, len(comments[0]) + kserve.LENGTH_BYTES)
+        calls = list(_cut(comments))
+        self._refuse_beyond(len(comments), sum(size for _, size in calls))
+        waiting = [self._submit(part, size) for part, size in calls]
+        answers = await asyncio.gather(*waiting)
+        if len({answer.version for answer in answers}) > 1:  # an update fell between two calls
+            return await self.score(texts)
+        every = tuple(value for answer in answers for value in answer.probability)
+        return Scores(every, answers[0].version)
+
+    def close(self) -> None:
+        """End the connections."""
+        self._servers.close()
+        self._large.close()
+
+    # --- The queue -------------------------------------------------------------------------
+    def _refuse_beyond(self, comments: int, size: int) -> None:
+        if (
+            self._comments + comments > MAX_WAITING_COMMENTS
+            or self._bytes + size > MAX_WAITING_BYTES
+        ):
+            raise Refusal(503, OVERLOADED, retry_after_s=1)
+
+    def _submit(self, comments: Sequence[bytes], size: int) -> asyncio.Future[Scores]:
+        self._refuse_beyond(len(comments), size)
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(comments, size, loop.time(), loop.create_future())
+        self._queue.append(waiting)
+        self._comments += len(comments)
+        self._bytes += size
+        if not self._flushing and self._calls < MAX_CALLS:
+            self._flushing = True
+            loop.call_soon(self._flush)
+        return waiting.answer
+
+    def _flush(self) -> None:
+        """Send what waits, as far as calls are free."""
+        self._flushing = False
+        now = asyncio.get_running_loop().time()
+        while self._queue and self._calls < MAX_CALLS:
+            call = self._next_call(now)
+            if call:
+                self._calls += 1
+                task = asyncio.create_task(self._call(call))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def _next_call(self, now: float) -> list[_Waiting]:
+        call: list[_Waiting] = []
+        comments = size = 0
+        while self._queue:
+            first = self._queue[0]
+            comments += len(first.comments)
+            size += first.size
+            if call and (comments > MAX_CALL_COMMENTS or size > _CALL_BYTES):
+                break
+            self._queue.popleft()
+            self._comments -= len(first.comments)
+            self._bytes -= first.size
+            if first.answer.done():  # its client is gone
+                comments, size = comments - len(first.comments), size - first.size
+            elif now - first.since_s > MAX_WAIT_S:
+                comments, size = comments - len(first.comments), size - first.size
+                first.answer.set_exception(Refusal(503, OVERLOADED, retry_after_s=1))
+            else:
+                call.append(first)
+        return call
+
+    # --- A call ----------------------------------------------------------------------------
+    async def _call(self, call: list[_Waiting]) -> None:
+        try:
+            await self._answer(call)
+        finally:
+            self._calls -= 1
+            self._flush()
+
+    async def _answer(self, call: list[_Waiting]) -> None:
+        comments = [comment for one in call for comment in one.comments]
+        try:
+            found = await self._ask(comments)
+        except Refusal as refusal:
+            if refusal.status < 500 and len(call) > 1:
+                for one in call:  # one of them is at fault: the others have nothing to do with it
+                    await self._answer([one])
+                return
+            for one in call:
+                if not one.answer.done():
+                    one.answer.set_exception(refusal)
+            return
+        at = 0
+        for one in call:
+            end = at + len(one.comments)
+            if not one.answer.done():
+                one.answer.set_result(Scores(found.probability[at:end], found.version))
+            at = end
+
+    async def _ask(self, comments: Sequence[bytes]) -> Scores:
+        request = kserve.request(comments)
+        upstream = self._servers if len(request) <= LARGE_BODY_BYTES else self._large
+        try:
+            try:
+                answer = await upstream.ask(request)
+            except ConnectionError:  # the front ends, and waits for what this answers
+                answer = await self._large.ask(request)
+            if answer.status == 200:
+                return kserve.scores(answer.body, answer.document_bytes, len(comments))
+        except (OSError, ValueError) as error:
+            words = "no server is ready; try again"
+            raise Refusal(503, words, retry_after_s=1) from error
+        raise _refused(answer)
+
+
+def encoded(texts: Sequence[str]) -> list[bytes]:
+    """UTF-8 of comments that a server takes. Raises Refusal."""
+    if not 1 <= len(texts) <= MAX_TEXTS:
+        raise Refusal(
+            400, f"the request has {len(texts)} comments, expected 1 to {MAX_TEXTS}; send fewer"
+        )
+    comments = []
+    for row, text in enumerate(texts):
+        try:
+            comments.append(text.encode())
+        except UnicodeEncodeError as error:
+            raise Refusal(
+                400, f"comment {row} holds a lone surrogate, expected text that UTF-8 can encode"
+            ) from error
+        if len(comments[-1]) > MAX_COMMENT_BYTES:
+            raise Refusal(
+                400,
+                f"comment {row} is {len(comments[-1])} bytes long, expected at most "
+                f"{MAX_COMMENT_BYTES}; cut it",
+                kind="COMMENT_TOO_LONG",
+            )
+    if sum(map(len, comments)) > MAX_REQUEST_BYTES:
+        raise Refusal(400, f"the comments have more than {MAX_REQUEST_BYTES} bytes; send fewer")
+    return comments
+
+
+def _cut(comments: Sequence[bytes]) -> list[tuple[list[bytes], int]]:
+    """Comments in parts that fit into a call, each with its size."""
+    parts: list[tuple[list[bytes], int]] = []
+    part: list[bytes] = []
+    size = 0
+    for comment in comments:
+        own = kserve.LENGTH_BYTES + len(comment)
+        if part and (len(part) == MAX_CALL_COMMENTS or size + own > _CALL_BYTES):
+            parts.append((part, size))
+            part, size = [], 0
+        part.append(comment)
+        size += own
+    parts.append((part, size))
+    return parts
+
+
+def _refused(answer: Answer) -> Refusal:
+    words = kserve.refusal(answer.body)
+    if answer.status in (503, 504, 502, 500):
+        return Refusal(503, words, retry_after_s=1)
+    return Refusal(answer.status, words)
+
+
+def fresh_comment(comment: str) -> str:
+    """A comment that is in no cache: what scores it really scores."""
+    return f"{comment} {time.time_ns()}"
