@@ -22,14 +22,14 @@ from pathlib import Path
 
 import contract
 from contract import HOST
-from serve import probe
+from serve import app_backend, probe
 from serve import request_rules as rules
 from serve.app import settings as app
+from serve.app_backend import APP_BACKEND
 from serve.keys import Key
 from serve.request_rules import NO_SERVER, quoted
 
 HTTP_BACKEND, LARGE_BACKEND, GRPC_BACKEND = "http_replicas", "large", "grpc_server"
-APP_BACKEND = "app"
 BALANCER_METRICS, LARGE_METRICS = "/balancer/metrics", "/balancer/large/metrics"
 _TIMEOUT_S = 60
 _FRONT_BYTES = 16 << 10
@@ -273,6 +273,8 @@ def _http(door: Door) -> list[str]:
         *rules.header_rules(),
         *rules.origin_rules([*own, *door.origins]),
         *(rules.key_rules(door.keys_file) if door.keys and door.keys_file else []),
+        # The application has no use for a key, nor for what else Perspective's clients put there.
+        f"http-request set-uri %[path] if {{ path_beg {app.PERSPECTIVE_PATHS} }}",
         *rules.path_rules([f"{HTTP_BACKEND}/{one.name}" for one in door.replicas]),
         *rules.length_rules(),
         *rules.body_rules("infer !large"),
@@ -302,37 +304,8 @@ def _inner(door: Door) -> list[str]:
     ]
 
 
-_APP = string.Template("""
-backend $name
-    # Ready is what scores, here too. What waits longer than that finds it overloaded.
-    option httpchk
-    http-check send meth GET uri $health ver HTTP/1.1 hdr Host localhost
-    http-check expect status 200
-    default-server inter 1s fastinter 100ms downinter 100ms fall 3 rise 1 \
-observe layer4 error-limit 1 on-error mark-down
-    timeout queue 250ms
-    http-error status 503 content-type application/json string '$overloaded' hdr Retry-After 1
-    # A correction that was written must not be written again.
-    http-request disable-l7-retry if { path $once }
-    server $name unix@$socket check maxconn $most
-    server waiting unix@$waiting backup
-    http-response set-status 503 if { status $again }
-""")
-_MOST_IN_APP = 512
-"""Requests in the application; so many are under way at once in its best throughput."""
-
-
 def _app(door: Door, folder: Path) -> str:
-    return _APP.substitute(
-        name=APP_BACKEND,
-        health=app.HEALTH_PATH,
-        overloaded=json.dumps({"error": app.OVERLOADED}),
-        once=app.SUGGEST_PATH,
-        socket=door.app_socket,
-        most=_MOST_IN_APP,
-        waiting=_waiting_socket(folder),
-        again=_AGAIN,
-    )
+    return app_backend.section(door.app_socket, waiting=_waiting_socket(folder), again=_AGAIN)
 
 
 _ADDRESSES = "stick-table type ipv6 size 100k expire 5m store conn_cur"
@@ -369,14 +342,7 @@ def _of_key(door: Door, key: Key) -> str:
         f"server waiting unix@{_waiting_socket(door.front_folder)} backup",
         f"http-response set-status 503 if {{ status {_AGAIN} }}",
     ]
-    to_app = [
-        *rate,
-        "timeout queue 250ms",
-        f"http-request disable-l7-retry if {{ path {app.SUGGEST_PATH} }}",
-        f"server {APP_BACKEND} unix@{door.app_socket} track {APP_BACKEND}/{APP_BACKEND} "
-        f"maxconn {_MOST_IN_APP} on-error mark-down observe layer4 error-limit 1",
-        *own[-2:],
-    ]
+    to_app = [*rate, *app_backend.of_key(door.app_socket), *own[-2:]]
     return (
         _section(f"backend {name}", own)
         + _section(f"backend {name}_{APP_BACKEND}", to_app)

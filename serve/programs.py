@@ -49,6 +49,8 @@ def write_app(settings: Settings, supervisor: Supervisor) -> bool:
         servers=str(balancer.inner_socket(front)),
         large=str(balancer.large_socket(large)),
         views=tuple(map(str, views)),
+        labels=settings.labels,
+        get_score=settings.get_score,
     )
     folder.mkdir(parents=True, exist_ok=True)
     path, text = folder / app.SETTINGS_FILE, json_text(dataclasses.asdict(told))

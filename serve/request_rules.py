@@ -12,14 +12,15 @@ from pathlib import Path
 
 import contract
 from contract import PUBLIC_MODEL
+from serve.app import settings as app
 
 NO_SERVER = "no server is ready; try again"
 _MODEL_PATH = rf"/v2/models/{PUBLIC_MODEL}(/versions/[0-9]+)?"
 _INFER = rf"^{_MODEL_PATH}/(infer|generate|generate_stream)$"
 _READ = rf"^(/v2/?|/v2/health/live|{_MODEL_PATH}|{_MODEL_PATH}/stats|/v2/models/stats)$"
 _READY = rf"^(/v2/health/ready|{_MODEL_PATH}/ready)$"
-_APP_POST = r"^/(score|v1/moderations|v1alpha1/comments:(analyze|suggestscore))$"
-_APP_READ = r"^/(score|app/health|openapi\.json)$"
+_APP_POST = f"^({app.SCORE_PATH}|{app.MODERATION_PATH}|{app.ANALYZE_PATH}|{app.SUGGEST_PATH})$"
+_APP_READ = f"^({app.SCORE_PATH}|{app.HEALTH_PATH}|{app.OPENAPI_PATH})$".replace(".", r"\.")
 _APP_PAGES = r"^/ui(/|$)"
 """Of the application (serve/app): what scores, what is read, and its pages, which are both."""
 _CONTROL = r"^/v2/(repository|systemsharedmemory|cudasharedmemory|trace|logging)(/|$)"
@@ -166,6 +167,7 @@ def key_rules(keys_map: Path) -> list[str]:
     """Know the client by its key, whose name is then in the variable `txn.key`."""
     return [
         *_named_by_key(keys_map),
+        *google_key_rules(keys_map),
         refuse(
             401,
             "the key is missing or unknown; send Authorization: Bearer KEY",
@@ -180,6 +182,17 @@ def _named_by_key(keys_map: Path) -> list[str]:
         "http-request set-var(txn.key) req.hdr(authorization),"
         rf"regsub('^[Bb]earer\ +',''),sha2(256),hex,lower,map({keys_map})",
         "http-request del-header authorization",
+    ]
+
+
+def google_key_rules(keys_map: Path) -> list[str]:
+    """Also know the client by its key as Perspective's clients send it; the key goes no further."""
+    known = rf"sha2(256),hex,lower,map({keys_map})"
+    condition = f"{{ path_beg {app.PERSPECTIVE_PATHS} }}"
+    unknown = "!{ var(txn.key) -m found }"
+    return [
+        f"http-request set-var(txn.key) url_param(key),{known} if {condition} {unknown}",
+        f"http-request set-var(txn.key) req.hdr(x-goog-api-key),{known} if {condition} {unknown}",
     ]
 
 

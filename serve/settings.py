@@ -38,6 +38,14 @@ class DoorConfig(ServeConfig):
     allow_origin: tuple[str, ...] = Field(
         (), description="origins of web pages that may ask, such as https://site.example"
     )
+    labels: Path | None = Field(
+        None,
+        description="file to which corrections of scores are appended, with their comments; "
+        "without it they are refused",
+    )
+    get_score: bool | None = Field(
+        None, description="also answer GET /score?text=; comments in addresses end up in logs"
+    )
     haproxy: bool = Field(True, description="put haproxy before the server when it is installed")
     foreground: bool = Field(False, description="stay until a signal, then stop; for systemd")
 
@@ -58,6 +66,8 @@ class Settings:
     keys: str | None = None
     allow_origin: tuple[str, ...] = ()
     require_signature: str | None = None
+    labels: str | None = None
+    get_score: bool = False
 
     @property
     def public_key(self) -> Path | None:
@@ -86,17 +96,31 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
     )
     signed = str(config.require_signature.resolve()) if config.require_signature else None
     origins = tuple(config.allow_origin)
+    labels = str(config.labels.resolve()) if config.labels else None
+    get_score = bool(config.get_score)
     if before:
         certificate = certificate or before.tls_certificate
         key_file, origins = key_file or before.keys, origins or before.allow_origin
         signed = signed or before.require_signature
-    needs = replicas > 1 or grpc or address != HOST or certificate or key_file or origins
+        labels = labels or before.labels
+        get_score = before.get_score if config.get_score is None else get_score
+    needs = (
+        replicas > 1
+        or grpc
+        or address != HOST
+        or certificate
+        or key_file
+        or origins
+        or labels
+        or get_score
+    )
     balanced = before.balanced if before else config.haproxy and haproxy.found() is not None
     if needs and not balanced:
         haproxy.executable()
         raise BadInput(
             "haproxy is not in front, expected it for more than one replica, gRPC, another "
-            "address, TLS, keys and origins; leave out --no-haproxy, after `make stop`"
+            "address, TLS, keys, origins, labels and GET /score; leave out --no-haproxy, after "
+            "`make stop`"
         )
     settings = Settings(
         repository=str(config.repository.resolve()),
@@ -111,6 +135,8 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
         keys=key_file,
         allow_origin=origins,
         require_signature=signed,
+        labels=labels,
+        get_score=get_score,
     )
     for name in ("repository", "http_port", "grpc_port", "metrics_port", "address"):
         used = getattr(before or settings, name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,13 +18,24 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from serve.app import health
-from serve.app.http import JsonEndpoint, Receive, Scope, Send
+from serve.app import health, openapi
+from serve.app.decisions import Versions
+from serve.app.http import JsonEndpoint, Receive, Scope, Send, refusal_of, with_request_id
+from serve.app.labels import Labels
+from serve.app.moderation import moderation_endpoint, moderation_error
+from serve.app.perspective import analyze_endpoint, suggest_endpoint
+from serve.app.perspective_messages import perspective_error
 from serve.app.refusals import Refusal, plain
-from serve.app.score import score_endpoint
+from serve.app.score import score_endpoint, typed_endpoint
 from serve.app.scorer import Scorer
 from serve.app.services import Services
-from serve.app.settings import AppSettings
+from serve.app.settings import (
+    ANALYZE_PATH,
+    MODERATION_PATH,
+    SCORE_PATH,
+    SUGGEST_PATH,
+    AppSettings,
+)
 
 
 @dataclass(frozen=True)
@@ -41,12 +53,15 @@ class App:
             if endpoint:
                 await endpoint(scope, receive, send)
                 return
+            send = with_request_id(scope, send)
         await self.rest(scope, receive, send)
 
 
 def create_app(settings: AppSettings) -> App:
     """An application for one event loop, which `uvicorn` runs."""
-    services = Services(settings, Scorer(settings.servers, settings.large))
+    labels = Labels(Path(settings.labels)) if settings.labels else None
+    scorer = Scorer(settings.servers, settings.large)
+    services = Services(settings, scorer, Versions(settings.views), labels)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -54,17 +69,34 @@ def create_app(settings: AppSettings) -> App:
         services.scorer.close()
 
     rest = Starlette(
-        routes=[*health.routes(services)],
+        routes=[*health.routes(services), *openapi.routes(settings)],
         lifespan=lifespan,
-        exception_handlers={Refusal: _refuse, HTTPException: _refuse_http},
+        exception_handlers={Refusal: _refuse, HTTPException: _refuse_http, Exception: _fail},
     )
-    endpoints = {("POST", "/score"): JsonEndpoint(score_endpoint(services.scorer), plain)}
-    return App(endpoints, rest, services)
+    return App(_endpoints(services), rest, services)
+
+
+def _endpoints(services: Services) -> dict[tuple[str, str], JsonEndpoint]:
+    scorer, versions = services.scorer, services.versions
+    typed = typed_endpoint(scorer, on=services.settings.get_score)
+    return {
+        ("POST", SCORE_PATH): JsonEndpoint(score_endpoint(scorer), plain),
+        ("GET", SCORE_PATH): JsonEndpoint(typed, plain),
+        ("POST", MODERATION_PATH): JsonEndpoint(
+            moderation_endpoint(scorer, versions), moderation_error
+        ),
+        ("POST", ANALYZE_PATH): JsonEndpoint(analyze_endpoint(scorer, versions), perspective_error),
+        ("POST", SUGGEST_PATH): JsonEndpoint(suggest_endpoint(services.labels), perspective_error),
+    }
 
 
 async def _refuse(_: Request, error: Any) -> JSONResponse:
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     return JSONResponse(plain(error), error.status, headers)
+
+
+async def _fail(request: Request, error: Exception) -> JSONResponse:
+    return await _refuse(request, refusal_of(error, request.scope))
 
 
 async def _refuse_http(_: Request, error: Any) -> JSONResponse:

@@ -69,7 +69,10 @@ def request(comments: Sequence[bytes]) -> bytes:
 
 def scores(body: bytes, document_bytes: int, count: int) -> Scores:
     """What an answer of status 200 says of `count` comments. Raises ValueError when it does not."""
-    answer = _answers.decode(memoryview(body)[:document_bytes])
+    try:
+        answer = _answers.decode(memoryview(body)[:document_bytes])
+    except msgspec.DecodeError as error:
+        raise ValueError("an answer that is no JSON") from error
     tensors = [(tensor.name, tensor.datatype) for tensor in answer.outputs]
     if tensors != [(PROBABILITY, "FP32")] or len(body) != document_bytes + 4 * count:
         raise ValueError("an answer that is no probabilities")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+NO_SERVER = "no server is ready; try again"
 
 
 class Refusal(Exception):
     """An answer other than 200, by its HTTP status and one line.
 
-    `kind` is the word of Perspective's `errorType` where there is one, `parameter` the field that
-    is wrong; `retry_after_s` tells when to try again.
+    `kind` is a word for programs (`COMMENT_EMPTY`, `overloaded`), `parameter` the field that is
+    wrong, `details` what Perspective's API says beside; `retry_after_s` tells when to try again.
     """
 
     def __init__(
@@ -20,6 +22,7 @@ class Refusal(Exception):
         *,
         kind: str = "",
         parameter: str | None = None,
+        details: Mapping[str, Any] | None = None,
         retry_after_s: int | None = None,
     ) -> None:
         super().__init__(words)
@@ -27,6 +30,7 @@ class Refusal(Exception):
         self.words = words
         self.kind = kind
         self.parameter = parameter
+        self.details = details or {}
         self.retry_after_s = retry_after_s
 
 

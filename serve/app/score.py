@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -36,6 +37,29 @@ def score_endpoint(scorer: Scorer) -> Endpoint:
             ) from error
         text = asked.text if isinstance(asked, _Request) else asked
         return await answer(scorer, text)
+
+    return score
+
+
+def typed_endpoint(scorer: Scorer, *, on: bool) -> Endpoint:
+    """What answers `GET /score?text=`, where that is on."""
+
+    async def score(body: bytes, scope: Scope) -> dict[str, object]:
+        del body
+        if not on:
+            raise Refusal(
+                405,
+                "GET /score is off, for addresses with comments in them end up in logs; POST, or "
+                "start the server with --get-score",
+            )
+        try:
+            query = parse_qs(scope["query_string"].decode("ascii"), True, True, errors="strict")
+        except (ValueError, UnicodeDecodeError) as error:
+            raise Refusal(400, "the query is not text=..., percent-encoded UTF-8") from error
+        texts = query.get("text", [])
+        if len(texts) != 1:
+            raise Refusal(400, f"the query has {len(texts)} texts, expected one; send ?text=...")
+        return await answer(scorer, texts[0])
 
     return score
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from contract import LARGE_BODY_BYTES, MAX_COMMENT_BYTES, MAX_REQUEST_BYTES
 from serve.app import kserve
 from serve.app.kserve import Scores
-from serve.app.refusals import Refusal
+from serve.app.refusals import NO_SERVER, Refusal
 from serve.app.settings import OVERLOADED
 from serve.app.upstream import Answer, Upstream
 
@@ -79,7 +79,7 @@ class Scorer:
             self._comments + comments > MAX_WAITING_COMMENTS
             or self._bytes + size > MAX_WAITING_BYTES
         ):
-            raise Refusal(503, OVERLOADED, retry_after_s=1)
+            raise _overloaded()
 
     def _submit(self, comments: Sequence[bytes], size: int) -> asyncio.Future[Scores]:
         self._refuse_beyond(len(comments), size)
@@ -121,7 +121,7 @@ class Scorer:
                 comments, size = comments - len(first.comments), size - first.size
             elif now - first.since_s > MAX_WAIT_S:
                 comments, size = comments - len(first.comments), size - first.size
-                first.answer.set_exception(Refusal(503, OVERLOADED, retry_after_s=1))
+                first.answer.set_exception(_overloaded())
             else:
                 call.append(first)
         return call
@@ -143,10 +143,11 @@ class Scorer:
                 for one in call:  # one of them is at fault: the others have nothing to do with it
                     await self._answer([one])
                 return
-            for one in call:
-                if not one.answer.done():
-                    one.answer.set_exception(refusal)
+            _fail(call, refusal)
             return
+        except Exception as error:
+            _fail(call, error)
+            raise
         at = 0
         for one in call:
             end = at + len(one.comments)
@@ -165,9 +166,14 @@ class Scorer:
             if answer.status == 200:
                 return kserve.scores(answer.body, answer.document_bytes, len(comments))
         except (OSError, ValueError) as error:
-            words = "no server is ready; try again"
-            raise Refusal(503, words, retry_after_s=1) from error
+            raise Refusal(503, NO_SERVER, kind="UNAVAILABLE", retry_after_s=1) from error
         raise _refused(answer)
+
+
+def _fail(call: list[_Waiting], error: Exception) -> None:
+    for one in call:
+        if not one.answer.done():
+            one.answer.set_exception(error)
 
 
 def encoded(texts: Sequence[str]) -> list[bytes]:
@@ -215,8 +221,12 @@ def _cut(comments: Sequence[bytes]) -> list[tuple[list[bytes], int]]:
 def _refused(answer: Answer) -> Refusal:
     words = kserve.refusal(answer.body)
     if answer.status in (503, 504, 502, 500):
-        return Refusal(503, words, retry_after_s=1)
+        return Refusal(503, words, kind="OVERLOADED", retry_after_s=1)
     return Refusal(answer.status, words)
+
+
+def _overloaded() -> Refusal:
+    return Refusal(503, OVERLOADED, kind="OVERLOADED", retry_after_s=1)
 
 
 def fresh_comment(comment: str) -> str:

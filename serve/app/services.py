@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serve.app.decisions import Versions
+from serve.app.labels import Labels
 from serve.app.scorer import Scorer
 from serve.app.settings import AppSettings
 
@@ -14,3 +16,7 @@ class Services:
 
     settings: AppSettings
     scorer: Scorer
+    versions: Versions
+    """Thresholds and languages of the versions that answer."""
+    labels: Labels | None
+    """Where corrections go, if anywhere."""

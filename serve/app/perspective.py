@@ -1,0 +1,199 @@
+"""`/v1alpha1/comments:analyze` and `comments:suggestscore`, as Perspective's clients send them.
+
+The served model has one attribute, TOXICITY. The score of a span is that of its sentence alone;
+where no spans are asked for, there is one, the whole comment, as there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from contract import PUBLIC_MODEL
+from serve.app import markup
+from serve.app.decisions import Versions
+from serve.app.http import Endpoint, Scope
+from serve.app.labels import Labels
+from serve.app.perspective_messages import (
+    AnalyzeRequest,
+    Parameters,
+    SuggestRequest,
+    Text,
+    decoded,
+)
+from serve.app.refusals import Refusal
+from serve.app.scorer import Scorer
+from serve.app.sentences import sentences
+
+ATTRIBUTE = PUBLIC_MODEL.upper()
+_PROBABILITY = "PROBABILITY"
+_TYPES = (None, "", "SCORE_TYPE_UNSPECIFIED", _PROBABILITY)
+_TEXT_TYPES = (None, "", "TEXT_TYPE_UNSPECIFIED", "PLAIN_TEXT")
+
+
+@dataclass(frozen=True)
+class _Comment:
+    """What is scored, and where it stands in what was sent."""
+
+    text: str
+    spans: Sequence[tuple[int, int]]
+    """Of `text`, in characters."""
+    origins: Sequence[int] | None
+    """Of each character, where it is not its own place."""
+    sent: str
+
+
+def analyze_endpoint(scorer: Scorer, versions: Versions) -> Endpoint:
+    """What answers `comments:analyze`."""
+
+    async def analyze(body: bytes, scope: Scope) -> dict[str, Any]:
+        del scope
+        asked = decoded(AnalyzeRequest, body)
+        parameters = _parameters(asked)
+        comment = _comment(asked.comment, spans=bool(asked.span_annotations))
+        texts = [comment.text, *(comment.text[begin:end] for begin, end in comment.spans)]
+        found = await scorer.score(texts)
+        known = versions.of(found.version).languages
+        languages = asked.languages or known
+        _refuse_languages(languages, known)
+        document: dict[str, Any] = {}
+        scores = _scores(comment, found.probability, parameters.score_threshold)
+        if scores:
+            document["attributeScores"] = {ATTRIBUTE: scores}
+        document |= {"languages": languages, "detectedLanguages": []}
+        if asked.client_token:
+            document["clientToken"] = asked.client_token
+        return document
+
+    return analyze
+
+
+def suggest_endpoint(labels: Labels | None) -> Endpoint:
+    """What answers `comments:suggestscore`: a correction goes to the label file, if any."""
+
+    async def suggest(body: bytes, scope: Scope) -> dict[str, Any]:
+        del scope
+        asked = decoded(SuggestRequest, body)
+        comment = _comment(asked.comment, spans=False)
+        value = _suggested(asked)
+        if labels is None:
+            raise Refusal(
+                403,
+                "no file of labels is set, so nothing that is suggested is kept; start the server "
+                "with --labels FILE",
+            )
+        await asyncio.to_thread(labels.append, comment.text, value)
+        answer: dict[str, Any] = {"detectedLanguages": []}
+        if asked.languages:
+            answer["requestedLanguages"] = asked.languages
+        if asked.client_token:
+            answer["clientToken"] = asked.client_token
+        return answer
+
+    return suggest
+
+
+# --- What is asked -------------------------------------------------------------------------
+def _parameters(asked: AnalyzeRequest) -> Parameters:
+    """How TOXICITY is asked for. Raises Refusal for other attributes, and for none."""
+    attributes = asked.requested_attributes
+    if not attributes:
+        raise Refusal(400, f"requestedAttributes is empty, expected {ATTRIBUTE}")
+    _refuse_attributes(attributes)
+    parameters = attributes[ATTRIBUTE] or Parameters()
+    if parameters.score_type not in _TYPES:
+        raise Refusal(400, f"scoreType of {ATTRIBUTE} is not {_PROBABILITY}, the only one there is")
+    return parameters
+
+
+def _refuse_attributes(names: Any) -> None:
+    unknown = sorted(set(names) - {ATTRIBUTE})
+    if unknown:
+        name = unknown[0] if unknown[0].isidentifier() and len(unknown[0]) < 64 else "that"
+        raise Refusal(
+            400, f"Unknown requested attribute: {name}; the served model has {ATTRIBUTE} only"
+        )
+
+
+def _comment(given: Text | None, *, spans: bool) -> _Comment:
+    text = (given and given.text) or ""
+    origins: Sequence[int] | None = None
+    sent = text
+    if given and given.type == "HTML":
+        seen = markup.visible(text)
+        text, origins = seen.text, seen.origins
+    elif given and given.type not in _TEXT_TYPES:
+        raise Refusal(400, "comment.type is not PLAIN_TEXT or HTML")
+    if not text.strip():
+        raise Refusal(400, "Comment must be non-empty.", kind="COMMENT_EMPTY")
+    found = sentences(text) if spans else []
+    return _Comment(text, found, origins, sent)
+
+
+def _suggested(asked: SuggestRequest) -> float:
+    scores = asked.attribute_scores or {}
+    _refuse_attributes(scores)
+    suggested = scores.get(ATTRIBUTE)
+    value = suggested.summary_score.value if suggested and suggested.summary_score else None
+    if value is None or not 0 <= value <= 1:
+        raise Refusal(400, f"attributeScores.{ATTRIBUTE}.summaryScore.value is not from 0 to 1")
+    return value
+
+
+def _refuse_languages(asked: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse languages that the version's manifest does not name, if it names any."""
+    for language in asked if known else ():
+        if language.partition("-")[0].lower() not in known:
+            name = language if len(language) <= 16 and language.isprintable() else "that"
+            raise Refusal(
+                400,
+                f"Attribute {ATTRIBUTE} does not support request languages: {name}",
+                kind="LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
+                details={
+                    "languageNotSupportedByAttributeError": {
+                        "detectedLanguages": [name],
+                        "attribute": ATTRIBUTE,
+                    }
+                },
+            )
+
+
+# --- What is answered ------------------------------------------------------------------------
+def _scores(
+    comment: _Comment, values: Sequence[float], threshold: float | None
+) -> dict[str, Any] | None:
+    """Scores of the attribute that are at least the threshold; None when there is none."""
+    least = float("-inf") if threshold is None else threshold
+    spans = comment.spans or [(0, len(comment.text))]
+    places = _utf16_places(comment, spans)
+    scored = zip(places, values[1:] or values, strict=True)
+    kept = [
+        {"begin": begin, "end": end, "score": _score(value)}
+        for (begin, end), value in scored
+        if value >= least
+    ]
+    found: dict[str, Any] = {"spanScores": kept} if kept else {}
+    if values[0] >= least:
+        found["summaryScore"] = _score(values[0])
+    return found or None
+
+
+def _score(value: float) -> dict[str, Any]:
+    return {"value": value, "type": _PROBABILITY}
+
+
+def _utf16_places(comment: _Comment, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans as that API counts them: in UTF-16 code units of what was sent, the end exclusive."""
+    marks = [mark for span in spans for mark in span]
+    if comment.origins is not None:
+        marks = [comment.origins[mark] for mark in marks]
+    if not comment.sent.isascii():
+        units, at, counted = [], 0, 0
+        for mark in marks:  # they grow
+            counted += (mark - at) + sum(c > "\uffff" for c in comment.sent[at:mark])
+            at = mark
+            units.append(counted)
+        marks = units
+    return list(zip(marks[::2], marks[1::2], strict=True))
