@@ -161,8 +161,7 @@ def _bring_up(
     earlier = supervisor.states()
     if settings.balanced:
         write_balancers(settings, supervisor)
-        if write_app(settings, supervisor) and app.NAME in earlier:
-            supervisor.stop(app.NAME)  # it finishes what it began; the others wait for the new one
+    told = settings.balanced and write_app(settings, supervisor)
     supervisor.start(programs(config, settings, supervisor))
     started = supervisor.states()
     for name in views:
@@ -177,6 +176,10 @@ def _bring_up(
             if old and now and old.pid and old.pid == now.pid:
                 supervisor.signal(name, "USR2")  # the old worker finishes what it began
         _wait_until_up(config, settings, supervisor)
+        if told and app.NAME in earlier:
+            # It finishes what it began; others wait for the new one, in a worker that stays.
+            supervisor.stop(app.NAME)
+            supervisor.start(programs(config, settings, supervisor))
         sock = supervisor.program_folder(app.NAME) / app.SOCKET
         _wait_until(partial(app_scores, sock), config, supervisor, app.NAME)
 
