@@ -138,9 +138,10 @@ def running(run_dir: Path) -> Server | None:
         return server(replica(1), "/metrics")
     found = [server(name, f"/{name}/metrics") for name in server_names(settings)]
     front = server(haproxy.NAME, balancer.BALANCER_METRICS, tuple(one for one in found if one))
-    others = (states.get(name) for name in (haproxy.LARGE_NAME, app.NAME))
-    pids = tuple(one.pid for one in others if one and one.pid)
-    return dataclasses.replace(front, beside=pids) if front else None
+    large, application = (states.get(name) for name in (haproxy.LARGE_NAME, app.NAME))
+    if not front or not large or not application:
+        return front
+    return dataclasses.replace(front, beside=(large.pid,), application=application.pid)
 
 
 def _refuse_taken(settings: Settings) -> None:

@@ -81,6 +81,8 @@ class Server:
     """The servers behind it, when it is a balancer."""
     beside: tuple[int, ...] = ()
     """Process ids of a balancer's other programs."""
+    application: int = 0
+    """Process id of the application behind it (serve/app), if there is one."""
 
     @property
     def http_url(self) -> str:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.serving.peer_scorer import TorchScorer
-from bench.serving.peers import PeersConfig, _peer, ask, bars
-from bench.traffic.comments import SYNTHETIC
+from bench.serving.peers import ask, bars, peer
 from contract import FP32_LOGIT_ATOL
 
 TEXTS = ["you are kind", "", "what a pathetic idiot you are, go away"]
@@ -26,8 +25,7 @@ def test_torch_scorer_is_the_checkpoint(trained_run: Path) -> None:
 def test_peer_answers_over_http(trained_run: Path, tmp_path: Path, framework: str) -> None:
     if find_spec(framework) is None:
         pytest.skip(f"{framework} is not installed; `make bench-peers` installs it")
-    config = PeersConfig(checkpoint=trained_run, out=tmp_path, comments=SYNTHETIC)
-    with _peer(config, framework) as server:
+    with peer(tmp_path, trained_run, framework) as server:
         logits = ask(server.http_port, TEXTS)
     expected = TorchScorer(trained_run).score(TEXTS)
     assert logits == pytest.approx(expected.tolist(), abs=FP32_LOGIT_ATOL)

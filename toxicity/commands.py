@@ -187,6 +187,10 @@ BENCH: dict[str, dict[str, Entry]] = {
             *("bench.serving.peers", "bench.serving.peers:PeersConfig"),
             "ours beside FastAPI, LitServe and the plain graph on Triton",
         ),
+        "app": Entry(
+            *("bench.serving.app", "bench.serving.app:AppBenchConfig"),
+            "the application's moderations beside the native road and FastAPI",
+        ),
         "attack": Entry(
             *("bench.hostile.attack", "bench.hostile.attack:AttackConfig"),
             "hostile requests, honest clients beside",

@@ -67,7 +67,7 @@ def main() -> None:
         if find_spec(framework) is None:
             print(f"{words}: skipped, {framework} is not installed", flush=True)
             continue
-        with _peer(config, framework) as server:
+        with peer(config.out, config.checkpoint, framework) as server:
             rows.append(search(config, Rung(words, tuning=_ALL), server, process_counters))
     with tempfile.TemporaryDirectory() as folder:
         dynamic = Path(folder) / "dynamic.onnx"
@@ -91,20 +91,20 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _peer(config: PeersConfig, framework: str) -> Iterator[Server]:
+def peer(out: Path, checkpoint: Path, framework: str) -> Iterator[Server]:
     """A PyTorch server that answers, killed at the end. Raises ToxicityError if it never does."""
     (port,) = free_ports(1)
-    config.out.mkdir(parents=True, exist_ok=True)
-    log = config.out / f"{framework}.log"
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / f"{framework}.log"
     command = [sys.executable, "-m", "bench.serving.peer_app", framework]
-    command += ["--checkpoint", str(config.checkpoint), "--port", str(port)]
+    command += ["--checkpoint", str(checkpoint), "--port", str(port)]
     process = spawn(command, {**os.environ, "OMP_NUM_THREADS": "1"}, log)
     try:
         _wait_until_it_answers(process, port, log)
         yield Server(
             pid=process.pid,
             create_time=process.create_time(),
-            repository=str(config.checkpoint),
+            repository=str(checkpoint),
             http_port=port,
             grpc_port=port,
             metrics_port=port,

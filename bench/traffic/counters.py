@@ -105,21 +105,23 @@ def settled(counters_of: CountersOf, server: Server) -> Totals:
     return counters
 
 
-PARTS = ("generator", "balancer", "server", "tokenizer", "encoder")
+PARTS = ("generator", "balancer", "application", "server", "tokenizer", "encoder")
 """Who spends CPU time, in the order of a request's way."""
 
 
 def cpu_us(used: Totals, requests: int) -> dict[str, float]:
     """CPU time a request by part, of differences between two `Totals` and `generator_cpu_s`.
 
-    generator: what sends; balancer: haproxy, where there is one; tokenizer and encoder: the
-    model's threads by their own clocks; server: the rest of its processes, which is Triton's front
-    end, its queue and the model's backend, and all of it where nothing has a clock of its own.
+    generator: what sends; balancer: haproxy, where there is one; application: what answers other
+    APIs' requests behind it (serve/app), its health checks too; tokenizer and encoder: the model's
+    threads by their own clocks; server: the rest of its processes, which is Triton's front end, its
+    queue and the model's backend, and all of it where nothing has a clock of its own.
     """
     inside = {part: used[f"{part}_cpu_us"] / 1e6 for part in ("tokenizer", "encoder")}
     seconds = {"generator": used["generator_cpu_s"]}
-    if "balancer_cpu_s" in used:
-        seconds["balancer"] = used["balancer_cpu_s"]
+    for part in ("balancer", "application"):
+        if f"{part}_cpu_s" in used:
+            seconds[part] = used[f"{part}_cpu_s"]
     seconds["server"] = max(0.0, used["server_cpu_s"] - sum(inside.values()))
     return {part: round(1e6 * s / requests, 1) for part, s in {**seconds, **inside}.items()}
 
@@ -135,6 +137,8 @@ def cpu_seconds(server: Server) -> Totals:
     totals = {"server_cpu_s": sum(_cpu_s(process) for one in servers for process in family(one))}
     if server.replicas:
         totals["balancer_cpu_s"] = sum(map(_cpu_s, family(server)))
+    if server.application:
+        totals["application_cpu_s"] = sum(map(_cpu_s, _tree(server.application)))
     return totals
 
 
@@ -154,12 +158,16 @@ def family(server: Server) -> list[psutil.Process]:
     Of a balancer also its other programs.
     """
     try:
-        found = [psutil.Process(pid) for pid in (server.pid, *server.beside)]
-        return [one for top in found for one in (top, *top.children(recursive=True))]
+        return [one for pid in (server.pid, *server.beside) for one in _tree(pid)]
     except psutil.NoSuchProcess as error:
         raise BadInput(
             f"process {server.pid} of the server has ended, expected it to live; run `make serve`"
         ) from error
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    top = psutil.Process(pid)
+    return [top, *top.children(recursive=True)]
 
 
 def _cpu_s(process: psutil.Process) -> float:

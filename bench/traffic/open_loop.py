@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,24 +96,40 @@ class Measured:
         }
 
 
+@dataclass(frozen=True)
+class Form:
+    """How another API asks."""
+
+    path: str
+    body: Callable[[Sequence[bytes]], bytes]
+    """Body of comments that are escaped for JSON."""
+    must_contain: str
+    """What an answer has that is one."""
+
+
 def load(
     config: LoadConfig,
     protocol: Protocol,
     server: Server,
     counters_of: CountersOf = server_counters,
+    form: Form | None = None,
 ) -> Result:
     """Run the generator once on `server`, as `bench.traffic.with_locust` runs Locust.
 
-    Raises BadInput for gRPC, and ToxicityError when nothing was answered.
+    `form` is that of the requests where they are not KServe's. Raises BadInput for gRPC, and
+    ToxicityError when nothing was answered.
     """
     if protocol != "http":
         raise BadInput(f"protocol is {protocol}, expected http; Locust sends the others")
     comments = Comments(load_pool(config.comments).texts, config.payload)
-    bodies = make_bodies(config, comments, first_pass=int(time.time()))
+    form = form or Form(INFER_PATH, comments.body, f'"{PROBABILITY}"')
+    bodies = make_bodies(config, comments, first_pass=int(time.time()), body=form.body)
     before = settled(counters_of, server)
     measured = drive(
         bodies,
         port=server.http_port,
+        path=form.path,
+        must_contain=form.must_contain,
         headers=comments.headers,
         rate=config.rate,
         arrivals=config.arrivals,
@@ -145,14 +161,21 @@ def load(
     )
 
 
-def make_bodies(config: LoadConfig, comments: Comments, *, first_pass: int) -> Iterable[bytes]:
+def make_bodies(
+    config: LoadConfig,
+    comments: Comments,
+    *,
+    first_pass: int,
+    body: Callable[[Sequence[bytes]], bytes] | None = None,
+) -> Iterable[bytes]:
     """As many bodies as a run can send, each of `config.batch` comments."""
+    body = body or comments.body
     rng = np.random.default_rng(first_pass)
     hot = arrivals.hot_rows(len(comments), config.repeat_share)
     numbers = arrivals.rows(len(comments), 0, 1, config.repeat_share, rng)
     for _ in range(bodies_needed(config.rate or CLOSED_RPS, config.seconds)):
         items = itertools.islice(numbers, config.batch)
-        yield comments.body([comments.item(number, hot, first_pass) for number in items])
+        yield body([comments.item(number, hot, first_pass) for number in items])
 
 
 def bodies_needed(rate: float, seconds: float) -> int:
