@@ -89,7 +89,7 @@ fi
 endef
 FOUND_PYTHON = $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
 
-.PHONY: help install native train best export versions publish rollback serve status stop score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation figures docs clean
+.PHONY: help install native train best export versions publish rollback serve status stop score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-app bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation figures docs clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -179,6 +179,10 @@ bench: $(READY) ## load the running server with Locust, HTTP then gRPC|USERS, or
 
 bench-road: $(READY) ## the native server beside a Python backend and one that does nothing, in turns|REPOSITORY COMMENTS=file BENCH_ARGS="--rounds 4 ..."
 	$(TOOL) bench road $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
+
+bench-app: $(READY) ## the application's moderations beside the native road and a FastAPI app, in turns|REPOSITORY COMMENTS=file BENCH_ARGS="--checkpoint runs/model --rounds 4 ..."
+	@$(RUN) -m pip install -q -c constraints.txt fastapi uvicorn || echo 'FastAPI cannot be installed: skipped' >&2
+	$(TOOL) bench app $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
 
 bench-cache: $(READY) ## what the cache of repeated comments costs and saves|REPOSITORY COMMENTS=file BENCH_ARGS="..."
 	$(TOOL) bench cache $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)

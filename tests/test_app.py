@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
+import os
+import re
 import stat
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,13 +20,17 @@ import pytest
 from app_door import MODERATIONS, PERSPECTIVE, SUGGEST, ask, make_config, served, serving
 from conftest import TinyModel
 
-from contract import MAX_COMMENT_BYTES
+from contract import HOST, MAX_COMMENT_BYTES
 from serve import door, haproxy
 from serve.app import markup, moderation
+from serve.app.labels import Labels
+from serve.app.refusals import Refusal
 from serve.app.sentences import MOST, sentences
 
 pytestmark = pytest.mark.slow
 THRESHOLD = 0.09
+ROOT = Path(__file__).parent.parent
+real_write = os.write
 
 
 @pytest.fixture(scope="module")
@@ -393,3 +401,67 @@ def test_no_log_has_a_comment(opened: door.DoorConfig) -> None:
     for file in opened.run_dir.rglob("*"):
         if file.is_file() and "models" not in file.parts:
             assert secret.encode() not in file.read_bytes(), file
+
+
+# --- The page -----------------------------------------------------------------------------
+def _page() -> list[tuple[str, str]]:
+    """Each command of the page with the answer below it."""
+    text = (ROOT / "docs/compatible.md").read_text("utf-8")
+    blocks = re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [(a[2:], b) for a, b in itertools.pairwise(lines) if a.startswith("$ ")]
+
+
+def _shape(document: Any) -> Any:
+    """The same without what a score is."""
+    if isinstance(document, float):
+        return 0.0
+    if isinstance(document, list):
+        return [_shape(one) for one in document]
+    if isinstance(document, dict):
+        return {name: _shape(one) for name, one in document.items()}
+    return document
+
+
+def test_the_pages_commands_answer_as_it_says(opened: door.DoorConfig) -> None:
+    page = _page()
+    assert len(page) >= 5
+    for command, answer in page:
+        own = command.replace("127.0.0.1:8000", f"{HOST}:{opened.http_port}")
+        done = subprocess.run(["bash", "-c", own], capture_output=True, text=True, check=True)
+        assert _shape(json.loads(done.stdout)) == _shape(json.loads(answer)), command
+
+
+# --- The file of labels -----------------------------------------------------------------
+def test_the_file_of_labels_is_bounded_whole_and_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "labels.csv"
+    file = Labels(path)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: file.append(f'a "{n}"\nb, c', n % 2), range(200)))
+    rows = read_rows(path)
+    assert sorted(rows) == sorted([f'a "{n}"\nb, c', str(n % 2)] for n in range(200))
+    before = path.read_bytes()
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Refusal, match="cannot be written: no space"),
+    ):
+        patch.setattr(os, "write", lambda fd, data: real_write(fd, data[:5]))
+        file.append("cut in the middle", 1)
+    assert path.read_bytes() == before
+    monkeypatch.setattr("serve.app.labels.MAX_BYTES", len(before) + 5)
+    with pytest.raises(Refusal, match="move it away"):
+        file.append("one too many", 1)
+    assert path.read_bytes() == before
+    link = tmp_path / "link.csv"
+    link.symlink_to(path)
+    with pytest.raises(Refusal, match="cannot be written"):
+        Labels(link).append("x", 1)
+
+
+def read_rows(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["text", "label"]
+    return rows

@@ -50,6 +50,8 @@ from contract import (
 )
 from export.switch import rollback
 from serve import control, door, haproxy, keys, request_rules, telling, tritonserver, view
+from serve.app.factory import create_app
+from serve.app.settings import AppSettings
 from serve.client import score_comments
 from serve.supervisor import Supervisor
 
@@ -150,6 +152,18 @@ OPEN = {
     ("POST", f"{MODEL}/generate"): 200,
     ("POST", f"{MODEL}/generate_stream"): 200,
 }
+APP_OPEN = {
+    "/score": ("POST", b'{"text": "fine"}'),
+    "/v1/moderations": ("POST", b'{"input": "fine"}'),
+    "/v1alpha1/comments:analyze": (
+        "POST",
+        b'{"comment": {"text": "fine"}, "requestedAttributes": {"TOXICITY": {}}}',
+    ),
+    "/v1alpha1/comments:suggestscore": ("POST", b"{}"),
+    "/app/health": ("GET", None),
+    "/openapi.json": ("GET", None),
+}
+"""Of the application; its pages lie below /ui/."""
 CLOSED = [
     *(f"{MODEL}{path}" for path in ("/config", "/trace/setting", "/versions/1/config")),
     *("/v2/logging", "/v2/trace/setting", "/v2/repository/index", "/v2/repository/x/index"),
@@ -184,6 +198,29 @@ def test_open_endpoint_answers(opened: door.DoorConfig, method: str, path: str) 
     assert status == OPEN[method, path], answer
     wrong, _ = ask(opened, "GET" if method == "POST" else "DELETE", path)
     assert wrong == (200 if "ready" in path else 405)
+
+
+def test_every_endpoint_of_the_application_is_known(tmp_path: Path) -> None:
+    sockets = {name: str(tmp_path / name) for name in ("socket", "servers", "large")}
+    app = create_app(AppSettings(**sockets))
+    routed = {getattr(route, "path", "") for route in app.rest.routes}
+    paths = {path for _, path in app.endpoints} | routed
+    assert {path for path in paths if not path.startswith("/ui")} == APP_OPEN.keys()
+
+
+@pytest.mark.parametrize("path", APP_OPEN)
+def test_open_endpoint_of_the_application_answers(opened: door.DoorConfig, path: str) -> None:
+    method, content = APP_OPEN[path]
+    status, answer = ask(opened, method, path, content)
+    assert status == (400 if path.endswith("suggestscore") else 200), answer
+    assert ask(opened, "DELETE", path)[0] == 405
+    if path != "/score":  # whose GET is off
+        assert ask(opened, "GET" if method == "POST" else "POST", path, content or b"{}")[0] in (
+            400,
+            405,
+        )
+    for near in (f"{path}/", f"{path}x", path.upper(), f"/x{path}", path.replace("/", "//", 1)):
+        assert ask(opened, method, near, content)[0] == 404, near
 
 
 @pytest.mark.parametrize("path", CLOSED)
@@ -726,7 +763,11 @@ def test_without_haproxy_the_control_plane_is_closed_all_the_same(
     tiny_model.publish(tmp_path / "repository")
     config = make_config(tmp_path / "run", tmp_path / "repository", haproxy=False)
     with serving(config):
-        assert "not bounded" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "not bounded" in said and "/v1/moderations" in said
+        assert "app" not in Supervisor(config.run_dir).states()
+        for path in APP_OPEN:
+            assert ask(config, *APP_OPEN[path][:1], path, APP_OPEN[path][1])[0] == 404
         assert ask(config, "POST", INFER, body("fine"))[0] == 200
         for path in CLOSED:
             for method in ("GET", "POST"):
