@@ -127,8 +127,10 @@ def test_the_largest_list_is_scored(opened: door.DoorConfig) -> None:
 
 # --- Load ------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def load(config: door.DoorConfig, path: str, content: Any) -> Iterator[tuple[list[Any], list[str]]]:
-    """What two honest clients got, and what they lost."""
+def load(
+    config: door.DoorConfig, path: str, content: Any, clients: int = 2
+) -> Iterator[tuple[list[Any], list[str]]]:
+    """What honest clients got, and what they lost."""
     found: list[Any] = []
     lost: list[str] = []
     done = threading.Event()
@@ -158,15 +160,15 @@ def load(config: door.DoorConfig, path: str, content: Any) -> Iterator[tuple[lis
                 connection.close()
         connection.close()
 
-    with ThreadPoolExecutor(2) as pool:
-        clients = [pool.submit(client) for _ in range(2)]
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(client) for _ in range(clients)]
         try:
             time.sleep(0.3)
             yield found, lost
             time.sleep(0.3)
         finally:
             done.set()
-        for one in clients:
+        for one in running:
             one.result()
 
 
@@ -209,7 +211,7 @@ def test_a_killed_application_is_back_and_nobody_lost_a_request(
 def test_a_killed_server_costs_the_application_no_request(opened: door.DoorConfig) -> None:
     supervisor = Supervisor(opened.run_dir)
     pid = supervisor.states()["replica-1"].pid
-    with load(opened, "/score", body("/score")) as (found, lost):
+    with load(opened, "/score", body("/score"), clients=16) as (found, lost):
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: supervisor.states()["replica-1"].pid not in (0, pid))
         eventually(lambda: ask(opened, "/v2/health/ready", method="HEAD")[0] == 200)

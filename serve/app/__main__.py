@@ -5,6 +5,7 @@ python -m serve.app FOLDER/app.json
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -22,12 +23,15 @@ _STOP_S = 30
 def main(path: Path) -> None:
     """Serve until SIGTERM, then finish what is in flight."""
     settings = read_app_settings(path)
+    server = uvicorn.Server(server_config(settings))
+    gc.collect()
+    gc.freeze()  # what is there now stays: no pause to look through it again
     with socket.socket(socket.AF_UNIX) as listener:
         before = os.umask(0o177)  # the socket is the user's alone
         listener.bind(settings.socket)
         os.umask(before)
         listener.listen(_BACKLOG)
-        uvicorn.Server(server_config(settings)).run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 def server_config(settings: AppSettings) -> uvicorn.Config:

@@ -130,7 +130,7 @@ def perspective_error(refusal: Refusal) -> dict[str, Any]:
         "message": refusal.words,
         "status": _STATUS.get(refusal.status, "INTERNAL"),
     }
-    if refusal.kind:
+    if refusal.kind and refusal.status == 400:
         kind = {
             "@type": "type.googleapis.com/google.commentanalyzer.v1alpha1.Error",
             "errorType": refusal.kind,

@@ -27,7 +27,8 @@ MAX_CALLS = 2
 MAX_WAITING_COMMENTS, MAX_WAITING_BYTES = 1024, 8 << 20
 """Most that waits for a call to come back."""
 MAX_WAIT_S = 0.25
-"""What waited longer is refused: its client has better things to do."""
+"""What waited longer, beyond the time of the call that it waited for, is refused. That call may be
+long: while a server starts anew, haproxy holds it, and nobody behind it is lost."""
 MAX_TEXTS = 256
 """Most comments of one request, as for a server."""
 _CALL_BYTES = LARGE_BODY_BYTES - 512
@@ -90,22 +91,22 @@ class Scorer:
         self._bytes += size
         if not self._flushing and self._calls < MAX_CALLS:
             self._flushing = True
-            loop.call_soon(self._flush)
+            loop.call_soon(self._flush, MAX_WAIT_S)
         return waiting.answer
 
-    def _flush(self) -> None:
-        """Send what waits, as far as calls are free."""
+    def _flush(self, patience_s: float) -> None:
+        """Send what waits no longer than that, as far as calls are free."""
         self._flushing = False
-        now = asyncio.get_running_loop().time()
+        earliest_s = asyncio.get_running_loop().time() - patience_s
         while self._queue and self._calls < MAX_CALLS:
-            call = self._next_call(now)
+            call = self._next_call(earliest_s)
             if call:
                 self._calls += 1
                 task = asyncio.create_task(self._call(call))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    def _next_call(self, now: float) -> list[_Waiting]:
+    def _next_call(self, earliest_s: float) -> list[_Waiting]:
         call: list[_Waiting] = []
         comments = size = 0
         while self._queue:
@@ -119,7 +120,7 @@ class Scorer:
             self._bytes -= first.size
             if first.answer.done():  # its client is gone
                 comments, size = comments - len(first.comments), size - first.size
-            elif now - first.since_s > MAX_WAIT_S:
+            elif first.since_s < earliest_s:
                 comments, size = comments - len(first.comments), size - first.size
                 first.answer.set_exception(_overloaded())
             else:
@@ -128,11 +129,13 @@ class Scorer:
 
     # --- A call ----------------------------------------------------------------------------
     async def _call(self, call: list[_Waiting]) -> None:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         try:
             await self._answer(call)
         finally:
             self._calls -= 1
-            self._flush()
+            self._flush(MAX_WAIT_S + loop.time() - began_s)
 
     async def _answer(self, call: list[_Waiting]) -> None:
         comments = [comment for one in call for comment in one.comments]
@@ -221,7 +224,8 @@ def _cut(comments: Sequence[bytes]) -> list[tuple[list[bytes], int]]:
 def _refused(answer: Answer) -> Refusal:
     words = kserve.refusal(answer.body)
     if answer.status in (503, 504, 502, 500):
-        return Refusal(503, words, kind="OVERLOADED", retry_after_s=1)
+        kind = "OVERLOADED" if words.startswith("overloaded") else "UNAVAILABLE"
+        return Refusal(503, words, kind=kind, retry_after_s=1)
     return Refusal(answer.status, words)
 
 
