@@ -179,8 +179,9 @@ def _bring_up(
         _wait_until_up(config, settings, supervisor)
         if told and app.NAME in earlier:
             # It finishes what it began; others wait for the new one, in a worker that stays.
+            wanted = programs(config, settings, supervisor)  # which takes a while
             supervisor.stop(app.NAME)
-            supervisor.start(programs(config, settings, supervisor))
+            supervisor.start(wanted)
         sock = supervisor.program_folder(app.NAME) / app.SOCKET
         _wait_until(partial(app_scores, sock), config, supervisor, app.NAME)
 

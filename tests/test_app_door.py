@@ -34,6 +34,7 @@ from contract import (
     TEXT,
 )
 from serve import door, haproxy
+from serve.app import scorer
 from serve.probe import INFER_PATH
 from serve.supervisor import Supervisor
 
@@ -226,8 +227,9 @@ def test_overload_is_refused_at_once_with_a_time_to_come_back(opened: door.DoorC
 
     os.kill(pid, signal.SIGSTOP)
     try:
-        with ThreadPoolExecutor(12) as pool:
-            answers = [pool.submit(send, number) for number in range(12)]
+        clients = 12 + scorer.MAX_CALLS
+        with ThreadPoolExecutor(clients) as pool:
+            answers = [pool.submit(send, number) for number in range(clients)]
             eventually(lambda: sum(answer.done() for answer in answers) >= 6)
             os.kill(pid, signal.SIGCONT)
             found = [answer.result() for answer in answers]

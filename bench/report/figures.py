@@ -71,6 +71,12 @@ SOURCES = (
         f"make bench-road REPOSITORY=runs/student_repository {_WIKI}",
         {"road": page_tables.road, "road-open": page_tables.road_open},
     ),
+    Source(
+        "app/app.json",
+        f"make bench-app REPOSITORY=runs/student_repository {_WIKI} "
+        'BENCH_ARGS="--checkpoint runs/student"',
+        {"app": page_tables.app},
+    ),
     Source("road-full/road.json", f"make bench-road {_WIKI}", {"road-full": page_tables.road}),
     Source("cache/cache.json", "make bench-cache COMMENTS=synthetic", {"cache": page_tables.cache}),
     Source(

@@ -79,6 +79,7 @@ _COMPARED = (*_PUBLISHED, "--traced={traced}")
 STEPS = (
     Step("bench.serving.road", _PUBLISHED, "road/road.json"),
     Step("bench.serving.peers", (*_COMPARED, "--checkpoint={checkpoint}"), "peers/peers.json"),
+    Step("bench.serving.app", (*_PUBLISHED, "--checkpoint={checkpoint}"), "app/app.json"),
     Step("bench.serving.capacity", _COMPARED, "capacity/capacity.json"),
     Step(
         "bench.serving.overload",

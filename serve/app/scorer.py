@@ -1,13 +1,15 @@
 """Scores from the servers: what arrives together goes to them together, in one KServe request.
 
 A comment that finds no call under way leaves at once, with those that came in the same turn of the
-event loop. While `MAX_CALLS` are under way the others wait, and leave together: the busier, the
-larger the calls. What waits is bounded; what is beyond the bound is refused at once.
+event loop. Where some are under way it waits until one comes back, `ENOUGH_COMMENTS` wait, or
+`LINGER_S` are over, and leaves with the others: the busier, the larger the calls, and the less each
+comment costs. What waits is bounded; what is beyond the bound is refused at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -22,8 +24,10 @@ from serve.app.upstream import Answer, Upstream
 
 MAX_CALL_COMMENTS = 64
 """Most comments of one call."""
-MAX_CALLS = 2
-"""Most calls under way; each has up to MAX_CALL_COMMENTS comments."""
+MAX_CALLS = max(2, os.cpu_count() or 1)
+"""Most calls under way: a server runs one on one core."""
+ENOUGH_COMMENTS, LINGER_S = MAX_CALL_COMMENTS // 2, 0.002
+"""So many make another call worth its cost, or so long a wait, while one is under way."""
 MAX_WAITING_COMMENTS, MAX_WAITING_BYTES = 1024, 8 << 20
 """Most that waits for a call to come back."""
 MAX_WAIT_S = 0.25
@@ -52,7 +56,8 @@ class Scorer:
         self._large = Upstream(large, _TIMEOUT_S)
         self._queue: deque[_Waiting] = deque()
         self._comments = self._bytes = self._calls = 0
-        self._flushing = False
+        self._flushing: asyncio.Handle | None = None
+        self._at_once = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def score(self, texts: Sequence[str]) -> Scores:
@@ -89,14 +94,29 @@ class Scorer:
         self._queue.append(waiting)
         self._comments += len(comments)
         self._bytes += size
-        if not self._flushing and self._calls < MAX_CALLS:
-            self._flushing = True
-            loop.call_soon(self._flush, MAX_WAIT_S)
+        if self._calls < MAX_CALLS:
+            self._flush_soon(loop)
         return waiting.answer
+
+    def _flush_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have what waits sent in this turn of the loop, or a little later."""
+        now = not self._calls or self._comments >= ENOUGH_COMMENTS
+        if self._flushing and (self._at_once or not now):
+            return
+        if self._flushing:
+            self._flushing.cancel()
+        self._at_once = now
+        self._flushing = (
+            loop.call_soon(self._flush, MAX_WAIT_S)
+            if now
+            else loop.call_later(LINGER_S, self._flush, MAX_WAIT_S)
+        )
 
     def _flush(self, patience_s: float) -> None:
         """Send what waits no longer than that, as far as calls are free."""
-        self._flushing = False
+        if self._flushing:
+            self._flushing.cancel()
+            self._flushing = None
         earliest_s = asyncio.get_running_loop().time() - patience_s
         while self._queue and self._calls < MAX_CALLS:
             call = self._next_call(earliest_s)
