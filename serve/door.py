@@ -12,6 +12,7 @@ release 24.10 ends when gRPC calls are cancelled (docs/security.md).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 import psutil
 
 from console.options import parse_config, run
-from contract import BadInput, ToxicityError
+from contract import BODY_TIMEOUT_S, BadInput, ToxicityError
 from export.repository import current, verify
 from serve import balancer, control, haproxy, tritonserver, view
 from serve.app import settings as app
@@ -171,14 +172,19 @@ def _bring_up(
     for name in sorted(known & set(views)):
         _update(config, settings, supervisor, name)
     if settings.balanced:
+        workers = _workers(supervisor)
+        reloaded = False
         for name in haproxy.NAMES:
             # One that starts now reads the new file by itself, and is not ready for a signal.
             old, now = earlier.get(name), started.get(name)
             if old and now and old.pid and old.pid == now.pid:
                 supervisor.signal(name, "USR2")  # the old worker finishes what it began
+                reloaded = True
         _wait_until_up(config, settings, supervisor)
         if told and app.NAME in earlier:
-            # It finishes what it began; others wait for the new one, in a worker that stays.
+            # It finishes what it began; others wait for the new one, in a worker that stays: one
+            # that ends asks no more whether the application is back.
+            psutil.wait_procs(workers if reloaded else (), timeout=BODY_TIMEOUT_S)
             wanted = programs(config, settings, supervisor)  # which takes a while
             supervisor.stop(app.NAME)
             supervisor.start(wanted)
@@ -252,6 +258,17 @@ def _wait_until_up(config: DoorConfig, settings: Settings, supervisor: Superviso
                 f"are up; {lines[-1] if lines else 'it said nothing'}; the log is {log}"
             )
         time.sleep(_POLL_S)
+
+
+def _workers(supervisor: Supervisor) -> set[psutil.Process]:
+    """Of the balancers."""
+    states = supervisor.states()
+    pids = [states[name].pid for name in haproxy.NAMES if name in states and states[name].pid]
+    found: set[psutil.Process] = set()
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= set(psutil.Process(pid).children())
+    return found
 
 
 def _stay(config: DoorConfig) -> None:
