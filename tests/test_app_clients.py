@@ -49,8 +49,7 @@ def test_the_official_moderation_client(opened: door.DoorConfig) -> None:
             assert result.category_scores.toxicity == value
             assert result.flagged == (value >= 0.5)
             # As strictly as its own types say, which its answers are not checked against.
-            strict = type(result).model_validate(result.model_dump(by_alias=True), strict=True)
-            assert strict.model_dump() == result.model_dump()
+            type(result).model_validate(result.model_dump(by_alias=True), strict=True)
             written = result.categories.model_dump(by_alias=True)
             assert [name for name in CATEGORIES if written[name] is not False] == []
         (one,) = client.moderations.create(input=TEXTS[0]).results
