@@ -20,6 +20,7 @@ METRICS_PORT ?= 8002
 REPLICAS ?=
 GRPC ?=
 SERVE_ARGS ?=
+UI_ARGS ?=
 VERSION ?=
 SIGN_KEY ?=
 TEXT ?= you are a wonderful person
@@ -55,7 +56,7 @@ FORCE ?=
 # They reach a command by the environment, letter by letter: neither make nor a shell expands what
 # is in them. Those that end in _ARGS are a piece of a command line, quotes and all.
 LITERAL := DATA TEST_DATA RECIPE PRECISION REPOSITORY HTTP_PORT GRPC_PORT METRICS_PORT REPLICAS TEXT USERS SECONDS_EACH COMMENTS MINUTES RATE CAPACITY FILE SANITIZE TARGET MODELS CURATED PYTHON FORCE
-FLAGS := TRAIN_ARGS RECIPE_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS EVAL_ARGS FIGURES_ARGS DOCTOR_ARGS
+FLAGS := TRAIN_ARGS RECIPE_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS UI_ARGS EVAL_ARGS FIGURES_ARGS DOCTOR_ARGS
 define newline
 
 
@@ -89,7 +90,7 @@ fi
 endef
 FOUND_PYTHON = $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
 
-.PHONY: help install native train best export versions publish rollback serve status stop score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-app bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation figures docs clean
+.PHONY: help install native train best export versions publish rollback serve ui status stop score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-app bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation figures docs clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -130,6 +131,9 @@ rollback: $(READY) ## let the version serve that did before the current one|REPO
 
 serve: $(READY) ## start the real tritonserver behind haproxy, or load the current version into it|REPLICAS=2 GRPC=1 HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY SERVE_ARGS="--tls-certificate site.pem --keys keys.json --address 0.0.0.0"
 	$(TOOL) serve $(IN_REPOSITORY) $(PORTS) $(if $(REPLICAS),--replicas="$$REPLICAS") $(if $(GRPC),--grpc) $(SERVE_ARGS)
+
+ui: $(READY) ## the page for people: print its address, start the server when none runs|UI_ARGS="--open" HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY
+	@$(TOOL) ui $(IN_REPOSITORY) $(PORTS) $(UI_ARGS)
 
 status: $(READY) ## what runs: processes, versions, addresses
 	@$(TOOL) status

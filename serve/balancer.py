@@ -115,7 +115,7 @@ def large(door: Door) -> str:
     text += _section(
         "frontend metrics",
         [
-            f"bind unix@{_metrics_socket(door.large_folder)} mode 600",
+            f"bind unix@{metrics_socket(door.large_folder)} mode 600",
             "http-request use-service prometheus-exporter",
         ],
     )
@@ -132,7 +132,8 @@ def inner_socket(folder: Path) -> Path:
     return folder / "inner.sock"
 
 
-def _metrics_socket(folder: Path) -> Path:
+def metrics_socket(folder: Path) -> Path:
+    """Where a process tells its own metrics."""
     return folder / "balancer.sock"
 
 
@@ -271,7 +272,7 @@ def _http(door: Door) -> list[str]:
         "option disable-h2-upgrade",
         *rules.connection_rules(),
         *rules.header_rules(),
-        *rules.origin_rules([*own, *door.origins]),
+        *rules.origin_rules([*own, *door.origins], scheme),
         *(rules.key_rules(door.keys_file) if door.keys and door.keys_file else []),
         # The application has no use for a key, nor for what else Perspective's clients put there.
         f"http-request set-uri %[path] if {{ path_beg {app.PERSPECTIVE_PATHS} }}",
@@ -362,6 +363,7 @@ def _metrics(door: Door) -> str:
         "frontend metrics",
         [
             f"bind {HOST}:{door.metrics_port}",
+            f"bind unix@{metrics_socket(door.front_folder)} mode 600",
             rules.refuse(405, "metrics are read with GET", "!{ method GET HEAD }"),
             f"http-request use-service prometheus-exporter if {{ path {BALANCER_METRICS} }}",
             rules.refuse(404, f"metrics are at {there}", f"!{{ path {' '.join(backends)} }}"),
@@ -369,12 +371,10 @@ def _metrics(door: Door) -> str:
         ],
     )
     sockets = {f"metrics_{one.name}": one.metrics_socket for one in every}
-    sockets["metrics_large"] = str(_metrics_socket(door.large_folder))
+    sockets["metrics_large"] = str(metrics_socket(door.large_folder))
     for name, socket in sockets.items():
-        text += _section(
-            f"backend {name}",
-            ["http-request set-path /metrics", f"server {name} unix@{socket}"],
-        )
+        lines = ["http-request set-path /metrics", f"server {name} unix@{socket}"]
+        text += _section(f"backend {name}", lines)
     return text
 
 

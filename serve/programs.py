@@ -49,6 +49,9 @@ def write_app(settings: Settings, supervisor: Supervisor) -> bool:
         servers=str(balancer.inner_socket(front)),
         large=str(balancer.large_socket(large)),
         views=tuple(map(str, views)),
+        repository=settings.repository,
+        public_key=settings.require_signature,
+        metrics=str(balancer.metrics_socket(front)),
         labels=settings.labels,
         get_score=settings.get_score,
     )

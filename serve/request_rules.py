@@ -21,8 +21,12 @@ _READ = rf"^(/v2/?|/v2/health/live|{_MODEL_PATH}|{_MODEL_PATH}/stats|/v2/models/
 _READY = rf"^(/v2/health/ready|{_MODEL_PATH}/ready)$"
 _APP_POST = f"^({app.SCORE_PATH}|{app.MODERATION_PATH}|{app.ANALYZE_PATH}|{app.SUGGEST_PATH})$"
 _APP_READ = f"^({app.SCORE_PATH}|{app.HEALTH_PATH}|{app.OPENAPI_PATH})$".replace(".", r"\.")
-_APP_PAGES = r"^/ui(/|$)"
+_APP_PAGES = rf"^{app.PAGE_PATH}(/|$)"
 """Of the application (serve/app): what scores, what is read, and its pages, which are both."""
+_PAGE_FILES = rf"^{app.PAGE_PATH}(/(static/[A-Za-z0-9./-]+)?)?$"
+"""The page without a comment or a score in it: it asks for the key, and links may lead to it."""
+_BY_ADDRESS = r"^(localhost|([0-9]{1,3}\.){3}[0-9]{1,3}|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$"
+"""A Host that is no name: nobody else can make it lead to this machine."""
 _CONTROL = r"^/v2/(repository|systemsharedmemory|cudasharedmemory|trace|logging)(/|$)"
 _MODEL_CONTROL = r"^/v2/models/.*/(config|trace/setting)$"
 _CONTROL_CHARACTERS = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
@@ -147,31 +151,56 @@ def header_rules() -> list[str]:
     ]
 
 
-def origin_rules(allowed: Sequence[str]) -> list[str]:
-    """Refuse web pages of elsewhere: a plain POST needs no preflight."""
-    words = "requests of this web page are not allowed; see --allow-origin"
+def _page_rules() -> list[str]:
+    """Which requests are for a file of the page: defines the condition `page_file`."""
     return [
+        f"acl page_path path -m reg {_PAGE_FILES}",
+        "http-request set-var(txn.page) int(1) if page_path { method GET HEAD }",
+        "acl page_file var(txn.page) -m found",
+    ]
+
+
+def origin_rules(allowed: Sequence[str], scheme: str) -> list[str]:
+    """Refuse web pages of elsewhere: a plain POST needs no preflight.
+
+    The door's own page may ask from whatever address it was opened at: its Origin is the Host of
+    the request. That proves it where the Host is an address or a certificate stands for its name;
+    any other name could be one of somebody else that leads here (DNS rebinding). Links and the
+    address bar may lead to the page's files from anywhere. Defines `page_file`.
+    """
+    words = "requests of this web page are not allowed; see --allow-origin"
+    proven = "" if scheme == "https" else " by_address"
+    return [
+        *_page_rules(),
+        f"acl by_address req.hdr(host) -m reg -i {_BY_ADDRESS}",
+        f"http-request set-var-fmt(txn.own) {scheme}://%[req.hdr(host),lower]",
+        "acl of_host req.hdr(origin),lower,strcmp(txn.own) eq 0",
+        f"http-request set-var(txn.own_origin) int(1) if of_host{proven}",
         f"acl own_origin req.hdr(origin) -i {' '.join(allowed)}",
+        "acl own_origin var(txn.own_origin) -m found",
         refuse(403, words, "{ req.hdr_cnt(origin) gt 1 }", close=True),
         refuse(403, words, "{ req.hdr(origin) -m found } !own_origin", close=True),
         refuse(
             403,
             words,
-            "{ req.hdr(sec-fetch-site) -i cross-site same-site } !own_origin",
+            "{ req.hdr(sec-fetch-site) -i cross-site same-site } !own_origin !page_file",
             close=True,
         ),
     ]
 
 
 def key_rules(keys_map: Path) -> list[str]:
-    """Know the client by its key, whose name is then in the variable `txn.key`."""
+    """Know the client by its key, whose name is then in the variable `txn.key`.
+
+    The page's files are open without one.
+    """
     return [
         *_named_by_key(keys_map),
         *google_key_rules(keys_map),
         refuse(
             401,
             "the key is missing or unknown; send Authorization: Bearer KEY",
-            "!{ var(txn.key) -m found }",
+            "!{ var(txn.key) -m found } !page_file",
             close=True,
         ),
     ]

@@ -89,6 +89,11 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             "start the servers behind haproxy, or load the current version into them",
             fixed={"action": "start"},
         ),
+        "ui": Entry(
+            *("serve.ui", "serve.ui:UiConfig"),
+            "the page for people: its address, once the server runs",
+            fixed={"action": "start"},
+        ),
         "status": Entry(
             *_DOOR,
             "what runs: processes, versions, addresses",

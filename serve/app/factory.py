@@ -23,6 +23,7 @@ from serve.app.decisions import Versions
 from serve.app.http import JsonEndpoint, Receive, Scope, Send, refusal_of, with_request_id
 from serve.app.labels import Labels
 from serve.app.moderation import moderation_endpoint, moderation_error
+from serve.app.page import routes as page
 from serve.app.perspective import analyze_endpoint, suggest_endpoint
 from serve.app.perspective_messages import perspective_error
 from serve.app.refusals import Refusal, plain
@@ -69,7 +70,7 @@ def create_app(settings: AppSettings) -> App:
         services.scorer.close()
 
     rest = Starlette(
-        routes=[*health.routes(services), *openapi.routes(settings)],
+        routes=[*health.routes(services), *openapi.routes(settings), *page.routes(services)],
         lifespan=lifespan,
         exception_handlers={Refusal: _refuse, HTTPException: _refuse_http, Exception: _fail},
     )

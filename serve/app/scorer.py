@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from contract import LARGE_BODY_BYTES, MAX_COMMENT_BYTES, MAX_REQUEST_BYTES
 from serve.app import kserve
 from serve.app.kserve import Scores
+from serve.app.recent import Recent
 from serve.app.refusals import NO_SERVER, Refusal
 from serve.app.settings import OVERLOADED
 from serve.app.upstream import Answer, Upstream
@@ -58,6 +59,7 @@ class Scorer:
         self._comments = self._bytes = self._calls = 0
         self._flushing: asyncio.Handle | None = None
         self._at_once = False
+        self.recent = Recent()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def score(self, texts: Sequence[str]) -> Scores:
@@ -171,6 +173,8 @@ class Scorer:
         except Exception as error:
             _fail(call, error)
             raise
+        now_s = asyncio.get_running_loop().time()
+        self.recent.add([one.since_s for one in call], found.probability, now_s)
         at = 0
         for one in call:
             end = at + len(one.comments)

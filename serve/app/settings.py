@@ -20,6 +20,7 @@ SCORE_PATH = "/score"
 MODERATION_PATH = "/v1/moderations"
 ANALYZE_PATH = "/v1alpha1/comments:analyze"
 PERSPECTIVE_PATHS = "/v1alpha1/comments:"
+PAGE_PATH = "/ui"
 SUGGEST_PATH = "/v1alpha1/comments:suggestscore"
 OVERLOADED = "overloaded: more comments wait than can be scored in time; try again"
 
@@ -38,6 +39,12 @@ class AppSettings:
     """Folders of what the servers load; the versions' manifests lie there."""
     labels: str | None = None
     """File to which corrections of scores are appended; without one they are refused."""
+    repository: str | None = None
+    """Whose published versions the page can compare."""
+    public_key: str | None = None
+    """File of the key that they must be signed for."""
+    metrics: str = ""
+    """Where haproxy tells its metrics."""
     get_score: bool = False
     """Whether `GET /score?text=` is answered: comments in addresses end up in logs."""
 
