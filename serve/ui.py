@@ -2,6 +2,8 @@
 
     python -m serve.ui           # make ui
     python -m serve.ui --open    # and shows it in the browser
+
+Flags of `serve` are for a server that does not run yet.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ _ANY_ADDRESS = ("0.0.0.0", "::", "*")
 
 @dataclass(frozen=True)
 class UiConfig(DoorConfig):
-    """Flags of `python -m serve.ui`: those of `serve` are for a server that does not run yet."""
+    """Flags of `python -m serve.ui`."""
 
     action: Literal["start"] = Field("start", description="start, when nothing runs")
     open: bool = Field(False, description="open the page in the browser")

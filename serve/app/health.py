@@ -8,7 +8,6 @@ from starlette.routing import Route
 
 from contract import MODEL_VERSION
 from serve import probe
-from serve.app.scorer import fresh_comment
 from serve.app.services import Services
 from serve.app.settings import HEALTH_PATH
 
@@ -17,7 +16,7 @@ def routes(services: Services) -> list[Route]:
     """The endpoint; haproxy asks it, too."""
 
     async def health(_: Request) -> JSONResponse:
-        found = await services.scorer.score([fresh_comment(probe.COMMENT)])
+        found = await services.scorer.probe(probe.COMMENT)
         return JSONResponse({"status": "scores", MODEL_VERSION: found.version})
 
     return [Route(HEALTH_PATH, health, methods=["GET"])]

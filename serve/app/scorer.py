@@ -47,6 +47,7 @@ class _Waiting:
     size: int
     since_s: float
     answer: asyncio.Future[Scores]
+    counted: bool
 
 
 class Scorer:
@@ -76,6 +77,11 @@ class Scorer:
         every = tuple(value for answer in answers for value in answer.probability)
         return Scores(every, answers[0].version)
 
+    async def probe(self, comment: str) -> Scores:
+        """`score` of a fresh comment that `recent` does not count. Raises Refusal."""
+        fresh = f"{comment} {time.time_ns()}".encode()  # in no cache: it is really scored
+        return await self._submit([fresh], len(fresh) + kserve.LENGTH_BYTES, counted=False)
+
     def close(self) -> None:
         """End the connections."""
         self._servers.close()
@@ -89,10 +95,12 @@ class Scorer:
         ):
             raise _overloaded()
 
-    def _submit(self, comments: Sequence[bytes], size: int) -> asyncio.Future[Scores]:
+    def _submit(
+        self, comments: Sequence[bytes], size: int, *, counted: bool = True
+    ) -> asyncio.Future[Scores]:
         self._refuse_beyond(len(comments), size)
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(comments, size, loop.time(), loop.create_future())
+        waiting = _Waiting(comments, size, loop.time(), loop.create_future(), counted)
         self._queue.append(waiting)
         self._comments += len(comments)
         self._bytes += size
@@ -174,12 +182,14 @@ class Scorer:
             _fail(call, error)
             raise
         now_s = asyncio.get_running_loop().time()
-        self.recent.add([one.since_s for one in call], found.probability, now_s)
         at = 0
         for one in call:
             end = at + len(one.comments)
+            part = found.probability[at:end]
+            if one.counted:
+                self.recent.add(one.since_s, now_s, part)
             if not one.answer.done():
-                one.answer.set_result(Scores(found.probability[at:end], found.version))
+                one.answer.set_result(Scores(part, found.version))
             at = end
 
     async def _ask(self, comments: Sequence[bytes]) -> Scores:
@@ -255,8 +265,3 @@ def _refused(answer: Answer) -> Refusal:
 
 def _overloaded() -> Refusal:
     return Refusal(503, OVERLOADED, kind="OVERLOADED", retry_after_s=1)
-
-
-def fresh_comment(comment: str) -> str:
-    """A comment that is in no cache: what scores it really scores."""
-    return f"{comment} {time.time_ns()}"

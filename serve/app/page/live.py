@@ -1,4 +1,4 @@
-"""What the page's charts show: totals of haproxy and the servers, and the application's last minute.
+"""What the page's charts show: totals of haproxy and the servers, the application's last minute.
 
 Read at most once a second, however many pages ask; differences between readings are the page's.
 """

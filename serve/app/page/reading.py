@@ -15,7 +15,14 @@ from typing import Any
 
 import msgspec
 
-from contract import ARTIFACT_FILE, MODEL_VERSION, PUBLIC_MODEL, SPECIAL_TOKENS, TOKENIZER_FILE, UNK_ID
+from contract import (
+    ARTIFACT_FILE,
+    MODEL_VERSION,
+    PUBLIC_MODEL,
+    SPECIAL_TOKENS,
+    TOKENIZER_FILE,
+    UNK_ID,
+)
 from export.scorer import LongText
 from serve.app.refusals import NO_SERVER, Refusal
 from train.data.tokenizer import Tokenizer

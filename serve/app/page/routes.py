@@ -6,6 +6,8 @@
     GET  /ui/api/live          what the servers and haproxy count
     POST /ui/api/read          {"text": "..."} -> how the comment was read
     POST /ui/api/compare       {"text": [...], "version": 2} -> scores of another version
+
+Every answer has the headers of _HEADERS.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def routes(services: Services) -> list[BaseRoute]:
         return RedirectResponse(f"{PAGE_PATH}/")
 
     async def about(_: bytes, __: Scope) -> dict[str, Any]:
-        found = await services.scorer.score([probe.COMMENT])
+        found = await services.scorer.probe(probe.COMMENT)
         return {
             MODEL_VERSION: found.version,
             "thresholds": services.versions.of(found.version).thresholds,
@@ -80,7 +82,7 @@ def routes(services: Services) -> list[BaseRoute]:
 
     async def read(body: bytes, _: Scope) -> dict[str, Any]:
         asked = _decoded(body, _Text, '{"text": "..."}')
-        found = await services.scorer.score([probe.COMMENT])  # which version serves
+        found = await services.scorer.probe(probe.COMMENT)  # which version serves
         return await readers.read(found.version, asked.text)
 
     async def compare(body: bytes, _: Scope) -> dict[str, Any]:
