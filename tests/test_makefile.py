@@ -37,6 +37,7 @@ HANDED_ON = {
     "train": ("DATA", "TEST_DATA"),
     "export": ("PRECISION", "REPOSITORY"),
     "serve": ("GRPC_PORT", "HTTP_PORT", "METRICS_PORT", "REPLICAS", "REPOSITORY"),
+    "ui": ("GRPC_PORT", "HTTP_PORT", "METRICS_PORT", "REPOSITORY"),
     "score": ("FILE", "REPOSITORY"),
     "bench": ("USERS", "RATE", "SECONDS_EACH", "COMMENTS"),
     "bench-road": ("REPOSITORY", "COMMENTS"),

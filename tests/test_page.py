@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import re
 import shutil
 import time
@@ -17,7 +18,7 @@ from conftest import TinyModel
 
 from contract import HOST
 from export.scorer import CUT
-from serve import door, haproxy, keys
+from serve import door, haproxy, keys, ui
 from serve.app.page.reading import Reader, _runs
 from train.data.load import load_comments
 from train.data.tokenizer import Respelling, build_tokenizer
@@ -80,6 +81,14 @@ class Page:
         box.send_keys("\n\n".join(comments))
         box.send_keys(Keys.CONTROL, Keys.ENTER)
         self.until(lambda: "scored by version" in self.text("#comments-status"))
+
+    def decide_from(self, threshold: float) -> None:
+        """Move the slider."""
+        self.js(
+            "const slider = document.getElementById('threshold'); slider.value = arguments[0];"
+            "slider.dispatchEvent(new Event('input'))",
+            threshold,
+        )
 
     def key(self, *pressed: str) -> None:
         """Press keys at whatever has the focus."""
@@ -156,11 +165,7 @@ def test_the_threshold_decides(page: Page) -> None:
     page.open().score("you are awful")
     value = float(page.find(".score").get_attribute("data-probability"))
     for at in (0.01, 0.99):
-        page.js(
-            "const t = document.getElementById('threshold'); t.value = arguments[0];"
-            "t.dispatchEvent(new Event('input'))",
-            at,
-        )
+        page.decide_from(at)
         word = "toxic" if value >= at else "not toxic"
         assert f"{word} at {at:.2f} (yours)" in [li.text for li in page.all(".decisions li")]
 
@@ -174,13 +179,19 @@ def test_words_are_left_out_one_by_one(page: Page, opened: door.DoorConfig) -> N
         ]
         for row in page.all("details table tbody tr")
     }
-    whole, without = served(opened, "you are awful", "you are ")
-    assert rows["awful"][0] == f"{without:.4f}"
-    sign = "+" if whole > without else "−"
-    assert rows["awful"][1] == f"{sign}{abs(whole - without):.4f}"
-    word = page.all(".comment .word")[2]
-    assert word.text == "awful"
-    assert ("up" if whole > without else "down") in word.get_attribute("class").split()
+    whole, *without = served(opened, "you are awful", " are awful", "you  awful", "you are ")
+    words = ["you", "are", "awful"]
+    changes = dict(zip(words, (whole - one for one in without), strict=True))
+    assert list(rows) == sorted(words, key=lambda word: -abs(changes[word]))
+    signs = set()
+    for word, value, mark in zip(words, without, page.all(".comment .word"), strict=True):
+        sign = "+" if changes[word] > 0 else "−"
+        assert rows[word] == [f"{value:.4f}", f"{sign}{abs(changes[word]):.4f}"]
+        assert mark.text == word
+        if abs(changes[word]) > 0.004:  # enough to be coloured, beside 0.02 at least
+            assert ("up" if changes[word] > 0 else "down") in mark.get_attribute("class").split()
+            signs.add(sign)
+    assert len(signs) == 2
 
 
 def test_it_says_how_the_text_was_read(page: Page) -> None:
@@ -227,6 +238,7 @@ def test_two_versions_side_by_side(
     texts = ["you are a kind person", "awful person and bad work"]
     page.open().score(*texts)
     page.find("#tab-versions").click()
+    page.decide_from(at := 0.04)
     assert "serves" in Select(page.find("#version-a")).first_selected_option.text
     page.find("#versions button").click()
     page.until(lambda: len(page.all("#versions-results tbody tr")) == 2)
@@ -241,9 +253,9 @@ def test_two_versions_side_by_side(
             pytest.approx(value, abs=6e-5),
             pytest.approx(1 / (1 + 2.718281828459045 ** -tiny_model.logit(text)), abs=6e-5),
         ]
-    at = 0.5
     flipped = sum((a >= at) != (b >= at) for a, b in rows.values())
-    assert f"2 compared: {flipped} decisions flip at 0.50" in page.text("#versions-status")
+    assert flipped
+    assert f"2 compared: {flipped} decisions flip at 0.04" in page.text("#versions-status")
     status, answer, _ = ask(opened, "/ui/api/compare", {"text": texts, "version": 9})
     assert (status, answer["error"].partition(",")[0]) == (400, "version 9 is not published")
 
@@ -448,6 +460,19 @@ def test_the_first_view_is_small(page: Page) -> None:
     assert len(sizes) >= 10 and all(size for _, size in sizes), sizes
     assert sum(size for _, size in sizes) <= FIRST_VIEW_BYTES
     assert all(name.startswith(page.address.removesuffix("/ui/")) for name, _ in sizes)
+
+
+# --- The command -------------------------------------------------------------------------
+def test_the_command_names_the_address(
+    opened: door.DoorConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of what runs, whatever the flags for a start say."""
+    ui.show(ui.UiConfig(repository=opened.repository, run_dir=opened.run_dir))
+    assert capsys.readouterr().out == f"page        http://{HOST}:{opened.http_port}/ui/\n"
+    settings = ui.running(opened.run_dir)
+    assert settings
+    everywhere = dataclasses.replace(settings, address="0.0.0.0", tls_certificate="site.pem")
+    assert ui.page_address(everywhere) == f"https://{HOST}:{opened.http_port}/ui/"
 
 
 # --- The door ----------------------------------------------------------------------------

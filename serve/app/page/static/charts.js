@@ -36,7 +36,7 @@ export function chart(title, points, series, unit) {
   const top = ceiling(Math.max(0, ...values));
   const last = points.at(-1) ?? {};
   const said = fields.map((field) => `${series[field]} ${words(last[field])}`).join(", ");
-  const node = frame(`${title}, ${unit}: ${said}`, top, ["before", "now"]);
+  const node = frame(`${title}, ${unit}: ${said}`, top, ["earlier", "now"]);
   const place = (i) => x(points.length > 1 ? i / (points.length - 1) : 1);
   for (const [number, field] of fields.entries()) {
     let path = "";
@@ -59,6 +59,7 @@ export function histogram(title, counts) {
   const node = frame(`${title}: ${high} of ${total} at 0.5 or above`, top, ["0", "1"]);
   const width = (x(1) - x(0)) / counts.length;
   counts.forEach((count, i) => {
+    if (!count) return;
     const height = y(0) - y(count / top);
     node.append(
       svg("rect", { class: "bin", x: x(0) + i * width + 0.5, y: y(0) - height, width: width - 1, height }),

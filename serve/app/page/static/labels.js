@@ -35,7 +35,7 @@ export function labelButtons(text) {
       words,
     );
   const [yes, no] = [button(1, "Toxic"), button(0, "Not toxic")];
-  const node = el("div", { class: "row label-buttons", role: "group", "aria-label": "Your label" }, yes, no);
+  const node = el("div", { class: "row label-buttons", role: "group", "aria-label": "Your label" }, el("span", { class: "muted" }, "Your label"), yes, no);
   node.refresh = () => {
     yes.setAttribute("aria-pressed", String(labels.get(text) === 1));
     no.setAttribute("aria-pressed", String(labels.get(text) === 0));
