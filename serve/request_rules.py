@@ -23,7 +23,7 @@ _APP_POST = f"^({app.SCORE_PATH}|{app.MODERATION_PATH}|{app.ANALYZE_PATH}|{app.S
 _APP_READ = f"^({app.SCORE_PATH}|{app.HEALTH_PATH}|{app.OPENAPI_PATH})$".replace(".", r"\.")
 _APP_PAGES = rf"^{app.PAGE_PATH}(/|$)"
 """Of the application (serve/app): what scores, what is read, and its pages, which are both."""
-_PAGE_FILES = rf"^{app.PAGE_PATH}(/(static/[A-Za-z0-9./-]+)?)?$"
+_PAGE_FILES = rf"^{app.PAGE_PATH}(/(static/(vendor/)?[A-Za-z]+(\.[A-Za-z]+)+)?)?$"
 """The page without a comment or a score in it: it asks for the key, and links may lead to it."""
 _BY_ADDRESS = r"^(localhost|([0-9]{1,3}\.){3}[0-9]{1,3}|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$"
 """A Host that is no name: nobody else can make it lead to this machine."""

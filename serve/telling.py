@@ -90,6 +90,8 @@ def print_addresses(config: DoorConfig, settings: Settings, *, example: bool = T
     scheme = "https" if settings.tls_certificate else "http"
     print(f"repository  {words}")
     print(f"HTTP        {scheme}://{settings.address}:{settings.http_port}")
+    if settings.balanced:
+        print(f"page        {scheme}://{settings.address}:{settings.http_port}{app.PAGE_PATH}/")
     if settings.grpc:
         print(f"gRPC        {settings.address}:{settings.grpc_port}")
     where = balancer.BALANCER_METRICS if settings.balanced else "/metrics"

@@ -417,6 +417,18 @@ def test_light_and_dark(page: Page) -> None:
     assert page.text("#theme") == "Theme: dark" and max(background()) < 60
 
 
+def test_nothing_moves_where_that_is_not_wanted(page: Page) -> None:
+    def duration() -> str:
+        page.open().score("kind")
+        script = "return getComputedStyle(document.querySelector('.fill')).transitionDuration"
+        return str(page.js(script))
+
+    assert duration() != "0s"
+    reduced = {"name": "prefers-reduced-motion", "value": "reduce"}
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [reduced]})
+    assert duration() == "0s"
+
+
 @pytest.mark.parametrize("tab", ["comments", "versions", "queue", "live"])
 def test_a_phone_does_not_scroll_sideways(tab: str, page: Page) -> None:
     page.open(width=360, height=740)

@@ -55,10 +55,7 @@ class Readers:
     def _read(self, version: str, text: str) -> dict[str, Any]:
         if version != self._version or self._reader is None:
             self._reader, self._version = self._open(version), version
-        try:
-            return {MODEL_VERSION: version, "most": self._reader.most, **self._reader.read(text)}
-        except UnicodeEncodeError as error:
-            raise Refusal(400, "the comment holds a lone surrogate; send text") from error
+        return {MODEL_VERSION: version, "most": self._reader.most, **self._reader.read(text)}
 
     def _open(self, version: str) -> Reader:
         for view in self._views:

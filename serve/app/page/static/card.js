@@ -74,7 +74,7 @@ export function card(text, probability, { number, open = false }) {
 
 // A part that asks the server once it is opened.
 function onDemand(title, open, find) {
-  const content = el("div", { role: "status" }, "asking…");
+  const content = el("div", {}, "asking…");
   const node = el("details", { open }, el("summary", {}, title), content);
   const fill = async () => {
     try {
