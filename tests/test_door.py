@@ -825,7 +825,19 @@ def test_tls_and_keys(tiny_model: TinyModel, tmp_path: Path, certificate: Path) 
             connection.request("POST", INFER, content, headers)
             return connection.getresponse().status
 
+    def as_page(origin: str, host: str) -> int:
+        connection = HTTPSConnection("localhost", config.http_port, context=trust, timeout=30)
+        with contextlib.closing(connection):
+            named = {"Authorization": f"Bearer {alice}", "Origin": origin, "Host": host}
+            connection.request("POST", "/score", b'"fine"', named)
+            return connection.getresponse().status
+
     with serving(config):
+        # The browser has found the certificate good for the name that it shows as the Host.
+        pages = [("https://a.example", "a.example"), ("http://a.example", "a.example")]
+        assert [as_page(*page) for page in [*pages, ("https://a.example", "b.example")]] == [
+            *(200, 403, 403)
+        ]
         assert [send(key) for key in (alice, bob, None, "wrong", "")] == [200, 200, 401, 401, 401]
         assert [send(bob) for _ in range(20)].count(429) >= 9  # ten in ten seconds
         large = body("fine " * (LARGE_BODY_BYTES // 4))
