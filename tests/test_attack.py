@@ -211,6 +211,10 @@ LEGAL: dict[str, tuple[bytes, tuple[tuple[str, ...], ...]]] = {
     "absolute": (post(_BODY, path=f"http://x{INFER_PATH}"), (("a", "b"),)),
     "version": (post(_BODY, path=f"/v2/models/{PUBLIC_MODEL}/versions/1/infer"), (("a", "b"),)),
     "own page": (post(_BODY, "Origin: http://127.0.0.1:80"), (("a", "b"),)),
+    "own page by another address": (
+        post(_BODY, "Origin: http://10.0.0.1:9").replace(b"Host: x", b"Host: 10.0.0.1:9"),
+        (("a", "b"),),
+    ),
     "same length twice": (post(_BODY, f"Content-Length: {len(_BODY)}"), (("a", "b"),)),
     "folded": (post(_BODY, "X: a\r\n b"), (("a", "b"),)),
     "generate": (post(generate_body("a"), path=GENERATE_PATH), (("a",),)),
@@ -226,6 +230,7 @@ ILLEGAL = {
     "no Host": post(_BODY).replace(b"Host: x\r\n", b""),
     "two Hosts": post(_BODY, "Host: y"),
     "other page": post(_BODY, "Origin: https://other.example"),
+    "page by a name": post(_BODY, "Origin: http://x"),
     "two pages": post(_BODY, "Origin: http://127.0.0.1:80, https://other.example"),
     "cross-site": post(_BODY, "Sec-Fetch-Site: cross-site"),
     "many headers": post(_BODY, *["X: 1"] * MAX_HEADERS),

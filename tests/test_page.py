@@ -226,9 +226,10 @@ def test_what_if_compares_a_replaced_term(page: Page, opened: door.DoorConfig) -
     before, after = served(opened, "you are Awful", "you are kind")
     cells = [cell.text for cell in page.all("#what-if-results tbody td")]
     assert cells[:2] == [f"{before:.4f}", f"{after:.4f}"]
-    page.find("#term").clear()
-    page.find("#term").send_keys("absent", Keys.ENTER)
-    page.until(lambda: "No comment has" in page.text("#what-if-status"))
+    for term in ("absent", "a-b/c (d) [e] *+?^$|\\"):
+        page.find("#term").clear()
+        page.find("#term").send_keys(term, Keys.ENTER)
+        page.until(lambda term=term: f"No comment has “{term}”" in page.text("#what-if-status"))
 
 
 # --- Versions ----------------------------------------------------------------------------

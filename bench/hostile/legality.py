@@ -41,6 +41,8 @@ _TARGET = re.compile(r"(?:https?://[^/?#]+)?(/[^?#]*)(?:\?[^#]*)?", re.IGNORECAS
 _PATH = re.compile(
     rf"/v2/models/{PUBLIC_MODEL}(?:/versions/([0-9]+))?/(infer|generate(?:_stream)?)"
 )
+_BY_ADDRESS = re.compile(r"(localhost|(\d{1,3}\.){3}\d{1,3}|\[[\da-f:.]+\])(:\d{1,5})?")
+"""A Host at which the door's own page may have been opened."""
 _BINARY = b"inference-header-content-length"
 _DEEPEST = 10_000
 """Lists in each other that are read; the door lets fewer through."""
@@ -204,7 +206,9 @@ def _check_headers(head: _Head, served: Served) -> None:
     if sum(len(name) + len(value) + 4 for name, value in head.headers) + 2 > MAX_HEADER_BYTES:
         raise _Illegal("the headers are too long")
     origins = [line.decode("latin-1").lower() for line in head.lines(b"origin")]
-    if not set(origins) <= served.origins:
+    hosts = {line.decode("latin-1").lower() for line in head.lines(b"host")}
+    by_address = {f"http://{host}" for host in hosts if _BY_ADDRESS.fullmatch(host)}
+    if not set(origins) <= served.origins | by_address:
         raise _Illegal("the web page is not allowed")
     sites = {value.lower() for value in head.values(b"sec-fetch-site")}
     if sites & {b"cross-site", b"same-site"} and not origins:

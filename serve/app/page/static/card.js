@@ -1,7 +1,7 @@
 // A scored comment: bar, decisions, which words moved it, how it was read.
 
 import { ask, mostVariants, scoreTogether } from "./api.js";
-import { el, shown, signed, table } from "./dom.js";
+import { el, scrollable, shown, signed, table } from "./dom.js";
 import { labelButtons } from "./labels.js";
 import { decisions, onThreshold, state } from "./state.js";
 
@@ -56,7 +56,7 @@ onThreshold(() => {
 
 // --- The card --------------------------------------------------------------------------
 export function card(text, probability, { number, open = false }) {
-  const comment = el("p", { class: "comment" }, text);
+  const comment = el("p", { class: "comment", ...scrollable(text.length > 600) }, text);
   const parts = [
     el("h2", {}, `Comment ${number}`),
     comment,
@@ -134,5 +134,5 @@ async function read(text) {
   const notes = [`${found.tokens} tokens of at most ${found.most}.`];
   if (found.cut) notes.push("The rest is behind the cut: it does not count.");
   if (!found.shown_whole) notes.push("Only the start of the comment is shown here.");
-  return [el("p", { class: "muted" }, notes.join(" ")), el("ul", { class: "pieces" }, pieces)];
+  return [el("p", { class: "muted" }, notes.join(" ")), el("ul", { class: "pieces", ...scrollable(pieces.length > 60) }, pieces)];
 }

@@ -29,7 +29,7 @@ async function replaceTerm() {
   const [term, other] = [by("term").value.trim(), by("other").value.trim()];
   if (!term) throw new Error("Say which word to replace.");
   const pattern = new RegExp(
-    `(?<![\\p{L}\\p{N}])${term.replace(/[.*+?^${}()|[\]\\/-]/g, "\\$&")}(?![\\p{L}\\p{N}])`,
+    `(?<![\\p{L}\\p{N}])${term.replace(/[.*+?^${}()|[\]\\/]/g, "\\$&")}(?![\\p{L}\\p{N}])`,
     "giu",
   );
   const pairs = comments()

@@ -50,6 +50,9 @@ export function signed(change) {
 
 export const short = (text, most = 140) => (text.length > most ? `${text.slice(0, most)}…` : text);
 
+// What is long scrolls inside its box, so it can have the focus.
+export const scrollable = (many) => (many ? { tabindex: "0" } : {});
+
 // Says what went wrong of what `action` does, and enables its button again.
 export async function told(status, button, action) {
   button.disabled = true;

@@ -10,9 +10,12 @@ const MOST_ROWS = 100; // shown
 
 export function listVersions() {
   const several = state.versions.length > 1;
+  const alone = state.versions.length
+    ? `Only version ${state.version} is published: nothing to compare it with. \`make export\` publishes another.`
+    : "The published versions cannot be read; `make versions` on the server's machine tells why.";
   by("versions-note").textContent = several
     ? "What serves is asked at the server, another version in the offline core. Files are verified first, which takes a moment."
-    : `Only version ${state.version} is published: nothing to compare it with. \`make export\` publishes another.`;
+    : alone;
   by("versions").querySelector("button").disabled = !several;
   const served = state.versions.find((one) => one.serves);
   const other = state.versions.find((one) => !one.serves);
