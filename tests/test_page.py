@@ -539,7 +539,7 @@ def test_comments_are_in_no_log(page: Page, opened: door.DoorConfig) -> None:
             assert b"zqxmarker" not in file.read_bytes(), file
 
 
-def test_the_page_asks_for_a_key(
+def test_the_page_asks_for_a_key_and_decides_by_the_versions_thresholds(
     tiny_model: TinyModel,
     tmp_path: Path,
     browser: tuple[Any, Path],
@@ -548,7 +548,9 @@ def test_the_page_asks_for_a_key(
 ) -> None:
     if not haproxy.found():
         pytest.skip("haproxy is not installed")
-    tiny_model.publish(tmp_path / "repository")
+    thresholds = {"toxicity": 0.07, "careful": 0.03}
+    artifact = {**tiny_model.artifact, "thresholds": thresholds}
+    tiny_model.publish(tmp_path / "repository", artifact=artifact)
     argv = ["keys", "add", "--name", "person", "--file", str(tmp_path / "keys.json")]
     monkeypatch.setattr("sys.argv", argv)
     keys.main()
@@ -563,6 +565,9 @@ def test_the_page_asks_for_a_key(
         page.find("#key-value").send_keys(secret, Keys.ENTER)
         page.until(lambda: "version 1 serves" in page.text("#about"))
         page.score("you are kind")
+        decided = [li.text.split(" at ")[1] for li in page.all(".decisions li")]
+        assert decided == ["0.07 (toxicity)", "0.03 (careful)"]
+        assert page.text("#threshold-value") == "0.07"  # the slider begins there
         assert page.js("return [localStorage.length, sessionStorage['toxicity-key']]") == [
             1,  # the theme
             secret,
