@@ -349,7 +349,8 @@ def test_an_unknown_ending(tmp_path: Path) -> None:
     path = tmp_path / "comments.xlsx"
     path.write_bytes(b"x")
     assert error_of(lambda: load_comments(str(path))) == (
-        f"{path} ends in .xlsx, expected .csv, .csv.gz, .zip or .parquet; convert or rename it"
+        f"{path} ends in .xlsx, expected .csv, .csv.gz, .zip, .jsonl, .jsonl.gz or .parquet; "
+        "convert or rename it"
     )
 
 

@@ -131,6 +131,11 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             "the same of TF-IDF and logistic regression, into runs/baseline",
             defaults={"models": ("baseline", "baseline-words"), "out": "runs/baseline"},
         ),
+        "migrate": Entry(
+            *("migrate.__main__", "migrate.config:MigrateConfig"),
+            "from another service's scores to this server: which threshold, what will differ",
+            positional="source",
+        ),
         "capacity": Entry(
             *("bench.serving.capacity", "bench.serving.capacity:CapacityConfig"),
             "search the highest rate that meets the objective",

@@ -23,7 +23,7 @@ Embeddings = Literal["random", "cooccurrence", "spelling"]
 WRITTEN_BEFORE = {
     **{"respell": False, "phrases": 0},
     **{"identity_balance": 0.0, "identity_insertion": 0.0},
-    "label_map": [],
+    **{"label_map": [], "soft_labels": False},
 }
 """What a run did whose config.json is older than these fields."""
 
@@ -41,8 +41,9 @@ class TrainConfig:
     data: str = _flag(
         "Data",
         "synthetic",
-        "labelled comments: a .csv, .csv.gz, .zip or .parquet file, 'hub:OWNER/NAME[:SPLIT]', or "
-        "generated ones, 'synthetic' or 'synthetic:ROWS', as in synthetic:5000",
+        "labelled comments: a .csv, .csv.gz, .zip, .jsonl, .jsonl.gz or .parquet file, "
+        "'hub:OWNER/NAME[:SPLIT]', or generated ones, 'synthetic' or 'synthetic:ROWS', as in "
+        "synthetic:5000",
     )
     test_data: str | None = _flag(
         "Data", None, "a second labelled file: evaluated, never split or trained on"
@@ -139,6 +140,12 @@ class TrainConfig:
         le=1,
     )
     # --- Distillation
+    soft_labels: bool = _flag(
+        "Distillation",
+        False,
+        "the labels are another model's probabilities: learn them as they are, on their scale, "
+        "instead of the two classes",
+    )
     distill: tuple[Path, ...] = _flag(
         "Distillation",
         (),
@@ -236,6 +243,10 @@ REFUSED: tuple[tuple[Callable[[TrainConfig], object], str], ...] = (
     (
         lambda c: c.distill and c.identity_balance,  # it is in its teacher's probabilities
         "--identity-balance is {c.identity_balance}, expected 0 with --distill",
+    ),
+    (
+        lambda c: c.distill and c.soft_labels,
+        "--soft-labels is on, expected it off with --distill, whose teachers say what to learn",
     ),
     (
         lambda c: c.ngram_teacher and not c.distill,

@@ -34,7 +34,7 @@ class Examples:
     training_rows: np.ndarray
     """int64 [m]."""
     targets: np.ndarray
-    """What the loss compares with: labels, or the teachers' probabilities."""
+    """What the loss compares with: labels, or probabilities of teachers or of --soft-labels."""
     weights: np.ndarray
     """What a comment counts in the loss."""
     pos_weight: float
@@ -72,7 +72,7 @@ def make_examples(
         training_rows=corpus.training_rows,
         targets=_targets(config, corpus, ids, processes, say),
         weights=weights,
-        pos_weight=1.0 if corpus.earlier.give_probabilities else balance,
+        pos_weight=1.0 if config.soft_labels or corpus.earlier.give_probabilities else balance,
         terms=terms,
         unknown=unknown,
     )
@@ -97,7 +97,7 @@ def _targets(
     """Labels, or with --distill the teachers' probabilities: rank 0 asks, the others read."""
     teachers = corpus.earlier.teachers
     if not teachers:
-        return corpus.comments.labels
+        return corpus.comments.targets if config.soft_labels else corpus.comments.labels
     folder = config.out.parent / TEACHER_LOGITS
     data = corpus.comments, corpus.extra, corpus.split.train, ids
     asked = config, teachers, *data, folder, processes.device, say

@@ -55,7 +55,9 @@ def finish(run: Finished, began: float, say: Callable[[str], None]) -> None:
     validation = run.corpus.split.validation
     labels = run.corpus.comments.labels[validation]
     logits = logits_of(run.network.trained, run.data.ids, validation)
-    chosen = calibration.choose(labels, logits)
+    # Of --soft-labels the scale is learned: the classes would sharpen it.
+    soft = run.config.soft_labels
+    chosen = calibration.AS_TRAINED if soft else calibration.choose(labels, logits)
     calibration.fold_in(encoder, chosen.fit)
     results = _results(run, labels, logits, chosen.fit)
     results["calibration_chosen"] = {"name": chosen.name, "held_out": chosen.held_out}
@@ -71,7 +73,7 @@ def finish(run: Finished, began: float, say: Callable[[str], None]) -> None:
     plot_curves(results["history"], folder / artifacts.CURVES_FILE)
     artifacts.finish(run.work.folder, out)
 
-    for line in _lines(results, chosen, len(labels)):
+    for line in _lines(results, None if soft else chosen, len(labels)):
         say(line)
     say(
         f"{out}: best epoch {results['best_epoch']}, "
@@ -165,10 +167,10 @@ def _record(run: Finished, results: dict[str, Any], platt: calibration.Platt) ->
 
 
 def _lines(
-    results: dict[str, Any], chosen: calibration.Chosen, validation_comments: int
+    results: dict[str, Any], chosen: calibration.Chosen | None, validation_comments: int
 ) -> list[str]:
-    """What a person is told of metrics.json."""
-    lines = [calibration.summary(results["calibration"], chosen)]
+    """What a person is told of metrics.json; `chosen` is None where nothing is calibrated."""
+    lines = [calibration.summary(results["calibration"], chosen)] if chosen else []
     for name in ("validation", "test", "test_file"):
         if metrics := results.get(name):
             shown = ("accuracy", "precision", "recall", "f1", "auroc")

@@ -69,8 +69,11 @@ def read_labels(
     source: str,
     name: str,
     flags: str,
+    first_row: int = 0,
 ) -> Labels:
     """Labels of an Arrow column, of whose rows those with a text count: bool [n].
+
+    `first_row` is the row of the source that the column begins with.
 
     Raises BadInput that shows the values which are no label, with their counts, and the flag that
     says what they mean; `flags` is what the names of the flags begin with.
@@ -83,7 +86,7 @@ def read_labels(
         place for place in range(len(values)) if counts[place] and np.isneginf(known[place])
     ]:
         where = f"column {name!r} of {source}"
-        first = int(np.argmax(has_text & np.isin(at, unknown)))
+        first = first_row + int(np.argmax(has_text & np.isin(at, unknown)))
         raise _refused(where, values, counts, unknown, first, bool(meaning), flags)
     known[np.isneginf(known)] = np.nan  # where there is no text
     dropped = np.isposinf(known)

@@ -1,4 +1,4 @@
-"""Labelled comments from a CSV, Parquet or hub data set, or from the embedded generator.
+"""Labelled comments from CSV, JSON lines, Parquet or a hub, or from the embedded generator.
 
 One loader for every stage. A row without a text or a label is left out and counted; one that cannot
 be read, or whose label is none, is refused by name: nothing is lost silently.
@@ -16,6 +16,8 @@ import pyarrow as pa
 
 from contract import LABEL_THRESHOLD, BadInput
 from storage.files import sha256_of
+from train.data import json_lines
+from train.data.json_lines import JSON_SUFFIXES
 from train.data.labels import Labels, read_labels
 from train.data.synthetic import DEFAULT_ROWS, generate
 from train.data.tables import (
@@ -114,8 +116,8 @@ def load_comments(
 
     Args:
         source: `synthetic` or `synthetic:ROWS`; a path that ends in .csv, .csv.gz, .zip (one CSV
-            inside) or .parquet; or `hub:OWNER/NAME[:SPLIT]` (needs the `datasets` package; the
-            split is `train` unless named).
+            inside), .jsonl, .jsonl.gz or .parquet; or `hub:OWNER/NAME[:SPLIT]` (needs the
+            `datasets` package; the split is `train` unless named).
         text_column: column of the comment; else the first of TEXT_COLUMNS that is there.
         label_column: column of the label in [0, 1]; else the first of LABEL_COLUMNS. `true` and
             `false` count as 1 and 0.
@@ -231,12 +233,13 @@ def _read(source: str, choose: Choose) -> tuple[Any, dict[str, Any]]:
             f"no file at {source}, expected comments; name another, or 'synthetic' for generated "
             "ones"
         )
-    if not path.name.lower().endswith((*CSV_SUFFIXES, PARQUET_SUFFIX)):
+    if not path.name.lower().endswith((*CSV_SUFFIXES, *JSON_SUFFIXES, PARQUET_SUFFIX)):
         raise BadInput(
-            f"{path} ends in {path.suffix or 'nothing'}, expected .csv, .csv.gz, .zip or .parquet; "
-            "convert or rename it"
+            f"{path} ends in {path.suffix or 'nothing'}, expected .csv, .csv.gz, .zip, .jsonl, "
+            ".jsonl.gz or .parquet; convert or rename it"
         )
-    return read_table(path, choose), {"kind": "file", "sha256": sha256_of(path)}
+    read = json_lines.read_table if json_lines.is_json_lines(path) else read_table
+    return read(path, choose), {"kind": "file", "sha256": sha256_of(path)}
 
 
 def _synthetic(source: str, choose: Choose) -> Any:

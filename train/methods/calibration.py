@@ -82,6 +82,10 @@ class Chosen:
     its difference from the least one. Empty where there are too few comments."""
 
 
+AS_TRAINED = Chosen("none", Platt(1.0), {})
+"""Nothing is changed."""
+
+
 def choose(labels: np.ndarray, logits: np.ndarray, seed: int = 0) -> Chosen:
     """The simplest of FITS whose held-out log loss is within a standard error of the least.
 
@@ -93,7 +97,7 @@ def choose(labels: np.ndarray, logits: np.ndarray, seed: int = 0) -> Chosen:
     classes = np.asarray(labels) > 0.5
     folds = min(_FOLDS, int(classes.sum()), int((~classes).sum()))
     if folds < 2:
-        return Chosen("none", Platt(1.0), {})
+        return AS_TRAINED
     losses = {name: np.empty(len(labels)) for name in (*FITS, ISOTONIC)}
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
     for fitted_on, held in parts.split(logits, classes):

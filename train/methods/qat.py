@@ -60,7 +60,7 @@ _SCHEDULE = {
 """Defaults of a fine-tuning: a tenth of a training's learning rate or less. bf16 has too few
 digits to hold eight exact bits and a scale."""
 _CARRIED = (
-    *("data", "text_column", "label_column", "label_map"),
+    *("data", "text_column", "label_column", "label_map", "soft_labels"),
     *("identity_balance", "identity_insertion"),
 )
 """What a fine-tuning does as the training did, unless a flag says otherwise."""
