@@ -12,7 +12,6 @@ a comment is in any of them without --show-text.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
@@ -61,7 +60,7 @@ def compare(found: Collected, config: MigrateConfig) -> dict[str, Any]:
         "student": None,
         "disputed": _disputed(found, config),
         "changes": [
-            dataclasses.asdict(change)
+            {"where": change.where, "lines": list(change.lines)}
             for change in changes(config.address, kept.threshold, config.attribute)
         ],
     }

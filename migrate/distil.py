@@ -73,15 +73,21 @@ def distil(found: Collected, config: MigrateConfig) -> dict[str, Any]:
     known = found.rows[places] == comments.rows[split.test]
     held_out, scores = places[known], {STUDENT: probability[known]}
     scores[PUBLISHED] = found.new[held_out]
-    export = ["toxicity", "export", "--checkpoint", str(config.student)]
-    export += ["--repository", "runs/migrated_repository"]
     return {
         "folder": str(config.student),
         "held_out": len(held_out),
         "labelled": int(found.labelled[held_out].sum()),
         **quality_of(found, held_out, scores, config),
-        "next": shlex.join(export),
+        "next": _next_commands(config),
     }
+
+
+def _next_commands(config: MigrateConfig) -> list[str]:
+    """Publish the student, then find its threshold."""
+    repository = ["--repository", f"{config.student}_repository"]
+    export = ["toxicity", "export", "--checkpoint", str(config.student), *repository]
+    again = ["toxicity", "migrate", config.source, "--scores", str(config.scores), *repository]
+    return [shlex.join(export), shlex.join(again)]
 
 
 def quality_of(

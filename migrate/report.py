@@ -26,7 +26,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 13px }
 th, td { padding: .2em .7em; text-align: right; border-bottom: 1px solid #8885 }
-th:first-child, td:first-child, td:last-child { text-align: left }
+th:first-child, td:first-child, .words :last-child { text-align: left }
 h2 { margin-top: 2em } img { max-width: 100%; background: #fff }
 """
 
@@ -41,18 +41,23 @@ def screen(document: Mapping[str, Any]) -> str:
     """What to read first."""
     parts = [headline(document), *(f"WARNING: {words}" for words in document["warnings"])]
     for table in tables(document, short=True):
-        widths = [max(map(len, column)) for column in zip(*table.rows, strict=True)]
-        lines = [table.title]
-        for row in table.rows:
-            first, *rest = row
-            cells = [first.ljust(widths[0])]
-            last = len(rest) - 1
-            words = table.title == "Lines to change" or row[-1:] == ["text"]
-            for place, (cell, width) in enumerate(zip(rest, widths[1:], strict=True)):
-                cells.append(cell if words and place == last else cell.rjust(width))
-            lines.append("  ".join(cells).rstrip())
-        parts.append("\n".join([*lines, *([table.note] if table.note else [])]))
+        lines = [table.title, *_aligned(table), *([table.note] if table.note else [])]
+        parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _aligned(table: Table) -> list[str]:
+    """Lines of equal columns: words to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*table.rows, strict=True)]
+    last = len(widths) - 1
+    lines = []
+    for row in table.rows:
+        cells = []
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            left = place == 0 or (place == last and table.ends_in_words)
+            cells.append(cell.ljust(width) if left else cell.rjust(width))
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def write_report(document: Mapping[str, Any], found: Collected, out: Path) -> None:
@@ -113,10 +118,11 @@ def _html_table(table: Table) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)
+    kind = ' class="words"' if table.ends_in_words else ""
     note = f"<p>{html.escape(table.note)}</p>" if table.note else ""
     return (
-        f'<h2>{html.escape(table.title)}</h2><div class="wide"><table><thead>{line(head, "th")}'
-        f"</thead><tbody>{body}</tbody></table></div>{note}"
+        f'<h2>{html.escape(table.title)}</h2><div class="wide"><table{kind}>'
+        f"<thead>{line(head, 'th')}</thead><tbody>{body}</tbody></table></div>{note}"
     )
 
 

@@ -18,6 +18,8 @@ class Table:
     title: str
     rows: list[list[str]]
     note: str = ""
+    ends_in_words: bool = False
+    """Whether the last column holds text, not figures."""
 
 
 def headline(document: Mapping[str, Any]) -> str:
@@ -52,6 +54,7 @@ def tables(document: Mapping[str, Any], *, short: bool = False) -> Iterator[Tabl
         "Lines to change",
         [["where", "what"]]
         + [[change["where"], line] for change in document["changes"] for line in change["lines"]],
+        ends_in_words=True,
     )
 
 
@@ -163,7 +166,7 @@ def _student(document: Mapping[str, Any]) -> Table:
             rows.append([words, *("-" if value is None else _one(value) for value in found)])
     note = (
         f"{student['held_out']:,} comments that the student has not seen, {student['labelled']:,} "
-        f"labelled. Next: `{student['next']}`"
+        f"labelled. Next: `{student['next'][0]}`, then `{student['next'][1]}` for its threshold"
     )
     return Table(f"A student of the old scores: {student['folder']}", rows, note)
 
@@ -174,7 +177,8 @@ def _disputed(document: Mapping[str, Any]) -> Table:
         label = "-" if found["label"] is None else f"{found['label']:g}"
         scores = [f"{found[name]:.4f}" for name in ("old", "new")]
         rows.append([str(found["row"]), *scores, label, found["text"]])
-    return Table("Comments whose ranks differ most, with their text", rows)
+    title = "Comments whose ranks differ most, with their text"
+    return Table(title, rows, ends_in_words=True)
 
 
 # --- Cells -------------------------------------------------------------------------------
