@@ -23,6 +23,7 @@ from migrate.changes import changes
 from migrate.collect import Collected, collect, texts_at
 from migrate.config import MigrateConfig
 from migrate.disagreement import by_kind, most_disputed
+from migrate.distil import distil, train_config
 from migrate.report import HTML_FILE, cut_text, screen, write_report
 from migrate.warnings import warnings_of
 
@@ -30,12 +31,11 @@ from migrate.warnings import warnings_of
 def migrate(config: MigrateConfig) -> dict[str, Any]:
     """Compare, write the report and return its document. Raises BadInput as `collect` does."""
     found = collect(config)
+    training = train_config(found, config) if config.distill else None
     document = compare(found, config)
     write_report(document, found, config.out)
-    if config.distill:
-        from migrate.distil import distil  # PyTorch
-
-        document["student"] = distil(found, config)
+    if training:
+        document["student"] = distil(found, config, training)
         write_report(document, found, config.out)
     return document
 

@@ -52,12 +52,11 @@ def train_config(found: Collected, config: MigrateConfig) -> TrainConfig:
     )
 
 
-def distil(found: Collected, config: MigrateConfig) -> dict[str, Any]:
-    """Train the student, and compare it with the published model on what was held out; JSON.
+def distil(found: Collected, config: MigrateConfig, asked: TrainConfig) -> dict[str, Any]:
+    """Train as `asked`, and compare with the published model on what was held out; JSON.
 
-    Raises KeyboardInterrupt once its progress is saved, and BadInput for scores that cannot teach.
+    Raises KeyboardInterrupt once its progress is saved, and BadInput as `train.loop.train` does.
     """
-    asked = train_config(found, config)
     stop = StopRequest()
     with joined(asked) as (device, rank, world):
         stop.listen()

@@ -129,12 +129,20 @@ def _html_table(table: Table) -> str:
 def _figure(document: Mapping[str, Any], found: Collected) -> bytes:
     """Comments by both scores, and the curve of thresholds, as a PNG."""
     figure, (scores, curve) = panels(1, 2, (11, 4.5))
-    scores.hexbin(found.old, found.new, gridsize=40, bins="log", extent=(0, 1, 0, 1), mincnt=1)
+    scores.hexbin(
+        found.old,
+        found.new,
+        gridsize=40,
+        bins="log",
+        extent=(0, 1, 0, 1),
+        mincnt=1,
+        cmap="viridis_r",
+    )
     points = {point["name"]: point for point in document["points"]}
     scores.axvline(document["threshold"], color="tab:red", linewidth=1)
     if (kept := points[ALARMS]["threshold"]) is not None:
         scores.axhline(kept, color="tab:red", linewidth=1)
-    scores.set(xlabel="old score", ylabel="new score", title="Comments, darker for fewer")
+    scores.set(xlabel="old score", ylabel="new score", title="Comments, darker for more")
     olds, news = ([p[f"{side}_threshold"] for p in document["curve"]] for side in ("old", "new"))
     curve.plot(olds, news, "o-", markersize=3)
     curve.plot([0, 1], [0, 1], ":", color="gray")

@@ -33,7 +33,7 @@ def headline(document: Mapping[str, Any]) -> str:
         return f"{was}; no threshold of the new ones flags nearly as many."
     count = kept["flagged"]["count"]
     same = "as many" if count == flagged["count"] else f"{count:,}"
-    return f"{was}; the new ones flag {same} at {kept['threshold']:.15g}: set that."
+    return f"{was}; the new threshold is {kept['threshold']:.15g}, which flags {same}."
 
 
 def tables(document: Mapping[str, Any], *, short: bool = False) -> Iterator[Table]:

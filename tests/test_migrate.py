@@ -326,7 +326,7 @@ def test_no_text_is_told_unless_asked_for(
     argv = ["--scores", str(log), "--repository", str(repository), "--out", str(out)]
     argv += ["--threshold", str(middle(scored)), "--resamples", "100"]
     status, said = told(monkeypatch, capsys, *argv)
-    assert status == 0 and "Lines to change" in said.out and "set that" in said.out
+    assert status == 0 and "Lines to change" in said.out and "the new threshold is" in said.out
     files = [path.read_text("utf-8") for path in out.iterdir()]
     assert len(files) == 3 and not any(MARKER in text for text in (said.out, said.err, *files))
     assert not said.out.rstrip().endswith("}"), "JSON is printed only with --json"

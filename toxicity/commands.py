@@ -133,7 +133,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         ),
         "migrate": Entry(
             *("migrate.__main__", "migrate.config:MigrateConfig"),
-            "from another service's scores to this server: which threshold, what will differ",
+            "from another service's scores to this server: what to change, what will differ",
             positional="source",
         ),
         "capacity": Entry(
