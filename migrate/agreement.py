@@ -6,6 +6,7 @@ paired.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from quality.metrics import Values, auroc, bootstrap, interval
 
 OLD, SAME, ALARMS = "old scores", "new scores, the old threshold", "new scores, alarm rate kept"
 PRECISION, RECALL = "new scores, precision kept", "new scores, recall kept"
+Statistic = Callable[[np.ndarray], Values]
+"""Of weights float64 [R, n], as `quality.metrics` has them."""
 
 
 def points_of(found: Collected, threshold: float) -> list[Point]:
@@ -53,25 +56,46 @@ def points_of(found: Collected, threshold: float) -> list[Point]:
 def agreement(found: Collected, points: list[Point], config: MigrateConfig) -> dict[str, Any]:
     """Everything but the kinds; JSON."""
     by_name = {point.name: point for point in points}
+    old, kept = by_name[OLD], by_name[ALARMS]
+    compared = [name for name in (SAME, ALARMS) if by_name[name].decided is not None]
+    statistics = {"correlation": _correlation(found)}
+    statistics |= {name: _kappa(old, by_name[name]) for name in compared}
+    if kept.decided is not None:
+        statistics["alarm_threshold"] = _alarm_threshold(found, old)
+    if found.has_classes:
+        statistics["auroc"] = _auroc(found)
+    shown = _intervals(statistics, len(found.old), config)
     return {
-        "correlation": _correlation(found, config),
-        "decisions": {
-            name: _decisions(by_name[OLD], by_name[name], config)
-            for name in (SAME, ALARMS)
-            if by_name[name].decided is not None
-        },
-        "alarm_threshold": _alarm_threshold(found, by_name[ALARMS], config),
+        "correlation": shown["correlation"],
+        "decisions": {name: {**_counts(old, by_name[name]), **shown[name]} for name in compared},
+        "alarm_threshold": _around(kept.threshold, shown.get("alarm_threshold")),
         "points": [effect(point, found.labels) for point in points],
         "curve": curve(found.old, found.new, (*CURVE, config.threshold)),
-        "auroc": _auroc(found, config) if found.has_classes else None,
+        "auroc": shown.get("auroc"),
     }
 
 
-def _shown(values: Values) -> dict[str, Any]:
-    return {name: interval(value) for name, value in values.items()}
+def _intervals(
+    statistics: dict[str, Statistic], count: int, config: MigrateConfig
+) -> dict[str, dict[str, Any]]:
+    """All of them over the same resamples: drawing these takes most of the time."""
+
+    def statistic(weights: np.ndarray) -> Values:
+        return {
+            f"{name}/{key}": value
+            for name, of in statistics.items()
+            for key, value in of(weights).items()
+        }
+
+    values = bootstrap(statistic, count, resamples=config.resamples, seed=config.seed)
+    shown: dict[str, dict[str, Any]] = {name: {} for name in statistics}
+    for path, value in values.items():
+        name, _, key = path.partition("/")
+        shown[name][key] = interval(value)
+    return shown
 
 
-def _correlation(found: Collected, config: MigrateConfig) -> dict[str, Any]:
+def _correlation(found: Collected) -> Statistic:
     """Pearson's, Spearman's (the ranks of all comments in each resample), and the mean distance."""
     pairs = {"pearson": (found.old, found.new)}
     pairs["spearman"] = (rankdata(found.old), rankdata(found.new))
@@ -91,12 +115,21 @@ def _correlation(found: Collected, config: MigrateConfig) -> dict[str, Any]:
                 values[name] = np.where(spread > 1e-15, (xy - x * y) / spread, np.nan)
         return values
 
-    drawn = {"resamples": config.resamples, "seed": config.seed}
-    return _shown(bootstrap(statistic, len(found.old), **drawn))
+    return statistic
 
 
-def _decisions(one: Point, other: Point, config: MigrateConfig) -> dict[str, Any]:
-    """Share of the same decisions, and Cohen's kappa (1960): agreement beyond chance."""
+def _counts(one: Point, other: Point) -> dict[str, Any]:
+    assert one.decided is not None and other.decided is not None
+    a, b = one.decided, other.decided
+    return {
+        "same": share(int((a == b).sum()), len(a)),
+        "only_old": int((a & ~b).sum()),
+        "only_new": int((b & ~a).sum()),
+    }
+
+
+def _kappa(one: Point, other: Point) -> Statistic:
+    """Cohen's kappa (1960): agreement of two decisions beyond chance."""
     assert one.decided is not None and other.decided is not None
     a, b = one.decided.astype(np.float64), other.decided.astype(np.float64)
     table = np.stack([a, b, (a == b).astype(np.float64)], axis=1)
@@ -108,46 +141,39 @@ def _decisions(one: Point, other: Point, config: MigrateConfig) -> dict[str, Any
         np.divide(same - chance, 1 - chance, out=kappa, where=chance < 1)
         return {"kappa": kappa}
 
-    drawn = {"resamples": config.resamples, "seed": config.seed}
-    return {
-        "same": share(int((a == b).sum()), len(a)),
-        **_shown(bootstrap(statistic, len(a), **drawn)),
-        "only_old": int((a > b).sum()),
-        "only_new": int((b > a).sum()),
-    }
+    return statistic
 
 
-def _alarm_threshold(
-    found: Collected, kept: Point, config: MigrateConfig
-) -> dict[str, float | None]:
+def _alarm_threshold(found: Collected, old: Point) -> Statistic:
     """How far chance moves the threshold that keeps the alarm rate."""
-    if kept.threshold is None:
-        return {"value": None, "low": None, "high": None}
+    assert old.decided is not None
     order = np.argsort(-found.new, kind="stable")
-    flagged = (found.old >= config.threshold).astype(np.float64)
+    flagged = old.decided.astype(np.float64)
 
     def statistic(weights: np.ndarray) -> Values:
         wanted = weights @ flagged
         reached = np.cumsum(weights[:, order], axis=1) >= np.maximum(wanted, 1)[:, None]
         return {"threshold": found.new[order][np.argmax(reached, axis=1)]}
 
-    drawn = {"resamples": config.resamples, "seed": config.seed}
-    shown = interval(bootstrap(statistic, len(found.new), **drawn)["threshold"])
-    # Between two scores, where the interval's ends are scores.
-    ends = {"low": min, "high": max}
-    return {
-        "value": kept.threshold,
-        **{name: end(shown[name] or 0.0, kept.threshold) for name, end in ends.items()},
-    }
+    return statistic
 
 
-def _auroc(found: Collected, config: MigrateConfig) -> dict[str, Any]:
+def _around(threshold: float | None, shown: dict[str, Any] | None) -> dict[str, float | None]:
+    """The threshold within its interval: it is between two scores, the interval's ends are some."""
+    if threshold is None or shown is None:
+        return {"value": None, "low": None, "high": None}
+    ends = shown["threshold"]
+    low, high = min(ends["low"], threshold), max(ends["high"], threshold)
+    return {"value": threshold, "low": low, "high": high}
+
+
+def _auroc(found: Collected) -> Statistic:
     known = found.labelled
     labels, old, new = found.labels[known], found.old[known], found.new[known]
 
     def statistic(weights: np.ndarray) -> Values:
-        values = {"old": auroc(labels, old, weights), "new": auroc(labels, new, weights)}
+        own = weights if known.all() else weights[:, known]
+        values = {"old": auroc(labels, old, own), "new": auroc(labels, new, own)}
         return {**values, "difference": values["new"] - values["old"]}
 
-    drawn = {"resamples": config.resamples, "seed": config.seed}
-    return _shown(bootstrap(statistic, len(labels), **drawn))
+    return statistic

@@ -131,6 +131,14 @@ class MigrateConfig:
             raise ValueError("expected http://HOST:PORT or https://HOST:PORT")
         return address.rstrip("/")
 
+    @field_validator("url")
+    @classmethod
+    def _is_a_server(cls, url: str | None) -> str | None:
+        scheme = (url or "").partition("://")[0] if "://" in (url or "") else "http"
+        if scheme not in ("http", "grpc"):
+            raise ValueError("expected HOST:PORT, http://HOST:PORT or grpc://HOST:PORT")
+        return url
+
     @model_validator(mode="after")
     def _fits_together(self) -> MigrateConfig:
         parse_label_map(self.label_map)

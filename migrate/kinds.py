@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from train.methods.debias import IDENTITY_TERMS
 
@@ -28,7 +29,7 @@ PROFANITIES = frozenset(
     ).split()
 )
 """Common English swear words and insults; not a list to moderate with."""
-_IDENTITIES = re.compile(rf"\b(?:{'|'.join(sorted(IDENTITY_TERMS))})s?\b")
+_IDENTITIES = frozenset(f"{term}{ending}" for term in IDENTITY_TERMS for ending in ("", "s"))
 _NEGATIONS = re.compile(
     r"\b(?:not?|never|nobody|nothing|none|neither|nor|without|cannot)\b|n['’]t\b"
 )
@@ -40,6 +41,8 @@ _SPELLED_OUT = re.compile(r"(?<![^\W_])[^\W\d_](?:[ .\-_*][^\W\d_]){2,}(?![^\W_]
 """Single letters, three or more, a space or mark between each."""
 _MASKED = re.compile(r"(?<![^\W_*])[^\W\d_]+\*+[^\W\d_]*|(?<![^\W_*])[^\W\d_]*\*+[^\W\d_]+")
 _MIXED = re.compile(r"[\w$@!]*[a-z][\w$@!]*")
+_SUSPECT = re.compile(r"[013457$@!]|([a-z])\1\1")
+"""Without one of them no word is disguised by its signs."""
 _ALIKE = (str.maketrans("013457$@!", "oieastsai"), str.maketrans("013457$@!", "oleastsal"))
 """As the tokenizer's `Respelling` reads them."""
 _REPEATED = re.compile(r"(.)\1{2,}")
@@ -59,6 +62,8 @@ def _is_disguised(folded: str) -> bool:
     for match in _MASKED.finditer(folded):
         if _masked(match[0]):
             return True
+    if not _SUSPECT.search(folded):
+        return False
     return any(_reads_as_listed(word) for word in _MIXED.findall(folded))
 
 
@@ -115,22 +120,34 @@ _BY_SCRIPT = {
     "another": "in another script than Latin",
     "none": "without a letter",
 }
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A text, as the rules look at it."""
+
+    text: str
+    folded: str
+    """In small letters."""
+    words: frozenset[str]
+    """Of it, letters alone."""
+    count: int
+    """Words, as spaces part them."""
+
+
 OTHER_SCRIPTS = tuple(kind for name, kind in _BY_SCRIPT.items() if name != "none")
-_RULES: dict[str, Callable[[str, str], object]] = {
-    f"up to {SHORT_WORDS} words": lambda text, _: len(text.split()) <= SHORT_WORDS,
-    f"over {LONG_WORDS} words": lambda text, _: len(text.split()) > LONG_WORDS,
-    "in capitals": lambda text, _: _is_capitals(text),
-    "with a swear word or insult": lambda _, folded: (
-        not PROFANITIES.isdisjoint(_WORD.findall(folded))
-    ),
-    "with one in disguise": lambda _, folded: _is_disguised(folded),
-    "with an identity term": lambda _, folded: _IDENTITIES.search(folded),
-    "with a negation": lambda _, folded: _NEGATIONS.search(folded),
-    "with a quotation": lambda text, _: _QUOTES.search(text),
-    "with a link": lambda text, _: _URL.search(text),
-    "with an emoji": lambda text, _: _EMOJI.search(text),
+_RULES: dict[str, Callable[[_Read], object]] = {
+    f"up to {SHORT_WORDS} words": lambda read: read.count <= SHORT_WORDS,
+    f"over {LONG_WORDS} words": lambda read: read.count > LONG_WORDS,
+    "in capitals": lambda read: _is_capitals(read.text),
+    "with a swear word or insult": lambda read: not PROFANITIES.isdisjoint(read.words),
+    "with one in disguise": lambda read: _is_disguised(read.folded),
+    "with an identity term": lambda read: not _IDENTITIES.isdisjoint(read.words),
+    "with a negation": lambda read: _NEGATIONS.search(read.folded),
+    "with a quotation": lambda read: _QUOTES.search(read.text),
+    "with a link": lambda read: _URL.search(read.text),
+    "with an emoji": lambda read: not read.text.isascii() and _EMOJI.search(read.text),
 }
-"""Kind -> whether it is of a text, and of the text in small letters."""
 CUT = "cut: longer than the model reads"
 NONE = "none of these"
 KINDS = (*_RULES, *_BY_SCRIPT.values(), CUT)
@@ -143,7 +160,8 @@ def kinds_of(text: str, *, cut: bool = False) -> int:
     """Bits of the KINDS that a text is of; `cut` says whether the model reads all of it."""
     folded = text.casefold()
     bits = _SCRIPT_BITS[script(text)] | cut * _CUT_BIT
+    read = _Read(text, folded, frozenset(_WORD.findall(folded)), len(text.split()))
     for place, is_so in enumerate(_RULES.values()):
-        if is_so(text, folded):
+        if is_so(read):
             bits |= 1 << place
     return bits

@@ -461,6 +461,7 @@ def test_a_row_far_into_the_file_is_named(repository: Path, tmp_path: Path) -> N
         ({"threshold": 0}, "--threshold is 0"),
         ({"address": "127.0.0.1:8000"}, "--address is .*expected http://HOST:PORT"),
         ({"url": "127.0.0.1:8000", "version": 1}, "--version is of a repository"),
+        ({"url": "https://h:1"}, "--url is 'https://h:1': expected HOST:PORT, http://"),
         ({"source": "other"}, "--source is 'other'"),
         ({"label_map": ("x",)}, "--label-map has 'x'"),
         ({"out": Path("a"), "student": Path("a")}, "--student is a, expected another folder"),
