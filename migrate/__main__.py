@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from console.options import parse_config, run
+from contract import BadInput
 from migrate.agreement import ALARMS, OLD, agreement, points_of
 from migrate.changes import changes
 from migrate.collect import Collected, collect, texts_at
@@ -30,6 +31,8 @@ from migrate.warnings import warnings_of
 
 def migrate(config: MigrateConfig) -> dict[str, Any]:
     """Compare, write the report and return its document. Raises BadInput as `collect` does."""
+    if config.out.exists() and not config.out.is_dir():
+        raise BadInput(f"--out is {config.out}, a file, expected a folder; set another")
     found = collect(config)
     training = train_config(found, config) if config.distill else None
     document = compare(found, config)

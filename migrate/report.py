@@ -26,7 +26,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 13px }
 th, td { padding: .2em .7em; text-align: right; border-bottom: 1px solid #8885 }
-th:first-child, td:first-child, .words :last-child { text-align: left }
+th:first-child, td:first-child, .words td:last-child, .words th:last-child { text-align: left }
 h2 { margin-top: 2em } img { max-width: 100%; background: #fff }
 """
 

@@ -44,7 +44,7 @@ torch.set_num_threads(1)
 _FAST_FIRST = (
     "layout parallel cli labels files tokenizer split data synthetic batches repository versions "
     "faults serving_graph packed placement client train full_disk export privacy parity "
-    "calibration quality admission cache serve makefile door bench"
+    "calibration quality migrate admission cache serve makefile door bench"
 )
 _SLOW_FIXTURES = {"trained_run", "make_server_config"}
 _WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()

@@ -385,7 +385,7 @@ def test_what_a_command_fixes_and_offers_are_fields(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "export", "eval", "baseline", "serve", "keygen", "score"]
+    "name", ["train", "export", "eval", "baseline", "migrate", "serve", "keygen", "score"]
 )
 def test_help_shows_no_word_of_python_and_no_place_of_this_machine(name: str) -> None:
     entry = ENTRIES[name]

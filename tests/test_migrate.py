@@ -455,6 +455,13 @@ def test_a_row_far_into_the_file_is_named(repository: Path, tmp_path: Path) -> N
         migrate_main.migrate(config_of(log, repository=repository, out=tmp_path / "report"))
 
 
+def test_a_file_in_place_of_the_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    out.touch()
+    with pytest.raises(BadInput, match="a file, expected a folder"):
+        migrate_main.migrate(config_of(tmp_path / "nothing.csv", out=out))
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

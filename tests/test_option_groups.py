@@ -1,4 +1,4 @@
-"""Flags of export, quality and score stand in groups, say what they are and name no machine."""
+"""Flags of several commands stand in groups, say what they are and name no machine."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pydantic.fields import FieldInfo
 
 from export.config import ExportConfig
 from export.versions import VersionsConfig
+from migrate.config import MigrateConfig
 from quality.config import QualityConfig
 from quality.models import models_here
 from serve.offline.config import ScoreFileConfig
 from serve.score import ScoreConfig
 from train.artifacts import WEIGHTS_FILE
 
-CONFIGS = (ExportConfig, QualityConfig, ScoreConfig, ScoreFileConfig, VersionsConfig)
+CONFIGS = (ExportConfig, MigrateConfig, QualityConfig, ScoreConfig, ScoreFileConfig, VersionsConfig)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
