@@ -73,6 +73,9 @@ _SPELLED = frozenset(word for word in PROFANITIES if len(word) >= 4)
 
 @functools.lru_cache(1 << 12)
 def _masked(word: str) -> bool:
+    letters = len(word) - word.count("*")
+    if len(word) < 3 or (word[0] == "*" and letters < 3):  # "t*" and "*on" may be anything
+        return False
     pattern = re.compile(re.sub(r"\*+", lambda stars: f"[a-z]{{1,{len(stars[0]) + 2}}}", word))
     return any(pattern.fullmatch(listed) for listed in PROFANITIES)
 

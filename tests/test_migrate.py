@@ -194,6 +194,7 @@ SWEAR, HIDDEN = "with a swear word or insult", "with one in disguise"
         ("plan a b c d e f is good", set()),
         ("buy 3 mp3s on 2024 and 5 * 4 is 20", set()),
         ("this *is* emphasis in the text", set()),
+        ("a t* or *on or *at is fine", set()),
         ("many Muslims and gay people live here", {"with an identity term"}),
         ("it is not a question of taste", {"with a negation"}),
         ("they don't and they won't care", {"with a negation"}),
