@@ -7,6 +7,7 @@ paired.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,27 @@ def points_of(found: Collected, threshold: float) -> list[Point]:
     return points
 
 
+def on_the_other_half(found: Collected, config: MigrateConfig) -> list[dict[str, Any]]:
+    """Thresholds chosen on a random half of the comments, and what they flag of the other; JSON.
+
+    How well they keep what they are to keep. Empty where the old threshold parts no half.
+    """
+    order = np.random.default_rng(config.seed).permutation(len(found.old))
+    one, other = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    half = replace(
+        found,
+        **{name: getattr(found, name)[one] for name in ("rows", "old", "new", "labels", "kinds")},
+    )
+    if len(np.unique(half.old >= config.threshold)) < 2:
+        return []
+    effects = []
+    for point in points_of(half, config.threshold):
+        scores = found.old if point.name == OLD else found.new
+        decided = None if point.threshold is None else scores[other] >= point.threshold
+        effects.append(effect(Point(point.name, point.threshold, decided), found.labels[other]))
+    return effects
+
+
 def agreement(found: Collected, points: list[Point], config: MigrateConfig) -> dict[str, Any]:
     """Everything but the kinds; JSON."""
     by_name = {point.name: point for point in points}
@@ -70,6 +92,7 @@ def agreement(found: Collected, points: list[Point], config: MigrateConfig) -> d
         "decisions": {name: {**_counts(old, by_name[name]), **shown[name]} for name in compared},
         "alarm_threshold": _around(kept.threshold, shown.get("alarm_threshold")),
         "points": [effect(point, found.labels) for point in points],
+        "other_half": on_the_other_half(found, config),
         "curve": curve(found.old, found.new, (*CURVE, config.threshold)),
         "auroc": shown.get("auroc"),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,8 @@ def tables(document: Mapping[str, Any], *, short: bool = False) -> Iterator[Tabl
     yield _log(document)
     yield _agreement(document)
     yield _points(document)
+    if document["other_half"]:
+        yield _other_half(document)
     if document["auroc"]:
         yield _auroc(document)
     if not short:
@@ -87,9 +89,20 @@ def _agreement(document: Mapping[str, Any]) -> Table:
 
 
 def _points(document: Mapping[str, Any]) -> Table:
-    labelled = any("precision" in point for point in document["points"])
+    note = "Shares with 95 % intervals by Wilson."
+    return Table("What each threshold flags", _effects(document["points"]), note)
+
+
+def _other_half(document: Mapping[str, Any]) -> Table:
+    title = "Thresholds chosen on a random half, and what they flag of the other"
+    note = "So well do they keep a rate on comments that they were not chosen on."
+    return Table(title, _effects(document["other_half"]), note)
+
+
+def _effects(points: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    labelled = any("precision" in point for point in points)
     rows = [["", "threshold", "flagged", "share", *(["precision", "recall"] if labelled else [])]]
-    for point in document["points"]:
+    for point in points:
         if point["threshold"] is None:
             rows.append([point["name"], "none", *["-"] * (len(rows[0]) - 2)])
             continue
@@ -99,9 +112,7 @@ def _points(document: Mapping[str, Any]) -> Table:
         if labelled:
             row += [_with_interval(point[name]) for name in ("precision", "recall")]
         rows.append(row)
-    note = "Shares with 95 % intervals by Wilson. The new thresholds were chosen on these comments"
-    note += ", so on others they keep a rate within about that much."
-    return Table("What each threshold flags", rows, note)
+    return rows
 
 
 def _auroc(document: Mapping[str, Any]) -> Table:

@@ -157,6 +157,20 @@ def test_agreement_is_that_of_the_libraries() -> None:
     assert agreement(found, points, config) == document, "the seed draws the same comments"
 
 
+def test_a_threshold_of_one_half_is_measured_on_the_other() -> None:
+    rng = np.random.default_rng(2)
+    old = rng.random(2000)
+    found = collected(old, old**3, (rng.random(2000) < old).astype(float))
+    document = agreement(found, points_of(found, 0.7), config_of(Path("x"), threshold=0.7))
+    halves = {point["name"]: point for point in document["other_half"]}
+    assert halves[OLD]["flagged"]["of"] == 1000
+    gap = abs(halves[ALARMS]["flagged"]["count"] - halves[OLD]["flagged"]["count"])
+    assert gap <= 3, "the scores of the two halves lie as close as 2,000 random ones do"
+    assert halves[RECALL]["recall"]["value"] == pytest.approx(
+        halves[OLD]["recall"]["value"], abs=0.02
+    )
+
+
 def test_constant_scores_have_no_correlation() -> None:
     found = collected(np.linspace(0, 1, 20), np.full(20, 0.3))
     points = points_of(found, 0.5)
