@@ -17,6 +17,8 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 import export.__main__ as export_main
 from contract import FP32_LOGIT_ATOL, ONNX_FILE, TOKENIZER_FILE
@@ -41,22 +43,47 @@ hypothesis.settings.load_profile("untimed")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
-_FAST_FIRST = (
-    "layout parallel cli labels files tokenizer split data synthetic batches repository versions "
-    "faults serving_graph packed placement client train full_disk export privacy parity "
-    "calibration quality admission cache serve makefile door bench"
+_LONGEST_FIRST = (
+    "door readme score_file bench_encoder attack core fuzz cascade qat train generator_agrees load "
+    "long_text soak serve ladder bench repository training_options open_loop replicas parity "
+    "faults cache capacity distill placement quality torchscript export tokenizer labels versions"
 )
+"""Files whose tests take long, in order: begun first, they end together on all workers."""
+_APART = {
+    "test_nothing_is_left_when_it_is_told_to_end",
+    "test_the_same_sources_give_the_same_bytes",
+    "test_two_processes_give_the_result_of_one",
+    "test_a_kill_while_a_run_becomes_finished_loses_nothing",
+    "test_a_kill_at_any_step_of_publishing_loses_nothing",
+    "test_closed_loop_reports_a_stall_once_a_user",
+    "test_open_loop_reports_a_stall_for_every_send_in_it",
+}
+"""Long tests that share nothing with those of their file: another worker may run them."""
 _SLOW_FIXTURES = {"trained_run", "make_server_config"}
 _WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast files first; one that is not named here comes last. What trains or serves is slow."""
-    order = {f"test_{name}.py": place for place, name in enumerate(_FAST_FIRST.split())}
+    """Long files first; one that is not named here comes last. What trains or serves is slow."""
+    order = {f"test_{name}.py": place for place, name in enumerate(_LONGEST_FIRST.split())}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
     for item in items:
         if _SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+class _ByFile(LoadScopeScheduling):
+    """The tests of a file run on one worker, as they share what it sets up, but those of _APART."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        return nodeid if test.partition("[")[0] in _APART else file
+
+
+@pytest.hookimpl(optionalhook=True)  # without workers there is no such hook
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Instead of `--dist loadfile`."""
+    return _ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
