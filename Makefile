@@ -65,7 +65,7 @@ $(foreach name,$(FLAGS),$(eval override $(name) := $$(subst $$(newline), ,$$(val
 # An empty one is not given: a program may read the same name.
 export $(foreach name,$(LITERAL),$(if $($(name)),$(name)))
 
-VENV := .venv
+VENV ?= .venv
 RUN := $(VENV)/bin/python
 TOOL := $(VENV)/bin/toxicity
 READY := $(VENV)/.ready

@@ -79,7 +79,7 @@ class LadderConfig:
 
 
 @dataclass(frozen=True)
-class Rung:
+class LadderRung:
     """One artifact. `cost` is time a comment over the teacher's in the same run."""
 
     name: str
@@ -134,7 +134,7 @@ def measure(config: LadderConfig) -> dict[str, Any]:
         return float(roc_auc_score(subject.labels[rows], logits))
 
     rungs = [
-        Rung(
+        LadderRung(
             name=name,
             validation_auroc=auroc(path, split.validation),
             test_auroc=auroc(path, split.test),
@@ -210,7 +210,7 @@ def _gated(name: str, settings: ExportConfig) -> tuple[str, float | None]:
     return "hold", cascade and cascade["asked_share"]
 
 
-def bars(rungs: Sequence[Rung]) -> dict[str, dict[str, Any]]:
+def bars(rungs: Sequence[LadderRung]) -> dict[str, dict[str, Any]]:
     """The cheapest rung that passes its gates within _LOSS of the teacher's test AUROC."""
     goal = next(rung.test_auroc for rung in rungs if rung.name == "teacher") - _LOSS
     value = min((r.cost for r in rungs if r.test_auroc >= goal and r.gates == "hold"), default=1.0)

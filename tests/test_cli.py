@@ -523,9 +523,9 @@ def test_of_several_comments_none_may_be_toxic() -> None:
 
 
 # --- doctor ------------------------------------------------------------------------------
-def findings_of(tmp_path: Path, **values: object) -> dict[str, list[doctor.Finding]]:
+def findings_of(tmp_path: Path, **values: object) -> dict[str, list[doctor.Examined]]:
     given = {"repository": tmp_path / "nothing" / "here", "run_dir": tmp_path, **values}
-    by_name: dict[str, list[doctor.Finding]] = {}
+    by_name: dict[str, list[doctor.Examined]] = {}
     for finding in doctor.examine(make_config(doctor.DoctorConfig, given)):
         by_name.setdefault(finding.name, []).append(finding)
     return by_name
@@ -548,7 +548,7 @@ def test_doctor_says_what_is_there_and_what_is_not(tmp_path: Path) -> None:
 
 
 def test_doctor_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: doctor.DoctorConfig) -> Iterator[doctor.Finding]:
+    def broken(_: doctor.DoctorConfig) -> Iterator[doctor.Examined]:
         raise ZeroDivisionError("x\ny")
         yield
 

@@ -11,12 +11,12 @@ import pytest
 from console.options import make_config
 from contract import BadInput
 from experiments import ladder
-from experiments.ladder import Rung
+from experiments.ladder import LadderRung
 
-TEACHER = Rung("teacher", 0.97, 0.96, 500.0, 1.0, None, "0" * 64, "hold")
+TEACHER = LadderRung("teacher", 0.97, 0.96, 500.0, 1.0, None, "0" * 64, "hold")
 
 
-def rung(name: str, test_auroc: float, cost: float, gates: str = "hold") -> Rung:
+def rung(name: str, test_auroc: float, cost: float, gates: str = "hold") -> LadderRung:
     changes = {"name": name, "test_auroc": test_auroc, "cost": cost, "gates": gates}
     return dataclasses.replace(TEACHER, comments_per_s=500 / cost, **changes)
 

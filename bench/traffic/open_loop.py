@@ -28,7 +28,7 @@ import psutil
 
 from bench.traffic import arrivals
 from bench.traffic.arrivals import Arrivals
-from bench.traffic.bodies import Comments
+from bench.traffic.bodies import EncodedComments
 from bench.traffic.comments import load_pool
 from bench.traffic.counters import CountersOf, server_counters, settled
 from bench.traffic.one_run import LoadConfig, Result, result_of
@@ -108,7 +108,7 @@ def load(
     """
     if protocol != "http":
         raise BadInput(f"protocol is {protocol}, expected http; Locust sends the others")
-    comments = Comments(load_pool(config.comments).texts, config.payload)
+    comments = EncodedComments(load_pool(config.comments).texts, config.payload)
     bodies = make_bodies(config, comments, first_pass=int(time.time()))
     before = settled(counters_of, server)
     measured = drive(
@@ -145,7 +145,9 @@ def load(
     )
 
 
-def make_bodies(config: LoadConfig, comments: Comments, *, first_pass: int) -> Iterable[bytes]:
+def make_bodies(
+    config: LoadConfig, comments: EncodedComments, *, first_pass: int
+) -> Iterable[bytes]:
     """As many bodies as a run can send, each of `config.batch` comments."""
     rng = np.random.default_rng(first_pass)
     hot = arrivals.hot_rows(len(comments), config.repeat_share)
