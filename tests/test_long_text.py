@@ -427,7 +427,7 @@ def test_bad_combinations_are_one_line(
 def linear_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("linear") / "model"
     shape = {"max_vocab": 3000, "max_len": 64, "d_model": 32, "n_layers": 2}
-    options = {"epochs": 4, "batch_size": 32, "lr": 3e-3, "device": "cpu", "attention": "linear"}
+    options = {"epochs": 6, "batch_size": 32, "lr": 3e-3, "device": "cpu", "attention": "linear"}
     train(TrainConfig(data="synthetic:3000", out=out, **shape, **options), torch.device("cpu"))
     return out
 
