@@ -227,6 +227,7 @@ class TinyModel:
 def make_tiny_model(
     folder: Path, *, seed: int, d_model: int = 16, n_layers: int = 2, max_len: int = 16
 ) -> TinyModel:
+    """Of random weights; its graphs are in `folder`, which is filled once for all workers."""
     import torch
 
     import export.__main__ as export_main
@@ -242,22 +243,28 @@ def make_tiny_model(
     with torch.no_grad():
         model.token_embedding.weight.mul_(50)
         model.head.weight.mul_(5)
-    export_main.trace(model, folder / ONNX_FILE)
-    build(model, folder / "serving.onnx", (max_len // 2, max_len), ragged=folder / "ragged.onnx")
-    (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), "utf-8")
+
+    def export() -> None:
+        folder.mkdir(exist_ok=True)
+        groups = (max_len // 2, max_len)
+        export_main.trace(model, folder / ONNX_FILE)
+        build(model, folder / "serving.onnx", groups, ragged=folder / "ragged.onnx")
+        (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), "utf-8")
+
+    once(folder, export)
     paths = (folder / name for name in (ONNX_FILE, "ragged.onnx", TOKENIZER_FILE))
     return TinyModel(model, tokenizer, *paths)
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"), seed=0)
+def tiny_model(shared: Path) -> TinyModel:
+    return make_tiny_model(shared / "tiny", seed=0)
 
 
 @pytest.fixture(scope="session")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+def other_model(shared: Path) -> TinyModel:
     """Same shapes and vocabulary, other weights."""
-    return make_tiny_model(tmp_path_factory.mktemp("other"), seed=1)
+    return make_tiny_model(shared / "other", seed=1)
 
 
 def _own_ports() -> Iterator[int]:

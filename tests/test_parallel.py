@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import multiprocessing
+import re
 import subprocess
 import sys
 import time
@@ -32,6 +33,8 @@ def test_workers_have_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_is_begun_early_or_runs_apart_is_there() -> None:
     assert not [name for name in _LONGEST_FIRST.split() if not (TESTS / f"test_{name}.py").exists()]
+    across = re.findall(r"tests/test_\w+\.py", (TESTS.parent / ".ci" / "run").read_text("utf-8"))
+    assert across and not [name for name in across if not (TESTS.parent / name).exists()]
     defined = {
         node.name
         for file in TESTS.glob("test_*.py")
