@@ -44,14 +44,16 @@ def test_bar_turns_red() -> None:
 
 
 # --- The Python backend, a peer of bench.serving.road --------------------------------------
-def test_a_python_backend_that_crashes_here_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_backend_that_crashes_here_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(road, "_stub", lambda: Path(__file__))
     monkeypatch.setattr(road, "np", SimpleNamespace(__version__="2.4.6"))
     assert road.lacking("python").endswith("crashes under NumPy 2, here is 2.4.6")
     assert not road.lacking("native")
     monkeypatch.setattr(road, "np", SimpleNamespace(__version__="1.26.4"))
     assert not road.lacking("python")
-    monkeypatch.setattr(road, "_stub", lambda: Path("nowhere"))
+    monkeypatch.setattr(road, "_stub", lambda: tmp_path / "nowhere")
     assert "no Python backend for Python 3." in road.lacking("python")
 
 
