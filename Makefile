@@ -66,14 +66,16 @@ $(foreach name,$(FLAGS),$(eval override $(name) := $$(subst $$(newline), ,$$(val
 # An empty one is not given: a program may read the same name.
 export $(foreach name,$(LITERAL),$(if $($(name)),$(name)))
 
-VENV := .venv
+VENV ?= .venv
 RUN := $(VENV)/bin/python
 TOOL := $(VENV)/bin/toxicity
 READY := $(VENV)/.ready
 # GPU wheels where there is an NVIDIA driver, CPU wheels otherwise.
 RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
-# Two processes, which share what a test file sets up; more of them would disturb what is timed.
-WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+# One process more than the two cores that the tests are made for: much of their time they wait for
+# a server. Each runs whole files (tests/conftest.py). They start hundreds of processes, each of
+# which would compile every module anew where PYTHONDONTWRITEBYTECODE is set.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest -n 3 --no-loadscope-reorder
 PORTS := --http-port="$$HTTP_PORT" --grpc-port="$$GRPC_PORT" --metrics-port="$$METRICS_PORT"
 IN_REPOSITORY := --repository="$$REPOSITORY"
 OF_COMMENTS := $(if $(COMMENTS),--comments="$$COMMENTS")
@@ -88,24 +90,26 @@ if [[ -n $$model && -z $$FORCE ]]; then \
 	[[ $$answer == [yY]* ]] || { echo 'error: clean is stopped, expected y; nothing was deleted' >&2; exit 2; }; \
 fi
 endef
-FOUND_PYTHON = $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(p)")' 2>/dev/null)))
+# The oldest, which most of the tests have run on; .ci/run tests the newest beside it.
+FOUND_PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 15) and print("$(p)")' 2>/dev/null)))
 
 .PHONY: help install native train best export versions publish rollback serve ui status stop score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-app bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation figures docs clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
 
-install: $(READY) ## make the virtual environment from the pinned constraints|PYTHON
+install: $(READY) ## make the virtual environment from the pinned constraints|PYTHON=python3.13 VENV=folder
 
 $(READY): pyproject.toml constraints.txt
-	@test -n "$${PYTHON:-$(FOUND_PYTHON)}" || { echo "error: no Python 3.11 or 3.12 found, expected one on PATH (Triton 24.10 needs numpy < 2, which has no later build); install it or give PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -n "$${PYTHON:-$(FOUND_PYTHON)}" || { echo "error: no Python 3.11 to 3.14 found, expected one on PATH; install it or give PYTHON=/path/to/python3.11" >&2; exit 2; }
 	"$${PYTHON:-$(FOUND_PYTHON)}" -m venv $(VENV)
 	$(RUN) -m pip install -q -c constraints.txt pip setuptools
 	$(RUN) -m pip install -q -c constraints.txt torch
 	$(RUN) -m pip install -q -c constraints.txt --no-build-isolation -e '.[$(RUNTIME),serve,bench,test]'
 	@# Only its tritonserver is used; its own requirements would hold back the others.
 	$(RUN) -m pip install -q -c constraints.txt --no-deps nvidia-pytriton
-	$(TOOL) build
+	@# The core is of no Python's release: what another environment built is taken as it is.
+	$(RUN) -c 'from core.build import library; print(library())'
 	@touch $@
 
 native: $(READY) ## build the core; SANITIZE builds it for tests with the machine's compiler|SANITIZE=address,undefined TARGET=aarch64
@@ -157,13 +161,13 @@ doctor: $(READY) ## what this machine can do, and what is missing, with the reme
 	@$(TOOL) doctor $(IN_REPOSITORY) $(PORTS) $(DOCTOR_ARGS)
 
 test: $(READY) ## run every test on two cores|TEST_ARGS="-k tokenizer"
-	$(RUN) -m pytest $(WORKERS) $(TEST_ARGS)
+	$(PYTEST) $(TEST_ARGS)
 
-test-fast: $(READY) ## run the quick ones: no training, few servers|TEST_ARGS
-	$(RUN) -m pytest $(WORKERS) -m "not slow" $(TEST_ARGS)
+test-fast: $(READY) ## run the quick ones: no training, few servers|TEST_ARGS, and VENV=folder PYTHON=python3.13 for another Python
+	$(PYTEST) -m "not slow" $(TEST_ARGS)
 
-coverage: $(READY) ## the same, and fail where they cover less of the code than they did before|TEST_ARGS
-	$(RUN) -m pytest $(WORKERS) -m "not slow" --cov --cov-report=term $(TEST_ARGS)
+coverage: $(READY) ## run every test, and fail where they cover less of the code than they did before|TEST_ARGS
+	$(PYTEST) --cov --cov-report=term $(TEST_ARGS)
 
 fuzz: $(READY) ## fuzz the core under its sanitizers (needs clang)|FUZZ_ARGS="--runs 10000000"
 	$(RUN) -m tests.fuzz.run $(FUZZ_ARGS)

@@ -41,7 +41,7 @@ from locust.runners import MasterRunner, WorkerRunner
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from bench.traffic import arrivals
-from bench.traffic.bodies import Comments, Payload, packed
+from bench.traffic.bodies import EncodedComments, Payload, packed
 from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
 from bench.traffic.faults import SHOWN_CHARS, grpc_fault, http_fault
 from bench.traffic.sockets import Connections
@@ -71,13 +71,13 @@ class _Pool:
     """The comments, encoded before the first is due: sending must stay cheap."""
 
     texts: list[str] = []  # noqa: RUF012  filled once, before any user starts
-    encoded: dict[str, Comments] = {}  # noqa: RUF012  by payload
+    encoded: dict[str, EncodedComments] = {}  # noqa: RUF012  by payload
     sources = itertools.count()
 
     @classmethod
-    def comments(cls, payload: Payload) -> Comments:
+    def comments(cls, payload: Payload) -> EncodedComments:
         if payload not in cls.encoded:
-            cls.encoded[payload] = Comments(cls.texts, payload)
+            cls.encoded[payload] = EncodedComments(cls.texts, payload)
         return cls.encoded[payload]
 
 

@@ -171,6 +171,13 @@ def _refuse_unknown_variables(context: click.Context, prefix: str) -> None:
 
 def make_config(config_class: type[Config], values: dict[str, Any]) -> Config:
     """Config from values by field name. Raises BadInput that names the first bad one."""
+    fields = sorted(field.name for field in dataclasses.fields(config_class))  # type: ignore[arg-type]
+    if unknown := sorted(values.keys() - set(fields)):
+        near = difflib.get_close_matches(unknown[0], fields, 1, _NEAR)
+        raise BadInput(
+            f"{unknown[0]!r} is no setting of {config_class.__name__}, expected "
+            f"{repr(near[0]) if near else 'one of ' + ', '.join(fields)}; mend it or leave it out"
+        )
     try:
         return TypeAdapter(config_class).validate_python(values)
     except ValidationError as error:
@@ -180,6 +187,8 @@ def make_config(config_class: type[Config], values: dict[str, Any]) -> Config:
             raise BadInput(f"{reason}; set another value") from error
         name = str(first["loc"][0])
         flag = "--" + name.replace("_", "-")
+        if first["type"] == "missing":
+            raise BadInput(f"{flag} is missing, expected a value; give {flag}") from error
         got = values.get(name, first["input"])
         raise BadInput(f"{flag} is {got!r}: {reason}; set another value") from error
 
@@ -228,7 +237,7 @@ def _parameter(field: Any, hint: Any, default: Any, positional: bool) -> click.P
         [f"{flag}/--no-{flag[2:]}" if is_flag else flag],
         type=click.BOOL if is_flag else kind,
         is_flag=is_flag,
-        default=None,
+        **({} if required else {"default": None}),  # click takes one that is given for a value
         multiple=several,
         required=required,
         metavar=None if is_flag or isinstance(kind, click.Choice) else metavar + "..." * several,

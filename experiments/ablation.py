@@ -26,10 +26,20 @@ from pydantic import Field
 from pydantic import dataclasses as pydantic
 from sklearn.metrics import roc_auc_score
 
-from console.options import make_config, parse_config, run
+from bench.report.result import (
+    RESULT,
+    Bars,
+    ResultOptions,
+    at_least,
+    at_most,
+    begin,
+    document,
+    report,
+)
+from console.options import make_config, run
 from contract import DECISION_THRESHOLD, BadInput
 from quality.curated import GROUP, load_curated
-from train.artifacts import CONFIG_FILE, METRICS_FILE, load_checkpoint, read_json, write_json
+from train.artifacts import CONFIG_FILE, METRICS_FILE, load_checkpoint, read_json
 from train.config import TrainConfig
 from train.data.batches import TokenizedOnTheFly
 from train.data.load import Comments, load_comments
@@ -58,8 +68,8 @@ COMBINATION = "combination"
 _TEST_BAR, _OUT_OF_DOMAIN_BAR, _FPR_RATIO_BAR = 0.980, 0.873, 3.0
 
 
-@pydantic.dataclass(frozen=True)
-class AblationConfig:
+@pydantic.dataclass(frozen=True, kw_only=True)
+class AblationConfig(ResultOptions):
     """Flags of `python -m experiments.ablation`."""
 
     data: str = Field(description="labelled comments to train on")
@@ -78,8 +88,9 @@ class AblationConfig:
     lr: float = Field(1e-3, gt=0, description="of the default row")
     epochs: int = Field(1, ge=1, description="of the default row")
     runs: Path = Field(Path("runs/ablation"), description="folder of the trained rows")
-    out: Path = Field(Path("bench/out/ablation"), description="folder of the JSON")
-    json: bool = Field(False, description="print the document as the last line")
+    out: Path = Field(
+        Path("bench/out/ablation"), description="folder of the JSON", json_schema_extra=RESULT
+    )
 
 
 @dataclass(frozen=True)
@@ -101,14 +112,9 @@ class Row:
 
 
 def main() -> None:
-    config = parse_config(
-        AblationConfig, None, prog="python -m experiments.ablation", description="What lifts AUROC."
-    )
-    document = measure(config)
-    write_json(config.out / "ablation.json", document)
-    print(table(document["rows"]))
-    if config.json:
-        print(json.dumps(document))
+    config = begin(AblationConfig, "experiments.ablation", "What lifts AUROC.")
+    found = measure(config)
+    report(config, found, table(found["rows"]))
 
 
 def measure(config: AblationConfig) -> dict[str, Any]:
@@ -133,16 +139,17 @@ def measure(config: AblationConfig) -> dict[str, Any]:
     # Of one row alone it would be that row again.
     if COMBINATION in config.rows and all(changes != row.changes for row in rows):
         rows.append(_trained(config, COMBINATION, changes, elsewhere, harmless))
-    return {
-        "base": _settings(config, {}) | {"out": None},
-        "out_of_domain": elsewhere.source,
-        "harmless": harmless.source,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "rows": [vars(row) for row in rows],
-        "best_by_validation": best(rows).name,
-        "bars": bars(rows),
-    }
+    return document(
+        "ablation",
+        config,
+        out_of_domain=elsewhere.source,
+        harmless=harmless.source,
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        rows=[vars(row) for row in rows],
+        best_by_validation=best(rows).name,
+        bars=bars(rows),
+    )
 
 
 def combined(rows: Sequence[Row]) -> dict[str, Any]:
@@ -159,7 +166,7 @@ def best(rows: Sequence[Row]) -> Row:
     return max(rows, key=lambda row: row.validation_auroc)
 
 
-def bars(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+def bars(rows: Sequence[Row]) -> Bars:
     """The row that validation chose, on what did not choose it.
 
     `fpr_ratio` has no value where no random comment is flagged; it holds if no other is either.
@@ -167,14 +174,10 @@ def bars(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     chosen = best(rows)
     ratio = chosen.fpr_identity / chosen.fpr_random if chosen.fpr_random else None
     few = chosen.fpr_identity <= _FPR_RATIO_BAR * chosen.fpr_random
-    test, elsewhere = chosen.test_auroc, chosen.out_of_domain_auroc
     return {
-        name: {"value": None if value is None else round(value, 5), "bar": bar, "holds": holds}
-        for name, value, bar, holds in (
-            ("test_auroc", test, _TEST_BAR, test >= _TEST_BAR),
-            ("out_of_domain_auroc", elsewhere, _OUT_OF_DOMAIN_BAR, elsewhere >= _OUT_OF_DOMAIN_BAR),
-            ("fpr_ratio", ratio, _FPR_RATIO_BAR, few),
-        )
+        "test_auroc": at_least(chosen.test_auroc, _TEST_BAR, 5),
+        "out_of_domain_auroc": at_least(chosen.out_of_domain_auroc, _OUT_OF_DOMAIN_BAR, 5),
+        "fpr_ratio": {**at_most(ratio, _FPR_RATIO_BAR, 5), "holds": few},
     }
 
 

@@ -12,7 +12,6 @@ A table, a Pareto plot and `ladder.json`; `--json` prints that, too.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +24,9 @@ from pydantic import Field
 from pydantic import dataclasses as pydantic
 from sklearn.metrics import roc_auc_score
 
+from bench.report.result import RESULT, Bars, ResultOptions, at_most, begin, document, report
 from bench.traffic.comments import default_source, load_pool
-from console.options import make_config, parse_config, run
+from console.options import make_config, run
 from contract import BadInput, GateFailed
 from export.__main__ import export
 from export.cascade import worth_asking
@@ -40,7 +40,6 @@ from train.artifacts import (
     read_json,
     sha256_of,
     write_atomically,
-    write_json,
 )
 from train.config import TrainConfig
 from train.loop import train
@@ -52,7 +51,7 @@ _LOSS, _COST = 0.002, 0.25
 
 
 @pydantic.dataclass(frozen=True)
-class LadderConfig:
+class LadderConfig(ResultOptions):
     """Flags of `python -m experiments.ladder`."""
 
     teacher: Path = Field(
@@ -74,12 +73,15 @@ class LadderConfig:
         distill.NGRAM_TEACHER, ge=0, description="of a distillation: what letters count"
     )
     comments: int = Field(960, ge=32, description="comments that time the rungs")
-    out: Path = Field(Path("bench/out/ladder"), description="folder of the JSON and the plot")
-    json: bool = Field(False, description="print the document as the last line")
+    out: Path = Field(
+        Path("bench/out/ladder"),
+        description="folder of the JSON and the plot",
+        json_schema_extra=RESULT,
+    )
 
 
 @dataclass(frozen=True)
-class Rung:
+class LadderRung:
     """One artifact. `cost` is time a comment over the teacher's in the same run."""
 
     name: str
@@ -94,18 +96,10 @@ class Rung:
 
 
 def main() -> None:
-    config = parse_config(
-        LadderConfig,
-        None,
-        prog="python -m experiments.ladder",
-        description="Quality against speed.",
-    )
-    document = measure(config)
-    write_json(config.out / "ladder.json", document)
-    plot(document, config.out / "ladder.png")
-    print(table(document["rungs"]))
-    if config.json:
-        print(json.dumps(document))
+    config = begin(LadderConfig, "experiments.ladder", "Quality against speed.")
+    found = measure(config)
+    plot(found, config.out / "ladder.png")
+    report(config, found, table(found["rungs"]), also=("ladder.png",))
 
 
 def measure(config: LadderConfig) -> dict[str, Any]:
@@ -134,7 +128,7 @@ def measure(config: LadderConfig) -> dict[str, Any]:
         return float(roc_auc_score(subject.labels[rows], logits))
 
     rungs = [
-        Rung(
+        LadderRung(
             name=name,
             validation_auroc=auroc(path, split.validation),
             test_auroc=auroc(path, split.test),
@@ -146,14 +140,16 @@ def measure(config: LadderConfig) -> dict[str, Any]:
         )
         for name, path in paths.items()
     ]
-    return {
-        "trained_on": subject.checkpoint.config["data"]["name"],
-        "timed_on": pool.to_json(),
-        "batch": rates.BATCH,
-        "threads": 1,
-        "rungs": [asdict(rung) for rung in rungs],
-        "bars": bars(rungs),
-    }
+    return document(
+        "ladder",
+        config,
+        trained_on=subject.checkpoint.config["data"]["name"],
+        timed_on=pool.to_json(),
+        batch=rates.BATCH,
+        threads=1,
+        rungs=[asdict(rung) for rung in rungs],
+        bars=bars(rungs),
+    )
 
 
 def distilled(config: LadderConfig, shape: str) -> Path:
@@ -210,12 +206,11 @@ def _gated(name: str, settings: ExportConfig) -> tuple[str, float | None]:
     return "hold", cascade and cascade["asked_share"]
 
 
-def bars(rungs: Sequence[Rung]) -> dict[str, dict[str, Any]]:
+def bars(rungs: Sequence[LadderRung]) -> Bars:
     """The cheapest rung that passes its gates within _LOSS of the teacher's test AUROC."""
     goal = next(rung.test_auroc for rung in rungs if rung.name == "teacher") - _LOSS
     value = min((r.cost for r in rungs if r.test_auroc >= goal and r.gates == "hold"), default=1.0)
-    bar = {"value": round(value, 3), "bar": _COST, "holds": value <= _COST}
-    return {f"cost_within_{_LOSS}_auroc": bar}
+    return {f"cost_within_{_LOSS}_auroc": at_most(value, _COST, 3)}
 
 
 def table(rungs: Sequence[dict[str, Any]]) -> str:

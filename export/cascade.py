@@ -31,6 +31,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from contract import INT8_LOGIT_ATOL, TOKENIZER_FILE, BadInput
+from export.work import multiply_adds
 from storage.files import sha256_of
 from train.artifacts import WEIGHTS_FILE, Checkpoint, check_split, load_checkpoint
 from train.data.batches import CommentIds
@@ -244,20 +245,6 @@ def _edges(logits: np.ndarray) -> list[float]:
     at = np.unique(np.linspace(0, len(ordered) - 1, _QUANTILES + 1).astype(int)[1:-1])
     between = (ordered[at].astype(float) + ordered[at + 1]) / 2
     return [float(ordered[0]) - 1, *between.tolist(), float(ordered[-1]) + 1]
-
-
-def multiply_adds(config: ModelConfig, lengths: Sequence[int]) -> np.ndarray:
-    """Multiply-adds of the serving graph's encoder, float64 [n]; the last block is [CLS] alone."""
-    d, heads = config.d_model, config.n_heads
-    length: np.ndarray = np.asarray(lengths, np.float64)
-    mlp = 2 * d * round(d * config.mlp_ratio)
-    if config.attention == "linear":
-        full = length * (4 * d * d + mlp + 2 * d * (d // heads))
-        last = length * (2 * d * d + 2 * d) + 2 * d * d + mlp
-    else:
-        full = length * (4 * d * d + mlp) + 2 * length**2 * d
-        last = 2 * heads * d * d + 2 * length * heads * d + mlp
-    return (config.n_layers - 1) * full + last
 
 
 def _on_teachers_scale(student: ToxicityEncoder, band: Band) -> ToxicityEncoder:

@@ -34,7 +34,7 @@ from core.build import LIBRARY
 from export.manifest import SERVED, Artifact, fingerprint, validated
 from export.model_config import MODELS, Tuning
 from export.repository import Snapshot, numbered
-from export.serving import ServedVersion
+from export.serving import ServedVersion, serving_path
 from export.signing import check_signature, load_private_key, required_key
 from export.switch import (
     announce,
@@ -127,7 +127,13 @@ def publish(
 
 
 def _next_version(repository: Path, found: Snapshot | None) -> int:
-    """A number that no version had; says which ones there cannot serve any more."""
+    """A number that no version had; says when the list is lost, and which ones cannot serve."""
+    if found is None and os.path.lexists(listing := serving_path(repository)):
+        print(
+            f"{listing} is damaged: a new list of versions begins; restore it from a backup to "
+            "serve an earlier version again",
+            file=sys.stderr,
+        )
     there = {number for model in MODELS for number in numbered(repository / model)}
     listed = {served.version for served in found.serving.published} if found else set()
     if lost := sorted(there - listed):

@@ -23,7 +23,7 @@ from console.options import parse_config, run
 from contract import BadInput
 from recipes.display import Display
 from recipes.recipe import Recipe, load, names
-from recipes.runner import Outcome, RecipeRun
+from recipes.runner import RecipeRun, StageOutcome
 from storage.files import write_json
 from storage.locks import LOCK_FILE, locked
 
@@ -103,7 +103,7 @@ def _listed(recipe: Recipe, settings: dict[str, str], out: Path) -> list[str]:
 
 
 def _document(
-    recipe: Recipe, settings: dict[str, str], cores: int, outcomes: list[Outcome]
+    recipe: Recipe, settings: dict[str, str], cores: int, outcomes: list[StageOutcome]
 ) -> dict[str, object]:
     return {
         "recipe": recipe.name,

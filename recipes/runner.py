@@ -34,7 +34,7 @@ _STOP_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageOutcome:
     """How one stage ended."""
 
     stage: str
@@ -55,9 +55,9 @@ class RecipeRun:
     cores: int
     restart: bool
     display: Display
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    outcomes: dict[str, StageOutcome] = field(default_factory=dict)
 
-    async def run(self) -> list[Outcome]:
+    async def run(self) -> list[StageOutcome]:
         """All stages, each after those that it needs.
 
         Raises ToxicityError of the first stage that fails, with its last line and its exit status;
@@ -67,7 +67,7 @@ class RecipeRun:
         order.prepare()
         stages = {stage.name: stage for stage in self.recipe.stages}
         waiting: list[Stage] = []
-        running: dict[asyncio.Task[Outcome], Stage] = {}
+        running: dict[asyncio.Task[StageOutcome], Stage] = {}
         try:
             while order.is_active():
                 waiting += [stages[name] for name in order.get_ready()]
@@ -84,7 +84,9 @@ class RecipeRun:
             self.display.close()
         return [self.outcomes[stage.name] for stage in self.recipe.stages]
 
-    def _start(self, waiting: list[Stage], running: dict[asyncio.Task[Outcome], Stage]) -> None:
+    def _start(
+        self, waiting: list[Stage], running: dict[asyncio.Task[StageOutcome], Stage]
+    ) -> None:
         """Start what fits beside what runs; a stage never waits for more cores than there are."""
         for stage in list(waiting):
             busy = sum(min(one.threads, self.cores) for one in running.values())
@@ -92,7 +94,7 @@ class RecipeRun:
                 waiting.remove(stage)
                 running[asyncio.create_task(self._stage(stage))] = stage
 
-    async def _stage(self, stage: Stage) -> Outcome:
+    async def _stage(self, stage: Stage) -> StageOutcome:
         folder = self.out / stage.name
         made = {s.name: str(self.out / s.name) for s in self.recipe.stages}
         arguments = stage.arguments(self.settings, made)
@@ -107,7 +109,7 @@ class RecipeRun:
             and not self.restart
         ):
             self.display.end(stage.name, "unchanged")
-            return Outcome(stage.name, float(before.get("seconds", 0)), False, found)
+            return StageOutcome(stage.name, float(before.get("seconds", 0)), False, found)
         goes_on = before.get("key") == key and not before.get("digest") and not self.restart
         self.display.begin(stage.name, _why(before, goes_on))
         write_json(_record_path(self.out, stage), {"key": key})
@@ -124,7 +126,7 @@ class RecipeRun:
         seconds += float(before.get("seconds", 0)) if goes_on else 0.0
         write_json(_record_path(self.out, stage), {"key": key, "digest": found, "seconds": seconds})
         self.display.end(stage.name, f"{seconds:,.0f} s")
-        return Outcome(stage.name, seconds, True, found)
+        return StageOutcome(stage.name, seconds, True, found)
 
     async def _follow(self, stage: Stage, arguments: list[str]) -> None:
         """Run the stage's command, its lines into the log and the display."""

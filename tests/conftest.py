@@ -1,4 +1,8 @@
-"""Shared parts, all real: a tiny random encoder, its published repository, a running server."""
+"""Shared parts, all real: a tiny random encoder, its published repository, a running server.
+
+What is heavy is imported where it is used: with workers, the process that only hands out the tests
+reads this file too, before it starts them.
+"""
 
 from __future__ import annotations
 
@@ -12,51 +16,83 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import hypothesis
 import pytest
-import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
-import export.__main__ as export_main
 from contract import FP32_LOGIT_ATOL, ONNX_FILE, TOKENIZER_FILE
-from export.config import ExportConfig
-from export.graph.build import build
-from export.publish import publish
-from serve import triton
+from storage.files import write_atomically
 from storage.locks import locked
-from train.artifacts import write_atomically
-from train.config import TrainConfig
-from train.data.tokenizer import Tokenizer, build_tokenizer
-from train.loop import train
-from train.model import ModelConfig, ToxicityEncoder
 
-# How long an example takes is the machine's affair: a busy one would fail what is right.
-hypothesis.settings.register_profile(
-    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("untimed")
+if TYPE_CHECKING:
+    import torch
+
+    from export.config import ExportConfig
+    from serve import triton
+    from train.data.tokenizer import Tokenizer
+    from train.model import ToxicityEncoder
 
 # The models of these tests are small: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(1)
 
-_FAST_FIRST = (
-    "layout parallel cli labels files tokenizer split data synthetic batches repository versions "
-    "faults serving_graph packed placement client train full_disk export privacy parity "
-    "calibration quality migrate admission cache serve makefile door bench"
+_LONGEST_FIRST = (
+    "door app app_door page readme score_file bench_encoder attack core fuzz cascade qat "
+    "train generator_agrees load long_text soak serve ladder bench repository "
+    "training_options open_loop replicas parity faults cache capacity distill placement "
+    "quality migrate recipes torchscript export tokenizer labels versions"
 )
+"""Files whose tests take long, in order: begun first, they end together on all workers."""
+_APART = {
+    "test_nothing_is_left_when_it_is_told_to_end",
+    "test_the_same_sources_give_the_same_bytes",
+    "test_two_processes_give_the_result_of_one",
+    "test_a_kill_while_a_run_becomes_finished_loses_nothing",
+    "test_a_kill_at_any_step_of_publishing_loses_nothing",
+    "test_closed_loop_reports_a_stall_once_a_user",
+    "test_open_loop_reports_a_stall_for_every_send_in_it",
+}
+"""Long tests that share nothing with those of their file: another worker may run them."""
 _SLOW_FIXTURES = {"trained_run", "make_server_config"}
 _WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # it runs no test
+    import hypothesis
+    import torch
+
+    torch.set_num_threads(1)
+    # How long an example takes is the machine's affair: a busy one would fail what is right.
+    hypothesis.settings.register_profile(
+        "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("untimed")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast files first; one that is not named here comes last. What trains or serves is slow."""
-    order = {f"test_{name}.py": place for place, name in enumerate(_FAST_FIRST.split())}
+    """Long files first; one that is not named here comes last. What trains or serves is slow."""
+    order = {f"test_{name}.py": place for place, name in enumerate(_LONGEST_FIRST.split())}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
     for item in items:
         if _SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+class _ByFile(LoadScopeScheduling):
+    """The tests of a file run on one worker, as they share what it sets up, but those of _APART."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        return nodeid if test.partition("[")[0] in _APART else file
+
+
+@pytest.hookimpl(optionalhook=True)  # without workers there is no such hook
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Instead of `--dist loadfile`."""
+    return _ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +116,11 @@ def once(folder: Path, make: Callable[[], object]) -> None:
 @pytest.fixture(scope="session")
 def trained_run(shared: Path) -> Path:
     """Folder of a finished run whose small model really learned, on synthetic comments."""
+    import torch
+
+    from train.config import TrainConfig
+    from train.loop import train
+
     out = shared / "trained" / "model"
     shape = {"max_vocab": 3000, "max_len": 64, "d_model": 48, "n_layers": 2}
     config = TrainConfig(
@@ -92,6 +133,9 @@ def trained_run(shared: Path) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def traced_once(shared: Path) -> Iterator[None]:
     """Exports of the same weights share one trace, which takes longer than all of their gates."""
+    import export.__main__ as export_main
+    from train.model import ToxicityEncoder
+
     real: Callable[[torch.nn.Module, Path], None] = export_main.trace
     folder = shared / "traced"
     folder.mkdir(exist_ok=True)
@@ -114,13 +158,15 @@ def traced_once(shared: Path) -> Iterator[None]:
         yield
 
 
-Exported = tuple[ExportConfig, dict[str, Any]]
+Exported = tuple["ExportConfig", dict[str, Any]]
 """What was asked for, and the report."""
 
 
 @pytest.fixture(scope="session")
 def exported_of(trained_run: Path, shared: Path) -> Callable[[str], Exported]:
     """`trained_run` in a precision, exported once; for tests that leave it as it is."""
+    import export.__main__ as export_main
+    from export.config import ExportConfig
 
     @functools.cache
     def exported(precision: str) -> Exported:
@@ -151,6 +197,8 @@ class TinyModel:
 
     def logit(self, text: str) -> float:
         """Logit of one comment by PyTorch, alone in its batch."""
+        import torch
+
         ids = torch.tensor([self.tokenizer.encode(text)])
         with torch.no_grad():
             return float(self.model(ids, torch.ones_like(ids)))
@@ -165,6 +213,8 @@ class TinyModel:
         }
 
     def publish(self, repository: Path, *, instances: int | None = 1, **options: Any) -> int:
+        from export.publish import publish
+
         return publish(
             repository,
             onnx_path=self.onnx_path,
@@ -178,6 +228,14 @@ class TinyModel:
 def make_tiny_model(
     folder: Path, *, seed: int, d_model: int = 16, n_layers: int = 2, max_len: int = 16
 ) -> TinyModel:
+    """Of random weights; its graphs are in `folder`, which is filled once for all workers."""
+    import torch
+
+    import export.__main__ as export_main
+    from export.graph.build import build
+    from train.data.tokenizer import build_tokenizer
+    from train.model import ModelConfig, ToxicityEncoder
+
     torch.manual_seed(seed)
     tokenizer = build_tokenizer([" ".join(_WORDS)], max_vocab=100, max_len=max_len)
     vocab_size = len(tokenizer.vocabulary)
@@ -186,22 +244,28 @@ def make_tiny_model(
     with torch.no_grad():
         model.token_embedding.weight.mul_(50)
         model.head.weight.mul_(5)
-    export_main.trace(model, folder / ONNX_FILE)
-    build(model, folder / "serving.onnx", (max_len // 2, max_len), ragged=folder / "ragged.onnx")
-    (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), "utf-8")
+
+    def export() -> None:
+        folder.mkdir(exist_ok=True)
+        groups = (max_len // 2, max_len)
+        export_main.trace(model, folder / ONNX_FILE)
+        build(model, folder / "serving.onnx", groups, ragged=folder / "ragged.onnx")
+        (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), "utf-8")
+
+    once(folder, export)
     paths = (folder / name for name in (ONNX_FILE, "ragged.onnx", TOKENIZER_FILE))
     return TinyModel(model, tokenizer, *paths)
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"), seed=0)
+def tiny_model(shared: Path) -> TinyModel:
+    return make_tiny_model(shared / "tiny", seed=0)
 
 
 @pytest.fixture(scope="session")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+def other_model(shared: Path) -> TinyModel:
     """Same shapes and vocabulary, other weights."""
-    return make_tiny_model(tmp_path_factory.mktemp("other"), seed=1)
+    return make_tiny_model(shared / "other", seed=1)
 
 
 def _own_ports() -> Iterator[int]:
@@ -237,6 +301,8 @@ def make_server_config(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[Path], triton.ServeConfig]]:
     """Config on free ports and an own run folder; whatever it started is stopped at the end."""
+    from serve import triton
+
     made: list[triton.ServeConfig] = []
 
     def make(repository: Path) -> triton.ServeConfig:
@@ -264,6 +330,8 @@ def served(
     make_server_config: Callable[[Path], triton.ServeConfig],
 ) -> triton.ServeConfig:
     """The real server with version 1 of `tiny_model`; for tests that leave it as it is."""
+    from serve import triton
+
     repository = tmp_path_factory.mktemp("served") / "model_repository"
     tiny_model.publish(repository)
     config = make_server_config(repository)

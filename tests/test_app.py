@@ -23,7 +23,7 @@ from conftest import TinyModel
 from contract import HOST, MAX_COMMENT_BYTES
 from serve import door, haproxy
 from serve.app import markup, moderation
-from serve.app.labels import Labels
+from serve.app.labels import LabelFile
 from serve.app.refusals import Refusal
 from serve.app.sentences import MOST, sentences
 
@@ -437,7 +437,7 @@ def test_the_file_of_labels_is_bounded_whole_and_the_users_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "labels.csv"
-    file = Labels(path)
+    file = LabelFile(path)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: file.append(f'a "{n}"\nb, c', n % 2), range(200)))
     rows = read_rows(path)
@@ -457,7 +457,7 @@ def test_the_file_of_labels_is_bounded_whole_and_the_users_own(
     link = tmp_path / "link.csv"
     link.symlink_to(path)
     with pytest.raises(Refusal, match="cannot be written"):
-        Labels(link).append("x", 1)
+        LabelFile(link).append("x", 1)
 
 
 def read_rows(path: Path) -> list[list[str]]:

@@ -18,11 +18,11 @@ import psutil
 import pytest
 from conftest import TinyModel
 
-from bench.hostile.attack import Honest, Measured, bars
+from bench.hostile.attack import AttackMeasured, Honest, bars
 from bench.hostile.draws import GENERATE_PATH, generate_body, infer_body, single
 from bench.hostile.exchange import Outcome
 from bench.hostile.families import FAMILIES, draw_all
-from bench.hostile.legality import Served, read_requests
+from bench.hostile.legality import ServedVersions, read_requests
 from bench.hostile.tally import FamilyTally, Tally, merged, table
 from bench.traffic.answers import Answer, Oracle, scores_in, take_answer
 from bench.traffic.bodies import HEADER_LENGTH
@@ -32,7 +32,7 @@ from serve import haproxy
 from serve.probe import INFER_PATH
 
 ROOT = Path(__file__).parent.parent
-SERVED = Served(frozenset({"http://127.0.0.1:80"}), frozenset({1}))
+SERVED = ServedVersions(frozenset({"http://127.0.0.1:80"}), frozenset({1}))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_nothing_is_left_when_it_is_told_to_end(repository: Path, tmp_path: Path
 
 # --- The verdict ---------------------------------------------------------------------------
 CALM = {"p50": 1.0, "p99": 2.0, "max": 9.0}
-GOOD = Measured(
+GOOD = AttackMeasured(
     families={"paths": FamilyTally(sent=100_000, answers=Counter({"404": 100_000}))},
     honest=Honest(100, 0, 0, 0, "", {}, CALM, CALM),
     starts={"replica-1": 1, "haproxy": 1, "haproxy-large": 1, "grpc": 7},

@@ -19,7 +19,7 @@ from serve import haproxy
 
 def visit(rate_rps: float, **more: Any) -> Any:
     run = {"failures": 0, "latency_ms": {"p99": 10.0}, "check": {"invalid": []}, **more}
-    return app.Visit(open=[SimpleNamespace(rate_rps=rate_rps, **run)])
+    return app.AppVisit(open=[SimpleNamespace(rate_rps=rate_rps, **run)])
 
 
 def test_bars_turn_red() -> None:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.model import encoder, peaks
 from bench.model.encoder import EncoderBenchConfig, measure
 from bench.model.peaks import peak_gops, profile_by_op
-from bench.model.verdict import bars, multiply_adds
+from bench.model.verdict import bars
 from bench.report.plot import plot_encoders
 from bench.serving.contenders import read_feeds, running, write_feeds
 from bench.traffic import workload
@@ -30,6 +30,7 @@ from contract import ATTENTION_MASK, INPUT_IDS, TOKENIZER_FILE, ToxicityError
 from export.graph import build as serving_graph
 from export.graph.encoder import linear_layers
 from export.session import open_session, profile_into, session_options
+from export.work import multiply_adds
 from train.artifacts import CONFIG_FILE, save_weights, write_json
 from train.data.tokenizer import build_tokenizer
 from train.model import ModelConfig, ToxicityEncoder
@@ -138,7 +139,7 @@ def test_multiply_adds_of_the_model_are_those_that_pytorch_counts(subject: Subje
             ids = torch.full((1, length), 3)
             model(ids, torch.ones_like(ids))
     head = subject.model.config.d_model * len(lengths)
-    work = multiply_adds(subject.model.config, lengths)["model"]
+    work = multiply_adds(subject.model.config, lengths, whole=True).sum()
     assert counter.get_total_flops() == 2 * (work + head)
 
 
@@ -164,7 +165,7 @@ def test_multiply_adds_of_the_serving_graph_are_those_that_it_runs(
                 work += math.prod(a) * out[-1]
             elif stacked:  # a is [s, m, k] in some order, b [s, k, n], out [s, m, n]
                 work += math.isqrt(math.prod(a) * math.prod(b) * math.prod(out) // stacked)
-    assert work == multiply_adds(subject.model.config, [length])["serving"]
+    assert work == multiply_adds(subject.model.config, [length])
 
 
 def test_length_mix_is_that_of_all() -> None:

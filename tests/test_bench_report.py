@@ -73,6 +73,7 @@ def test_curves_of_one_epoch_have_an_axis_of_whole_epochs(tmp_path: Path) -> Non
     assert axes.get_xlim() == (0.5, 1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_no_server_outlives_its_bench(
     how: signal.Signals, tiny_model: TinyModel, tmp_path: Path
@@ -97,13 +98,17 @@ def test_no_server_outlives_its_bench(
                 found.append(one)
         return found
 
-    deadline = time.monotonic() + 90
-    while not servers():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(how)
-    assert process.wait(timeout=60) == (130 if how == signal.SIGTERM else -signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while servers():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    try:
+        deadline = time.monotonic() + 180
+        while not servers():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(how)
+        assert process.wait(timeout=60) == (130 if how == signal.SIGTERM else -signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while servers():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        process.terminate()  # one that did not begin in time is still there
+        process.wait(timeout=60)

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 import contract
 import export.__main__ as export_main
 from contract import CLS_ID, BadInput
-from export.cascade import Band, Cascade, CascadeEncoder, fit_band, multiply_adds
+from export.cascade import Band, Cascade, CascadeEncoder, fit_band
 from export.config import ExportConfig
 from export.gates import parity
 from export.gates import run as gates
@@ -27,6 +27,7 @@ from export.gates.placement import placement_of
 from export.graph.build import build, build_int8
 from export.graph.encoder import linear_layers
 from export.repository import load_scorer, read_artifact
+from export.work import multiply_adds
 from train.artifacts import METRICS_FILE, WEIGHTS_FILE, load_checkpoint, save_tensors
 from train.model import ModelConfig, ToxicityEncoder
 

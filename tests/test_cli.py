@@ -33,6 +33,7 @@ from toxicity.commands import BENCH, COMMANDS
 from train.artifacts import write_json
 from train.data.batches import pretokenize
 from train.data.tokenizer import build_tokenizer
+from train.model import ModelConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -411,12 +412,26 @@ def test_help_shows_no_word_of_python_and_no_place_of_this_machine(name: str) ->
         (["publish", "--version", "--sign-key", "x"], "--version has --sign-key behind it"),
         (["publish", "--version", "x"], "error: --version is 'x': Input should be a valid integer"),
         (["keys"], "error: toxicity keys: Missing argument '{add|remove|list}'"),
+        (["ablation"], "error: toxicity ablation: Missing option '--data'; see toxicity ablation"),
     ],
 )
 def test_a_mistyped_word_is_one_line(argv: list[str], words: str) -> None:
     done = toxicity(*argv)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "--vocab-size is missing, expected a value"),
+        ({"vocab_size": 9, "n_layer": 2}, "'n_layer' is no setting of ModelConfig.*'n_layers'"),
+        ({"vocab_size": 9, "colour": 1}, "'colour' is no setting .* one of attention, d_model, "),
+    ],
+)
+def test_a_config_takes_what_it_has_and_needs(values: dict[str, int], words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        make_config(ModelConfig, values)
 
 
 def test_a_variable_is_a_flag_and_a_mistyped_one_is_named(tmp_path: Path) -> None:
@@ -508,9 +523,9 @@ def test_of_several_comments_none_may_be_toxic() -> None:
 
 
 # --- doctor ------------------------------------------------------------------------------
-def findings_of(tmp_path: Path, **values: object) -> dict[str, list[doctor.Finding]]:
+def findings_of(tmp_path: Path, **values: object) -> dict[str, list[doctor.Examined]]:
     given = {"repository": tmp_path / "nothing" / "here", "run_dir": tmp_path, **values}
-    by_name: dict[str, list[doctor.Finding]] = {}
+    by_name: dict[str, list[doctor.Examined]] = {}
     for finding in doctor.examine(make_config(doctor.DoctorConfig, given)):
         by_name.setdefault(finding.name, []).append(finding)
     return by_name
@@ -533,7 +548,7 @@ def test_doctor_says_what_is_there_and_what_is_not(tmp_path: Path) -> None:
 
 
 def test_doctor_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: doctor.DoctorConfig) -> Iterator[doctor.Finding]:
+    def broken(_: doctor.DoctorConfig) -> Iterator[doctor.Examined]:
         raise ZeroDivisionError("x\ny")
         yield
 

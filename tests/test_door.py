@@ -31,6 +31,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from clients import Load, loading
 from conftest import TinyModel, free_port
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -461,21 +462,12 @@ def test_half_sent_requests_are_closed(opened: door.DoorConfig) -> None:
 
 
 # --- 2, 5. What ends comes back ----------------------------------------------------------
-@dataclasses.dataclass
-class Load:
-    """What honest HTTP clients got. Each tries once, but sends again what a kept connection was
-    closed on without a byte, as HTTP clients do (RFC 9112, 9.3.1).
+def load(config: door.DoorConfig) -> contextlib.AbstractContextManager[Load]:
+    """Two honest HTTP clients; their answers are logits. Each tries once, but sends again what a
+    kept connection was closed on without a byte, as HTTP clients do (RFC 9112, 9.3.1).
     """
 
-    logits: list[float] = dataclasses.field(default_factory=list)
-    lost: list[str] = dataclasses.field(default_factory=list)
-
-
-@contextlib.contextmanager
-def load(config: door.DoorConfig) -> Iterator[Load]:
-    found, done = Load(), threading.Event()
-
-    def client() -> None:
+    def client(found: Load, done: threading.Event) -> None:
         connection = HTTPConnection(HOST, config.http_port, timeout=30)
 
         def send() -> HTTPResponse:
@@ -492,7 +484,7 @@ def load(config: door.DoorConfig) -> Iterator[Load]:
                 content = json.loads(answer.read())
                 if answer.status == 200:
                     outputs = {output["name"]: output["data"] for output in content["outputs"]}
-                    found.logits.append(outputs[LOGIT][0])
+                    found.answers.append(outputs[LOGIT][0])
                 else:
                     found.lost.append(f"{answer.status} {content}")
             except (OSError, HTTPException, ValueError) as error:
@@ -500,16 +492,7 @@ def load(config: door.DoorConfig) -> Iterator[Load]:
                 connection.close()
         connection.close()
 
-    with ThreadPoolExecutor(2) as pool:
-        clients = [pool.submit(client) for _ in range(2)]
-        try:
-            time.sleep(0.3)
-            yield found
-            time.sleep(0.3)
-        finally:
-            done.set()
-        for one in clients:
-            one.result()
+    return loading(client, client)
 
 
 def eventually(condition: Any, seconds: float = 15) -> None:
@@ -530,8 +513,8 @@ def test_a_killed_server_is_back_and_no_request_is_lost(
         eventually(lambda: supervisor.states()["replica-1"].pid not in (0, before.pid))
         eventually(lambda: control.scores(sock))
     assert not found.lost
-    assert found.logits == pytest.approx(
-        [tiny_model.logit("you are kind")] * len(found.logits), abs=FP32_LOGIT_ATOL
+    assert found.answers == pytest.approx(
+        [tiny_model.logit("you are kind")] * len(found.answers), abs=FP32_LOGIT_ATOL
     )
     url = f"http://{HOST}:{opened.metrics_port}/replica-1/metrics"
     with urllib.request.urlopen(url, timeout=10) as answer:
@@ -570,7 +553,7 @@ def test_without_the_balancer_of_large_bodies_small_ones_score(opened: door.Door
             process.kill()
         psutil.wait_procs(family, timeout=10)
         eventually(lambda: ask(opened, "POST", INFER, large)[0] == 200)
-    assert found.logits and not found.lost
+    assert found.answers and not found.lost
     assert supervisor.states()[haproxy.LARGE_NAME].pid != before.pid
     url = f"http://{HOST}:{opened.metrics_port}/balancer/large/metrics"
     with urllib.request.urlopen(url, timeout=10) as answer:
@@ -599,7 +582,7 @@ def test_grpc_clients_that_give_up_cost_http_clients_nothing(opened: door.DoorCo
             pool.submit(give_up, 0.0005 * (number + 1))
         time.sleep(5)
         done.set()
-    assert found.logits and not found.lost
+    assert found.answers and not found.lost
     assert Supervisor(opened.run_dir).states()["replica-1"].pid == http
 
     def grpc_answers() -> bool:

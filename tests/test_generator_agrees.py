@@ -17,7 +17,7 @@ import pytest
 
 from bench.run import BenchConfig
 from bench.traffic import arrivals
-from bench.traffic.bodies import HEADER_LENGTH, Comments, Payload, packed
+from bench.traffic.bodies import HEADER_LENGTH, EncodedComments, Payload, packed
 from bench.traffic.comments import SYNTHETIC, load_pool
 from bench.traffic.open_loop import drive, find_program, make_bodies
 from contract import HOST, TEXT
@@ -58,7 +58,7 @@ def locust(server: AnsweringServer, record: Path, *flags: str) -> dict[str, Any]
 
 def open_loop(server: AnsweringServer, payload: Payload = "json") -> Any:
     config = BenchConfig(rate=RATE, seconds=SECONDS, comments=SYNTHETIC, payload=payload)
-    comments = Comments(load_pool(SYNTHETIC).texts, payload)
+    comments = EncodedComments(load_pool(SYNTHETIC).texts, payload)
     return drive(
         make_bodies(config, comments, first_pass=7),
         port=server.port,
@@ -151,7 +151,7 @@ TEXTS = [
 @pytest.mark.parametrize("hot", [0, 20])
 @pytest.mark.parametrize("first_pass", [0, 7])
 def test_encoded_comments_are_those_of_arrivals(hot: int, first_pass: int) -> None:
-    as_json, as_binary = Comments(TEXTS, "json"), Comments(TEXTS, "binary")
+    as_json, as_binary = EncodedComments(TEXTS, "json"), EncodedComments(TEXTS, "binary")
     for number in range(5 * len(TEXTS)):
         text = arrivals.comment(TEXTS, hot, number, first_pass)
         assert as_binary.item(number, hot, first_pass) == text.encode()
@@ -159,7 +159,7 @@ def test_encoded_comments_are_those_of_arrivals(hot: int, first_pass: int) -> No
 
 
 def test_a_body_is_what_a_json_encoder_makes() -> None:
-    comments = Comments(TEXTS, "json")
+    comments = EncodedComments(TEXTS, "json")
     items = [comments.item(number, 0, 3) for number in range(len(TEXTS))]
     texts = [arrivals.comment(TEXTS, 0, number, 3) for number in range(len(TEXTS))]
     tensor = {"name": TEXT, "shape": [len(texts), 1], "datatype": "BYTES", "data": texts}
@@ -167,7 +167,7 @@ def test_a_body_is_what_a_json_encoder_makes() -> None:
 
 
 def test_a_binary_body_has_a_head_of_one_length() -> None:
-    comments = Comments(TEXTS, "binary")
+    comments = EncodedComments(TEXTS, "binary")
     for count in (1, 2, 64):
         items = [comments.item(number, 0, 0) for number in range(count)]
         body = comments.body(items)
@@ -180,7 +180,7 @@ def test_a_binary_body_has_a_head_of_one_length() -> None:
 
 def test_no_body_of_a_run_repeats_another() -> None:
     config = BenchConfig(rate=500, seconds=4, comments=SYNTHETIC)
-    comments = Comments(load_pool(SYNTHETIC).texts, "json")
+    comments = EncodedComments(load_pool(SYNTHETIC).texts, "json")
     first = list(make_bodies(config, comments, first_pass=11))
     second = list(make_bodies(config, comments, first_pass=12))
     assert len(first) > 2000

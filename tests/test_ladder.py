@@ -11,12 +11,12 @@ import pytest
 from console.options import make_config
 from contract import BadInput
 from experiments import ladder
-from experiments.ladder import Rung
+from experiments.ladder import LadderRung
 
-TEACHER = Rung("teacher", 0.97, 0.96, 500.0, 1.0, None, "0" * 64, "hold")
+TEACHER = LadderRung("teacher", 0.97, 0.96, 500.0, 1.0, None, "0" * 64, "hold")
 
 
-def rung(name: str, test_auroc: float, cost: float, gates: str = "hold") -> Rung:
+def rung(name: str, test_auroc: float, cost: float, gates: str = "hold") -> LadderRung:
     changes = {"name": name, "test_auroc": test_auroc, "cost": cost, "gates": gates}
     return dataclasses.replace(TEACHER, comments_per_s=500 / cost, **changes)
 
@@ -24,11 +24,11 @@ def rung(name: str, test_auroc: float, cost: float, gates: str = "hold") -> Rung
 def test_bar_is_the_cheapest_rung_that_is_good_enough_and_passes() -> None:
     rungs = [TEACHER, rung("a", 0.95, 0.1), rung("b", 0.9585, 0.3), rung("c", 0.959, 0.2, "int8")]
     (bar,) = ladder.bars(rungs).values()
-    assert bar == {"value": 0.3, "bar": 0.25, "holds": False}
+    assert bar == {"value": 0.3, "wanted": "at most", "bar": 0.25, "holds": False}
     (bar,) = ladder.bars([*rungs, rung("d", 0.9581, 0.24)]).values()
     assert bar["holds"]
     (bar,) = ladder.bars(rungs[:2]).values()
-    assert bar == {"value": 1.0, "bar": 0.25, "holds": False}
+    assert bar == {"value": 1.0, "wanted": "at most", "bar": 0.25, "holds": False}
 
 
 def test_plot_and_table_show_every_rung(tmp_path: Path) -> None:

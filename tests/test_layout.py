@@ -170,6 +170,34 @@ def test_functions_are_simple() -> None:
     assert found == excused, "too complex, or excused without need"
 
 
+# --- Names -------------------------------------------------------------------------------
+SAME_NAMES: dict[str, int] = {}
+"""Names that several classes have, and how many: none is added."""
+
+
+def names_of_several(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """Names that more than one class has, each with its modules: by module -> source."""
+    found: dict[str, list[str]] = {}
+    for module, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(module)
+    return {name: where for name, where in found.items() if len(where) > 1}
+
+
+def test_no_two_classes_have_one_name() -> None:
+    files = modules(ROOT, sources())
+    assert "toxicity.doctor" in files
+    found = names_of_several({name: file.read_text("utf-8") for name, file in files.items()})
+    assert {name: len(where) for name, where in found.items()} == SAME_NAMES, found
+
+
+def test_a_name_of_two_classes_is_found() -> None:
+    inner = "def f():\n    class A:\n        pass"
+    assert names_of_several({"a": "class A: ...", "b": inner}) == {"A": ["a", "b"]}
+    assert names_of_several({"a": "class A: ...", "b": "class B(A): ..."}) == {}
+
+
 # --- What the texts say ------------------------------------------------------------------
 def test_make_help_lists_exactly_the_targets() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")

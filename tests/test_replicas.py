@@ -11,12 +11,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 import psutil
 import pytest
+from clients import Load, loading
 from conftest import TinyModel, free_port
 from tritonclient.utils import InferenceServerException
 
@@ -80,22 +81,12 @@ def _states(config: door.DoorConfig) -> dict[str, str]:
     return haproxy.states(config.metrics_port)
 
 
-@dataclass
-class Load:
-    """What clients that keep their connection got while the block of `_load` ran."""
+def _load(config: door.DoorConfig, *, retries: int) -> contextlib.AbstractContextManager[Load]:
+    """Two clients a protocol ask for TEXT again and again on a connection that they keep; their
+    answers are version and logit.
+    """
 
-    answers: list[tuple[str, float]] = field(default_factory=list)
-    """Version and logit."""
-    retried: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-
-
-@contextlib.contextmanager
-def _load(config: door.DoorConfig, *, retries: int) -> Iterator[Load]:
-    """Two clients a protocol ask for TEXT again and again."""
-    load, done = Load(), threading.Event()
-
-    def ask(protocol: Protocol) -> None:
+    def ask(protocol: Protocol, load: Load, done: threading.Event) -> None:
         with connect(protocol, _url(config, protocol)) as client:
             while not done.is_set():
                 for left in reversed(range(retries + 1)):
@@ -108,16 +99,7 @@ def _load(config: door.DoorConfig, *, retries: int) -> Iterator[Load]:
                     load.answers.append((version, answer.as_numpy(LOGIT).item()))
                     break
 
-    with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask, protocol) for protocol in PROTOCOLS * 2]
-        try:
-            time.sleep(0.5)
-            yield load
-            time.sleep(0.5)
-        finally:
-            done.set()
-        for future in asking:
-            future.result()
+    return loading(*(partial(ask, protocol) for protocol in PROTOCOLS * 2))
 
 
 def _scored(server: triton.Server) -> int:

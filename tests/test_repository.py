@@ -470,6 +470,22 @@ def test_a_repository_older_than_serving_json_is_to_be_exported_again(
     assert "has versions [1] that its serving.json does not list" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("left", ["", "{}", '{"format": 1'])
+def test_a_damaged_list_of_versions_is_not_replaced_in_silence(
+    left: str, tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model.publish(tmp_path)
+    assert not capsys.readouterr().err
+    (tmp_path / PUBLIC_MODEL / SERVING_FILE).write_text(left)
+    assert tiny_model.publish(tmp_path) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith(
+        f"{SERVING_FILE} is damaged: a new list of versions begins; restore it from a backup to "
+        "serve an earlier version again"
+    )
+    assert "has versions [1] that its serving.json does not list" in said[1]
+
+
 def test_a_version_is_described_by_checked_values(tiny_model: TinyModel, tmp_path: Path) -> None:
     for _ in range(2):
         tiny_model.publish(tmp_path)

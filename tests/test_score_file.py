@@ -372,6 +372,7 @@ def left(long_file: Path, tmp_path: Path, score: Any, monkeypatch: pytest.Monkey
     return out
 
 
+@pytest.mark.slow
 def test_runs_that_differ_are_not_mixed(
     left: Path,
     long_file: Path,

@@ -15,7 +15,7 @@ from conftest import TinyModel
 
 from bench.hostile import honest
 from bench.hostile.incidents import Incident, copy_of, publish_shifted, schedule
-from bench.hostile.soak import Measured, bars
+from bench.hostile.soak import SoakMeasured, bars
 from bench.hostile.tally import FamilyTally
 from bench.hostile.watch import growth, slope
 from bench.traffic.comments import SYNTHETIC, load_pool
@@ -89,7 +89,7 @@ def record(**changed: Any) -> honest.Record:
     return dataclasses.replace(good, **changed)
 
 
-GOOD = Measured(
+GOOD = SoakMeasured(
     records={"http": record()},
     wrong={"http": (0, "")},
     published=[1, 2],

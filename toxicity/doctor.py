@@ -67,7 +67,7 @@ class DoctorConfig:
 
 
 @plain_dataclass(frozen=True)
-class Finding:
+class Examined:
     """One line: what it is about, how it is, and what to do."""
 
     name: str
@@ -76,7 +76,7 @@ class Finding:
     remedy: str = ""
 
 
-Check = Callable[[DoctorConfig], Iterator[Finding]]
+Check = Callable[[DoctorConfig], Iterator[Examined]]
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def main() -> None:
         raise ToxicityError(f"missing: {', '.join(missing)}; each line above says what to do")
 
 
-def lines(findings: list[Finding]) -> str:
+def lines(findings: list[Examined]) -> str:
     """A table for people."""
     width = max(len(finding.name) for finding in findings)
     return "\n".join(
@@ -102,29 +102,29 @@ def lines(findings: list[Finding]) -> str:
     )
 
 
-def examine(config: DoctorConfig) -> list[Finding]:
+def examine(config: DoctorConfig) -> list[Examined]:
     """Every finding; a check that fails itself is one, too."""
-    findings: list[Finding] = []
+    findings: list[Examined] = []
     for name, check in CHECKS.items():
         try:
             findings += check(config)
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            findings.append(Finding(name, "note", f"cannot be looked at ({reason})"))
+            findings.append(Examined(name, "note", f"cannot be looked at ({reason})"))
     return findings
 
 
 # --- Software ----------------------------------------------------------------------------
-def _python(_: DoctorConfig) -> Iterator[Finding]:
+def _python(_: DoctorConfig) -> Iterator[Examined]:
     found = f"{platform.python_version()} at {sys.executable}"
     if sys.version_info < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
-        yield Finding("python", "MISSING", found, f"install {oldest}, then run `make install`")
+        yield Examined("python", "MISSING", found, f"install {oldest}, then run `make install`")
         return
-    yield Finding("python", "ok", found)
+    yield Examined("python", "ok", found)
 
 
-def _packages(_: DoctorConfig) -> Iterator[Finding]:
+def _packages(_: DoctorConfig) -> Iterator[Examined]:
     from packaging.requirements import Requirement
 
     found, wrong = [], []
@@ -137,9 +137,9 @@ def _packages(_: DoctorConfig) -> Iterator[Finding]:
             wrong.append(f"{requirement} is {version or 'not there'}")
         else:
             found.append(f"{requirement.name} {version}")
-    yield Finding("packages", "ok", ", ".join(found))
+    yield Examined("packages", "ok", ", ".join(found))
     for words in wrong:
-        yield Finding("packages", "MISSING", words, _INSTALL)
+        yield Examined("packages", "MISSING", words, _INSTALL)
 
 
 def _version(package: str) -> str | None:
@@ -149,64 +149,64 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _compiler(_: DoctorConfig) -> Iterator[Finding]:
+def _compiler(_: DoctorConfig) -> Iterator[Examined]:
     for package in ("ziglang", "cmake", "ninja"):
         version = _version(package)
         if version:
-            yield Finding("compiler", "ok", f"{package} {version}")
+            yield Examined("compiler", "ok", f"{package} {version}")
         else:
-            yield Finding("compiler", "MISSING", f"no {package}, which builds the core", _INSTALL)
+            yield Examined("compiler", "MISSING", f"no {package}, which builds the core", _INSTALL)
 
 
-def _core(_: DoctorConfig) -> Iterator[Finding]:
+def _core(_: DoctorConfig) -> Iterator[Examined]:
     current, folder = build.is_current(), build.lib_folder()
     if current is None:
-        yield Finding("core", "MISSING", f"none in {folder}", "run `toxicity build`")
+        yield Examined("core", "MISSING", f"none in {folder}", "run `toxicity build`")
     elif not current:
-        yield Finding("core", "note", "of other sources than these", "run `toxicity build`")
+        yield Examined("core", "note", "of other sources than these", "run `toxicity build`")
     else:
         said = json.loads((folder / build.BUILD_FILE).read_text("utf-8"))
         made = f"{said['compiler']} for {said['target']}, sources {said['sources'][:12]}"
-        yield Finding("core", "ok", f"built from these sources by {made}")
+        yield Examined("core", "ok", f"built from these sources by {made}")
 
 
-def _onnxruntime(_: DoctorConfig) -> Iterator[Finding]:
+def _onnxruntime(_: DoctorConfig) -> Iterator[Examined]:
     try:
         import onnxruntime
     except ImportError as error:
-        yield Finding("onnxruntime", "MISSING", f"cannot be imported ({error})", _INSTALL)
+        yield Examined("onnxruntime", "MISSING", f"cannot be imported ({error})", _INSTALL)
         return
     providers = ", ".join(onnxruntime.get_available_providers())
-    yield Finding("onnxruntime", "ok", f"{onnxruntime.__version__} with {providers}")
+    yield Examined("onnxruntime", "ok", f"{onnxruntime.__version__} with {providers}")
 
 
-def _tritonserver(_: DoctorConfig) -> Iterator[Finding]:
+def _tritonserver(_: DoctorConfig) -> Iterator[Examined]:
     try:
         program = tritonserver.wheel() / "bin" / "tritonserver"
     except ToxicityError as error:
-        yield Finding("tritonserver", "MISSING", str(error))
+        yield Examined("tritonserver", "MISSING", str(error))
         return
     if not program.is_file():
-        yield Finding("tritonserver", "MISSING", f"none at {program}", _INSTALL)
+        yield Examined("tritonserver", "MISSING", f"none at {program}", _INSTALL)
         return
-    yield Finding("tritonserver", "ok", f"of nvidia-pytriton {_version('nvidia-pytriton')}")
+    yield Examined("tritonserver", "ok", f"of nvidia-pytriton {_version('nvidia-pytriton')}")
 
 
-def _haproxy(_: DoctorConfig) -> Iterator[Finding]:
+def _haproxy(_: DoctorConfig) -> Iterator[Examined]:
     program = haproxy.found()
     if program is None:
         lost = "none: one server on 127.0.0.1, without replicas, gRPC, TLS, keys and bounds"
-        yield Finding("haproxy", "note", lost, "run `apt-get install haproxy`")
+        yield Examined("haproxy", "note", lost, "run `apt-get install haproxy`")
         return
-    yield Finding("haproxy", "ok", f"{_first_line([program, '-v'])}, {program}")
+    yield Examined("haproxy", "ok", f"{_first_line([program, '-v'])}, {program}")
 
 
-def _clang(_: DoctorConfig) -> Iterator[Finding]:
+def _clang(_: DoctorConfig) -> Iterator[Examined]:
     program = shutil.which("clang++")
     if program is None:
-        yield Finding("clang", "note", "none, which fuzzing needs", "run `apt-get install clang`")
+        yield Examined("clang", "note", "none, which fuzzing needs", "run `apt-get install clang`")
         return
-    yield Finding("clang", "ok", _first_line([program, "--version"]))
+    yield Examined("clang", "ok", _first_line([program, "--version"]))
 
 
 def _first_line(command: list[str]) -> str:
@@ -215,37 +215,37 @@ def _first_line(command: list[str]) -> str:
 
 
 # --- Hardware and system -----------------------------------------------------------------
-def _gpu(_: DoctorConfig) -> Iterator[Finding]:
+def _gpu(_: DoctorConfig) -> Iterator[Examined]:
     program = shutil.which("nvidia-smi")
     done = program and subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20)
     if not done or done.returncode or not done.stdout.strip():
-        yield Finding("gpu", "note", "none with an NVIDIA driver: the CPU trains and serves")
+        yield Examined("gpu", "note", "none with an NVIDIA driver: the CPU trains and serves")
         return
     for line in done.stdout.splitlines():
-        yield Finding("gpu", "ok", re.sub(r" \(UUID: .*\)", "", line))
+        yield Examined("gpu", "ok", re.sub(r" \(UUID: .*\)", "", line))
     if not _version("onnxruntime-gpu"):
-        yield Finding("gpu", "note", "ONNX Runtime is the CPU's", "run `make clean install`")
+        yield Examined("gpu", "note", "ONNX Runtime is the CPU's", "run `make clean install`")
 
 
-def _cpu(_: DoctorConfig) -> Iterator[Finding]:
+def _cpu(_: DoctorConfig) -> Iterator[Examined]:
     text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
     words = set(re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)[0].split())
     has = sorted(words & _VECTORS.keys())
     state: State = "ok" if words & _INT8 else "note"
     less = "" if words & _INT8 else " (no INT8 dot products: INT8 gains less here)"
-    yield Finding("cpu", state, f"{platform.machine()} with {', '.join(has) or 'none'}{less}")
+    yield Examined("cpu", state, f"{platform.machine()} with {', '.join(has) or 'none'}{less}")
     usable, cores = len(os.sched_getaffinity(0)), os.cpu_count()
-    yield Finding("cores", "ok", f"{usable} of {cores} usable, load {os.getloadavg()[0]:.1f}")
+    yield Examined("cores", "ok", f"{usable} of {cores} usable, load {os.getloadavg()[0]:.1f}")
 
 
-def _memory(_: DoctorConfig) -> Iterator[Finding]:
+def _memory(_: DoctorConfig) -> Iterator[Examined]:
     memory = psutil.virtual_memory()
     found = f"{memory.available / _GIB:.1f} GiB free of {memory.total / _GIB:.1f}"
     little = memory.available < _LEAST_MEMORY
     yield _bounded("memory", found, little, "end some programs: a training wants 2 GiB")
 
 
-def _limits(_: DoctorConfig) -> Iterator[Finding]:
+def _limits(_: DoctorConfig) -> Iterator[Examined]:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     little = hard != resource.RLIM_INFINITY and hard < _LEAST_FILES
     words = f"raise the hard limit to {_LEAST_FILES:,} (`ulimit -Hn`)"
@@ -260,7 +260,7 @@ def _limit(value: int) -> str:
     return "unlimited" if value == resource.RLIM_INFINITY else f"at most {value:,}"
 
 
-def _disk(config: DoctorConfig) -> Iterator[Finding]:
+def _disk(config: DoctorConfig) -> Iterator[Examined]:
     folder = config.repository.resolve()
     while not folder.is_dir():
         folder = folder.parent
@@ -269,12 +269,12 @@ def _disk(config: DoctorConfig) -> Iterator[Finding]:
     yield _bounded("disk", found, free < _LEAST_DISK, "free some space: a run wants 5 GiB")
 
 
-def _bounded(name: str, found: str, little: bool, remedy: str) -> Finding:
-    return Finding(name, "note" if little else "ok", found, remedy if little else "")
+def _bounded(name: str, found: str, little: bool, remedy: str) -> Examined:
+    return Examined(name, "note" if little else "ok", found, remedy if little else "")
 
 
 # --- What is served ----------------------------------------------------------------------
-def _ports(config: DoctorConfig) -> Iterator[Finding]:
+def _ports(config: DoctorConfig) -> Iterator[Examined]:
     settings = door.read_settings(config.run_dir)
     listeners = {
         one.laddr.port: one.pid
@@ -284,13 +284,13 @@ def _ports(config: DoctorConfig) -> Iterator[Finding]:
     for flag in ("http_port", "grpc_port", "metrics_port"):
         port, name = getattr(config, flag), flag.replace("_", " ")
         if port not in listeners:
-            yield Finding(name, "ok", f"{port} is free")
+            yield Examined(name, "ok", f"{port} is free")
         elif settings and getattr(settings, flag) == port:
-            yield Finding(name, "ok", f"{port} is served from {config.run_dir}")
+            yield Examined(name, "ok", f"{port} is served from {config.run_dir}")
         else:
             owner = _process(listeners[port])
             remedy = f"stop it, or give --{flag.replace('_', '-')} to `serve`"
-            yield Finding(name, "MISSING", f"{port} is held by {owner}", remedy)
+            yield Examined(name, "MISSING", f"{port} is held by {owner}", remedy)
 
 
 def _process(pid: int | None) -> str:
@@ -302,16 +302,16 @@ def _process(pid: int | None) -> str:
         return f"process {pid}"
 
 
-def _repository(config: DoctorConfig) -> Iterator[Finding]:
+def _repository(config: DoctorConfig) -> Iterator[Examined]:
     from export.repository import verify
 
     try:
         artifact = verify(config.repository)
     except ToxicityError as error:
-        yield Finding("repository", "MISSING", str(error))
+        yield Examined("repository", "MISSING", str(error))
         return
     words = f"version {artifact['version']} ({artifact['precision']}) is current and whole"
-    yield Finding("repository", "ok", f"{config.repository}: {words}")
+    yield Examined("repository", "ok", f"{config.repository}: {words}")
 
 
 CHECKS: dict[str, Check] = {

@@ -115,7 +115,7 @@ class Honest:
 
 
 @dataclass(frozen=True)
-class Measured:
+class AttackMeasured:
     """All that is judged."""
 
     families: dict[str, FamilyTally]
@@ -144,7 +144,7 @@ def main() -> None:
 
 
 # --- Measuring -----------------------------------------------------------------------------
-def _measure(config: AttackConfig, door_config: door.DoorConfig) -> Measured:
+def _measure(config: AttackConfig, door_config: door.DoorConfig) -> AttackMeasured:
     with tempfile.TemporaryDirectory() as folder, Children() as children:
         texts, record = Path(folder) / "texts.json", Path(folder) / "honest.npz"
         pool = load_pool(config.comments).texts
@@ -179,7 +179,7 @@ def _measure(config: AttackConfig, door_config: door.DoorConfig) -> Measured:
         socket = Supervisor(door_config.run_dir).program_folder(watch.REPLICA)
         programs = (watch.REPLICA, *haproxy.NAMES, *([watch.GRPC] if config.grpc else []))
         read = honest.read_record(record)
-        return Measured(
+        return AttackMeasured(
             families=families,
             honest=_judge_honest(config.repository, pool, read, (calm, attacked, ended)),
             starts=watched.starts(),
@@ -298,7 +298,7 @@ def _judge_honest(
 
 
 # --- Judging -------------------------------------------------------------------------------
-def bars(measured: Measured) -> Bars:
+def bars(measured: AttackMeasured) -> Bars:
     """What must hold. gRPC's own server may end: its release does (docs/security.md).
 
     Of a short run the memory is no bar: it grows until each buffer has held the largest body.
@@ -324,7 +324,7 @@ def bars(measured: Measured) -> Bars:
 
 
 # --- Telling -------------------------------------------------------------------------------
-def _document(config: AttackConfig, measured: Measured) -> dict[str, Any]:
+def _document(config: AttackConfig, measured: AttackMeasured) -> dict[str, Any]:
     return document(
         "attack",
         config,
@@ -341,7 +341,7 @@ def _document(config: AttackConfig, measured: Measured) -> dict[str, Any]:
     )
 
 
-def _words(measured: Measured) -> Iterator[str]:
+def _words(measured: AttackMeasured) -> Iterator[str]:
     clients, starts = measured.honest, measured.starts
     sent = tally.total(measured.families, "sent")
     yield (

@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.hostile.children import Signals, begin
 from bench.hostile.draws import Draw
-from bench.hostile.legality import Served
+from bench.hostile.legality import ServedVersions
 from bench.hostile.tally import Tally
 from contract import HOST, LOGIT, PUBLIC_MODEL, TEXT
 from serve.probe import INFER_PATH
@@ -52,11 +52,11 @@ class Plan:
     pause_s: float = 0.0
     """Of each connection after an exchange."""
 
-    def served(self) -> Served:
+    def served(self) -> ServedVersions:
         """What is served, for the judge."""
         origins = {f"http://{host}:{self.port}" for host in (HOST, "localhost")}
         versions = {self.version} if self.version else set(range(1, _VERSIONS))
-        return Served(frozenset(origins), frozenset(versions))
+        return ServedVersions(frozenset(origins), frozenset(versions))
 
     def tally(self) -> Tally:
         """A judge of this plan's answers."""
@@ -262,8 +262,8 @@ def _fault(tally: Tally, text: str, answer: Any) -> str:
     import numpy as np
 
     from bench.hostile.legality import Reading
-    from bench.traffic.answers import Scores
+    from bench.traffic.answers import AnswerScores
 
     raw = dict(zip([o.name for o in answer.outputs], answer.raw_output_contents, strict=True))
-    scores = Scores(logit=np.frombuffer(raw[LOGIT], "<f4").tolist())
+    scores = AnswerScores(logit=np.frombuffer(raw[LOGIT], "<f4").tolist())
     return tally.oracle.fault(scores, Reading(((text,),)))

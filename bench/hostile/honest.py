@@ -24,8 +24,8 @@ import numpy as np
 
 from bench.hostile.children import Signals, begin
 from bench.traffic import arrivals
-from bench.traffic.answers import Scores, scores_in
-from bench.traffic.bodies import Comments, packed
+from bench.traffic.answers import AnswerScores, scores_in
+from bench.traffic.bodies import EncodedComments, packed
 from contract import HOST, LOGIT, MODEL_VERSION, PROBABILITY, PUBLIC_MODEL, TEXT
 from export.scorer import Scorer, probability
 from serve.probe import INFER_PATH
@@ -119,11 +119,11 @@ class _Clients:
 
         from bench.traffic.sockets import Connections
 
-        forms = [Comments(self._texts, "json"), Comments(self._texts, "binary")]
+        forms = [EncodedComments(self._texts, "json"), EncodedComments(self._texts, "binary")]
         url = f"http://{HOST}:{self._plan.port}"
         pools = [Connections(url, INFER_PATH, form.headers, timeout_s=_TIMEOUT_S) for form in forms]
 
-        def send(numbers: list[int], _again: bool) -> tuple[int, Scores | None, str]:
+        def send(numbers: list[int], _again: bool) -> tuple[int, AnswerScores | None, str]:
             which = self._rng.random() < _BINARY_SHARE
             items = [forms[which].item(number, self._hot, 0) for number in numbers]
             answer = pools[which].post(forms[which].body(items))
@@ -152,7 +152,7 @@ class _Clients:
         with grpc.insecure_channel(f"{HOST}:{self._plan.port}") as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
-            def send(numbers: list[int], again: bool) -> tuple[int, Scores | None, str]:
+            def send(numbers: list[int], again: bool) -> tuple[int, AnswerScores | None, str]:
                 texts = [arrivals.comment(self._texts, self._hot, n).encode() for n in numbers]
                 request = service_pb2.ModelInferRequest(model_name=PUBLIC_MODEL)
                 request.inputs.add(name=TEXT, shape=[len(texts), 1], datatype="BYTES")
@@ -169,7 +169,7 @@ class _Clients:
     # --- Both ----------------------------------------------------------------------------
     def _source(
         self,
-        send: Callable[[list[int], bool], tuple[int, Scores | None, str]],
+        send: Callable[[list[int], bool], tuple[int, AnswerScores | None, str]],
         until: _Until,
         sleep: Callable[[float], None],
     ) -> None:
@@ -244,12 +244,12 @@ class _Until:
         return self._known
 
 
-def _whole(scores: Scores, count: int) -> bool:
+def _whole(scores: AnswerScores, count: int) -> bool:
     lists = (scores.logit, scores.probability, scores.version)
     return all(len(one) == count for one in lists) and all(v.isdecimal() for v in scores.version)
 
 
-def _scores_of_grpc(answer: Any) -> Scores:
+def _scores_of_grpc(answer: Any) -> AnswerScores:
     raw = dict(zip([o.name for o in answer.outputs], answer.raw_output_contents, strict=True))
     version, at = [], 0
     while at < len(raw[MODEL_VERSION]):
@@ -259,7 +259,7 @@ def _scores_of_grpc(answer: Any) -> Scores:
     logit, probability_ = (
         np.frombuffer(raw[name], "<f4").tolist() for name in (LOGIT, PROBABILITY)
     )
-    return Scores(logit, probability_, version)
+    return AnswerScores(logit, probability_, version)
 
 
 # --- Afterwards ----------------------------------------------------------------------------

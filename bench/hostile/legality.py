@@ -52,7 +52,7 @@ Texts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedVersions:
     """What is served where: what a request has to fit to."""
 
     origins: frozenset[str]
@@ -74,7 +74,7 @@ class _Illegal(Exception):
     """Says why a request must not be scored."""
 
 
-def read_requests(sent: bytes, served: Served) -> list[Reading]:
+def read_requests(sent: bytes, served: ServedVersions) -> list[Reading]:
     """The requests that `sent` is, in order; none behind one whose end is not certain."""
     readings: list[Reading] = []
     at: int | None = 0
@@ -103,7 +103,7 @@ class _Head:
 
 
 # --- HTTP ----------------------------------------------------------------------------------
-def _read(sent: bytes, at: int, served: Served) -> tuple[Reading, int | None]:
+def _read(sent: bytes, at: int, served: ServedVersions) -> tuple[Reading, int | None]:
     """The request at `at`, and where the next one begins if that is certain."""
     end = _HEAD_END.search(sent, at)
     if not end:
@@ -168,7 +168,7 @@ def _chunks_end(sent: bytes, at: int) -> int:
     raise _Illegal("the chunks have no end")
 
 
-def _texts(head: _Head, body: bytes | None, served: Served) -> Iterator[Texts]:
+def _texts(head: _Head, body: bytes | None, served: ServedVersions) -> Iterator[Texts]:
     kind = _endpoint(head, served)
     _check_headers(head, served)
     if body is None:
@@ -186,7 +186,7 @@ def _texts(head: _Head, body: bytes | None, served: Served) -> Iterator[Texts]:
     )
 
 
-def _endpoint(head: _Head, served: Served) -> str:
+def _endpoint(head: _Head, served: ServedVersions) -> str:
     if head.method != b"POST":
         raise _Illegal("the method is not POST")
     target = _TARGET.fullmatch(head.target.decode("latin-1"))
@@ -198,7 +198,7 @@ def _endpoint(head: _Head, served: Served) -> str:
     return path[2]
 
 
-def _check_headers(head: _Head, served: Served) -> None:
+def _check_headers(head: _Head, served: ServedVersions) -> None:
     if head.minor > 0 and len(set(head.lines(b"host"))) != 1:
         raise _Illegal("there is not one Host")  # RFC 9112, 3.2
     if len(head.headers) > MAX_HEADERS:

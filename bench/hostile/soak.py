@@ -105,7 +105,7 @@ class SoakConfig(ResultOptions):
 
 
 @dataclass(frozen=True)
-class Measured:
+class SoakMeasured:
     """All that is judged."""
 
     records: dict[str, honest.Record]
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 # --- Measuring -----------------------------------------------------------------------------
-def _measure(config: SoakConfig, door_config: door.DoorConfig, folder: Path) -> Measured:
+def _measure(config: SoakConfig, door_config: door.DoorConfig, folder: Path) -> SoakMeasured:
     texts, pool = folder / "texts.json", load_pool(config.comments).texts
     texts.write_text(json.dumps(pool), "utf-8")
     records = {"http": folder / "http.npz"} | ({"grpc": folder / "grpc.npz"} if config.grpc else {})
@@ -164,7 +164,7 @@ def _measure(config: SoakConfig, door_config: door.DoorConfig, folder: Path) -> 
         children.join()
     read = {protocol: honest.read_record(path) for protocol, path in records.items()}
     programs = [watch.REPLICA, *haproxy.NAMES, *([watch.GRPC] if config.grpc else [])]
-    return Measured(
+    return SoakMeasured(
         records=read,
         wrong=_compared(door_config.repository, pool, incidents.published, read),
         published=incidents.published,
@@ -253,7 +253,7 @@ def _compared(
 
 
 # --- Judging -------------------------------------------------------------------------------
-def bars(measured: Measured) -> Bars:
+def bars(measured: SoakMeasured) -> Bars:
     """What must hold, on any machine."""
     records = measured.records.values()
     lost = sum(int((record.ending == honest.LOST).sum()) for record in records)
@@ -273,7 +273,7 @@ def bars(measured: Measured) -> Bars:
     return {name: at_most(value, bar) for name, (value, bar) in values.items()}
 
 
-def _quiet(measured: Measured) -> list[tuple[float, int]]:
+def _quiet(measured: SoakMeasured) -> list[tuple[float, int]]:
     """Memory while no incident was on, or only just over."""
     return [
         (at, value)
@@ -282,7 +282,7 @@ def _quiet(measured: Measured) -> list[tuple[float, int]]:
     ]
 
 
-def _document(config: SoakConfig, measured: Measured) -> dict[str, Any]:
+def _document(config: SoakConfig, measured: SoakMeasured) -> dict[str, Any]:
     return document(
         "soak",
         config,
@@ -322,7 +322,7 @@ def _counts(record: honest.Record, first_wrong: str) -> dict[str, Any]:
     }
 
 
-def _described(incident: Incident, measured: Measured) -> dict[str, Any]:
+def _described(incident: Incident, measured: SoakMeasured) -> dict[str, Any]:
     worst = 0.0
     for record in measured.records.values():
         rows = (record.due_s >= incident.began_s - _AFTER_S) & (
@@ -338,7 +338,7 @@ def _described(incident: Incident, measured: Measured) -> dict[str, Any]:
     }
 
 
-def _over_time(measured: Measured) -> dict[str, list[float | None]]:
+def _over_time(measured: SoakMeasured) -> dict[str, list[float | None]]:
     """Rate, p99 and memory in equal parts of the run; None where a part has none."""
     seconds = measured.ended_s - measured.began_s
     bins = int(min(_BINS, max(1, seconds)))

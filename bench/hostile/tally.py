@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bench.hostile.exchange import Exchange, Outcome
-from bench.hostile.legality import Reading, Served, read_requests
+from bench.hostile.legality import Reading, ServedVersions, read_requests
 from bench.report.tables import aligned
 from bench.traffic.answers import Answer, Oracle, fault_of, scores_of, scores_over_http2
 
@@ -66,7 +66,7 @@ class FamilyTally:
 class Tally:
     """Of one process, and then of all; judges each answer as it comes."""
 
-    def __init__(self, oracle: Oracle | None = None, served: Served | None = None) -> None:
+    def __init__(self, oracle: Oracle | None = None, served: ServedVersions | None = None) -> None:
         self.families: dict[str, FamilyTally] = {}
         self._oracle, self._served = oracle, served
 

@@ -16,6 +16,7 @@ from typing import Any
 from bench.report.result import Bars, at_least
 from bench.report.tables import aligned
 from bench.traffic.workload import STUDENT
+from export.work import multiply_adds
 from train.model import ModelConfig
 
 GAIN_BARS = {"dynamic_int8": (8.0, 10.0), "eager": (12.0,), "openvino_int8": (5.0,)}
@@ -24,17 +25,6 @@ STUDENT_BAR = 5.05
 """Student over full size: 5,000 comments/s where the full size gives 990."""
 PEAK_BAR = 0.5
 BAR_CELL = "batch 32, random"
-
-
-def multiply_adds(config: ModelConfig, lengths: Sequence[int]) -> dict[str, int]:
-    """Of comments of these lengths in tokens, as the module's docstring counts them."""
-    d, layers, heads = config.d_model, config.n_layers, config.n_heads
-    mlp = 2 * d * round(d * config.mlp_ratio)
-    comments, tokens = len(lengths), sum(lengths)
-    pairs = sum(length * length for length in lengths)
-    layer = (4 * d * d + mlp) * tokens + 2 * d * pairs
-    last = (2 * heads * d * d + mlp) * comments + 2 * heads * d * tokens
-    return {"model": layers * layer, "serving": (layers - 1) * layer + last}
 
 
 def work_rates(
@@ -49,8 +39,11 @@ def work_rates(
     """
     rates = {}
     for name, rate in result["comments_per_s"].items():
-        work = multiply_adds(configs[name == STUDENT], lengths)
-        gops = {kind: 2 * n * rate / len(lengths) / 1e9 for kind, n in work.items()}
+        work = {
+            kind: multiply_adds(configs[name == STUDENT], lengths, whole=kind == "model").mean()
+            for kind in ("model", "serving")
+        }
+        gops = {kind: 2 * float(mean) * rate / 1e9 for kind, mean in work.items()}
         if not name.startswith("serving"):
             del gops["serving"]
         rates[name] = {f"{kind}_gops": round(value, 1) for kind, value in gops.items()} | {

@@ -38,7 +38,7 @@ _BLOCK = re.compile(
 
 
 @plain_dataclass(frozen=True)
-class Source:
+class FigureSource:
     """One JSON document, and the command that makes it."""
 
     path: str
@@ -56,50 +56,54 @@ _LOAD = f"make bench parity {_WIKI}"
 _STUDENT_LOAD = f"make bench {_WIKI} USERS=32 SECONDS_EACH=15"
 
 SOURCES = (
-    Source(
+    FigureSource(
         "peers/peers.json",
         f"python -m bench.serving.peers {_STUDENT} {_TRACED} --checkpoint runs/student",
         {"peers": page_tables.peers},
     ),
-    Source(
+    FigureSource(
         "capacity/capacity.json",
         f"python -m bench.serving.capacity {_STUDENT} {_TRACED}",
         {"capacity": page_tables.capacity},
     ),
-    Source(
+    FigureSource(
         "road/road.json",
         f"make bench-road REPOSITORY=runs/student_repository {_WIKI}",
         {"road": page_tables.road, "road-open": page_tables.road_open},
     ),
-    Source(
+    FigureSource(
         "app/app.json",
         f"make bench-app REPOSITORY=runs/student_repository {_WIKI} "
         'BENCH_ARGS="--checkpoint runs/student"',
         {"app": page_tables.app},
     ),
-    Source("road-full/road.json", f"make bench-road {_WIKI}", {"road-full": page_tables.road}),
-    Source("cache/cache.json", "make bench-cache COMMENTS=synthetic", {"cache": page_tables.cache}),
-    Source(
+    FigureSource(
+        "road-full/road.json", f"make bench-road {_WIKI}", {"road-full": page_tables.road}
+    ),
+    FigureSource(
+        "cache/cache.json", "make bench-cache COMMENTS=synthetic", {"cache": page_tables.cache}
+    ),
+    FigureSource(
         "overload/overload.json",
         f"make overload CAPACITY=398 {_WIKI}",
         {"overload": page_tables.overload},
     ),
-    Source(
+    FigureSource(
         "tune/tune.json",
         f'make tune {_WIKI} CAPACITY_ARGS="--seconds 4 --skip-s 1 --steps 3 --window-ms 0 4 16"',
         {"tune": page_tables.tune},
     ),
-    Source("load-student/bench.json", _STUDENT_LOAD, {"load-student": page_tables.load}),
-    Source(
+    FigureSource("load-student/bench.json", _STUDENT_LOAD, {"load-student": page_tables.load}),
+    FigureSource(
         "load-student/parity.json",
         "python -m bench.model.parity --checkpoint runs/student",
         {"parity-student": quality_tables.parity},
     ),
-    Source("load-int8/bench.json", _LOAD, {"load-int8": page_tables.load}),
-    Source("load-int8/parity.json", _LOAD, {"parity-int8": quality_tables.parity}),
-    Source("load-fp32/bench.json", _LOAD, {"load-fp32": page_tables.load}),
-    Source("load-fp32/parity.json", _LOAD, {"parity-fp32": quality_tables.parity}),
-    Source(
+    FigureSource("load-int8/bench.json", _LOAD, {"load-int8": page_tables.load}),
+    FigureSource("load-int8/parity.json", _LOAD, {"parity-int8": quality_tables.parity}),
+    FigureSource("load-fp32/bench.json", _LOAD, {"load-fp32": page_tables.load}),
+    FigureSource("load-fp32/parity.json", _LOAD, {"parity-fp32": quality_tables.parity}),
+    FigureSource(
         "encoder/encoder.json",
         f'make bench-encoder {_WIKI} ENCODER_ARGS="--checkpoint runs/model"',
         {
@@ -108,40 +112,42 @@ SOURCES = (
             "encoder-operators": page_tables.encoder_operators,
         },
     ),
-    Source(
+    FigureSource(
         "length/length.json",
         'make bench-length LENGTH_ARGS="--rounds 3"',
         {"length": page_tables.length},
     ),
-    Source(
+    FigureSource(
         "tokenizer/tokenizer.json",
         f"make bench-tokenizer {_WIKI} "
         'BENCH_ARGS="--vocabulary ../shared/data/jigsaw_wiki_train.csv.gz"',
         {"tokenizer": page_tables.tokenizer},
     ),
-    Source(
+    FigureSource(
         "offline/offline.json",
         f"make bench-offline REPOSITORY=runs/student_repository {_WIKI}",
         {"offline": page_tables.offline},
     ),
-    Source(
+    FigureSource(
         "core/tokenizer_agreement.json",
         "python -m tests.compare_tokenizers",
         {"agreement": page_tables.agreement},
     ),
-    Source("core/fuzz.json", 'make fuzz FUZZ_ARGS="--runs 10000000"', {"fuzz": page_tables.fuzz}),
-    Source(
+    FigureSource(
+        "core/fuzz.json", 'make fuzz FUZZ_ARGS="--runs 10000000"', {"fuzz": page_tables.fuzz}
+    ),
+    FigureSource(
         "attack/attack.json",
         'make attack ATTACK_ARGS="--requests 250000 --seed 11 --examples 2000"',
         {"attack": page_tables.attack},
     ),
-    Source(
+    FigureSource(
         "soak/soak.json",
         "make soak",
         {"soak": page_tables.soak},
     ),
-    Source("faults/faults.json", "make faults", {"faults": page_tables.faults}),
-    Source(
+    FigureSource("faults/faults.json", "make faults", {"faults": page_tables.faults}),
+    FigureSource(
         "eval/evaluation.json",
         f'make eval DATA="test {_TEST_SETS}" CURATED=../shared/data '
         'MODELS="runs/student runs/student_repository runs/model model_repository '
@@ -156,19 +162,19 @@ SOURCES = (
             "calibration": quality_tables.calibration,
         },
     ),
-    Source(
+    FigureSource(
         "eval/misspelled.json",
         "make eval DATA=../shared/data/jigsaw_wiki_test.csv.gz "
         'MODELS="runs/student_repository baseline baseline-words" EVAL_ARGS=--misspell',
         {"misspelled": quality_tables.misspelled},
     ),
-    Source("ablation/ablation.json", "make ablation", {"ablation": quality_tables.ablation}),
-    Source(
+    FigureSource("ablation/ablation.json", "make ablation", {"ablation": quality_tables.ablation}),
+    FigureSource(
         "ablation/phrases.json",
         'make ablation ABLATION_ARGS="--rows phrases"',
         {"ablation-phrases": quality_tables.ablation},
     ),
-    Source("ladder/ladder.json", "make ladder", {"ladder": quality_tables.ladder}),
+    FigureSource("ladder/ladder.json", "make ladder", {"ladder": quality_tables.ladder}),
 )
 INDEX = "documents"
 """The table of all documents."""
@@ -259,7 +265,7 @@ def blocks_of(folder: Path) -> dict[str, str]:
     return blocks
 
 
-def _documents() -> Iterator[tuple[Source, Document]]:
+def _documents() -> Iterator[tuple[FigureSource, Document]]:
     for source in SOURCES:
         path = _ROOT / _RESULTS / source.path
         if path.exists():

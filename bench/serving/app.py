@@ -92,7 +92,7 @@ class AppBenchConfig(ResultOptions):
 
 
 @dataclass
-class Visit:
+class AppVisit:
     """What one visit to one server measured."""
 
     closed: dict[int, Result] = field(default_factory=dict)
@@ -109,7 +109,7 @@ def main() -> None:
     haproxy.executable()
     pool = load_pool(config.comments)
     print(pool.summary(), flush=True)
-    visits: dict[str, list[Visit]] = {}
+    visits: dict[str, list[AppVisit]] = {}
     with _servers(config) as servers:
         differing = compare(servers[DOOR], pool.texts[:_COMPARED])
         print(f"{differing} of {_COMPARED} scores differ between the two forms", flush=True)
@@ -155,7 +155,7 @@ def moderation_body(items: Sequence[bytes]) -> bytes:
     return b'{"input": ["%s"]}' % b'", "'.join(items)
 
 
-FORM = open_loop.Form(MODERATION_PATH, moderation_body, f'"{PUBLIC_MODEL}":')
+FORM = open_loop.RequestForm(MODERATION_PATH, moderation_body, f'"{PUBLIC_MODEL}":')
 
 
 def compare(server: Server, texts: Sequence[str]) -> int:
@@ -174,7 +174,7 @@ def compare(server: Server, texts: Sequence[str]) -> int:
 
 
 # --- Measuring ---------------------------------------------------------------------------
-def _visit(config: AppBenchConfig, name: str, server: Server) -> Visit:
+def _visit(config: AppBenchConfig, name: str, server: Server) -> AppVisit:
     def load(**changed: Any) -> Result:
         settings = {"seconds": config.seconds, "comments": config.comments, "processes": 1}
         result = open_loop.load(
@@ -194,7 +194,7 @@ def _visit(config: AppBenchConfig, name: str, server: Server) -> Visit:
         return result
 
     load(users=config.connections[0], seconds=_WARM_UP_S)
-    visit = Visit()
+    visit = AppVisit()
     for users in connections_of(name, config.connections):
         visit.closed[users] = load(users=users)
     closed = _best(visit, config.p99_ms)
@@ -213,14 +213,14 @@ def connections_of(name: str, connections: Sequence[int]) -> list[int]:
     return sorted({max(1, fewest // 4), max(1, fewest // 2), fewest})
 
 
-def _best(visit: Visit, p99_ms: float) -> Result:
+def _best(visit: AppVisit, p99_ms: float) -> Result:
     """The closed loop with the highest rate that meets the objective, or with the highest."""
     results = sorted(visit.closed.values(), key=lambda result: -result.rate_rps)
     return next((r for r in results if r.latency_ms["p99"] <= p99_ms), results[0])
 
 
 # --- Telling -----------------------------------------------------------------------------
-def bars(visits: dict[str, list[Visit]], p99_ms: float, differing: int) -> Bars:
+def bars(visits: dict[str, list[AppVisit]], p99_ms: float, differing: int) -> Bars:
     """Ratios of the open loops' rates, each the median over the rounds, with the spread."""
 
     def ratio(rival: str, bar: float) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def bars(visits: dict[str, list[Visit]], p99_ms: float, differing: int) -> Bars:
     }
 
 
-def table(visits: dict[str, list[Visit]]) -> str:
+def table(visits: dict[str, list[AppVisit]]) -> str:
     """A line for each run."""
     lines = [["server", "load", "req/s", "p50 ms", "p99", "batch", "CPU us", "by part", "schedule"]]
     for name, of in visits.items():

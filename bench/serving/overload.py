@@ -69,7 +69,7 @@ def main() -> None:
         )
     server = find_server(config.run_dir)
     settings = {name: getattr(config, name) for name in ("seconds", "processes", "comments", "out")}
-    with Watch(server) as watch:
+    with RecoveryWatch(server) as watch:
         rate = _FACTOR * config.capacity
         result = load(make_config(LoadConfig, {**settings, "rate": rate}), "http", server)
         time.sleep(3)  # longer than the bar of the recovery
@@ -83,7 +83,7 @@ def main() -> None:
     report(config, found, "")
 
 
-class Watch(Background):
+class RecoveryWatch(Background):
     """Memory of the server (see `memory_bytes`), and probes of one comment."""
 
     def __init__(self, server: Server) -> None:
@@ -118,7 +118,7 @@ class Watch(Background):
         return max(self.memory[-tenth:]) / max(self.memory[tenth : 2 * tenth] or self.memory)
 
 
-def bars(capacity: float, result: Result, watch: Watch) -> Bars:
+def bars(capacity: float, result: Result, watch: RecoveryWatch) -> Bars:
     """The bars of overload; the rate counts answers that were no refusal."""
     return {
         "goodput_over_capacity": at_least(result.rate_rps / capacity, 0.9),

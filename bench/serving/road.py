@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from google.protobuf import text_format
 from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
@@ -49,7 +50,7 @@ from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
 from bench.traffic.counters import family, process_counters, server_counters
 from bench.traffic.one_run import LoadConfig, Result
 from console.options import make_config, run
-from contract import PUBLIC_MODEL, BadInput
+from contract import PUBLIC_MODEL
 from core import build
 from export.model_config import CONFIG_FILE, Tuning
 from export.repository import served_tuning
@@ -61,6 +62,8 @@ _ORDER = (_NOOP, _NATIVE, _DOOR, _PYTHON)
 _OPEN_SHARES = (0.85, 0.75, 0.65)
 """Rates of the open loop over the closed loop's, until one is valid and meets the objective."""
 _WARM_UP_S = 2
+_PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+_STUB = "triton_python_backend_stub"
 _Value = Callable[["Visit"], float]
 
 
@@ -117,8 +120,8 @@ def main() -> None:
     described: dict[str, Any] = {}
     for turn in range(config.rounds):
         for name in _ORDER if turn % 2 == 0 else reversed(_ORDER):
-            if name == _DOOR and not haproxy.found():
-                print("door: left out, haproxy is not installed", flush=True)
+            if reason := lacking(name):
+                print(f"{name}: left out, {reason}", flush=True)
                 continue
             with _served(config, name) as served:
                 if name == _NATIVE:
@@ -139,6 +142,22 @@ def main() -> None:
 
 
 # --- Servers -----------------------------------------------------------------------------
+def lacking(name: str) -> str:
+    """Why the server of `name` cannot run here; empty where it can."""
+    if name == _DOOR and not haproxy.found():
+        return "haproxy is not installed"
+    if name == _PYTHON and not _stub().exists():
+        return f"this Triton has no Python backend for Python {_PYTHON_VERSION}"
+    if name == _PYTHON and int(np.__version__.split(".")[0]) >= 2:
+        return f"this Triton's Python backend crashes under NumPy 2, here is {np.__version__}"
+    return ""
+
+
+def _stub() -> Path:
+    """The program with which Triton's Python backend runs this interpreter's release."""
+    return tritonserver.wheel() / "python_backend_stubs" / _PYTHON_VERSION / _STUB
+
+
 def _tuning(config: RoadConfig) -> Tuning:
     tuning = served_tuning(config.repository)
     return replace(
@@ -191,18 +210,10 @@ def _use_backend(models: Path, name: str) -> None:
 
 def _lay_out_python(target: Path) -> None:
     """Triton's Python backend with the stub of this interpreter beside it."""
-    wheel = tritonserver.wheel()
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = wheel / "python_backend_stubs" / python / "triton_python_backend_stub"
-    if not stub.exists():
-        raise BadInput(
-            f"Python is {python}, expected one that this Triton has a Python backend for; make the "
-            "environment with 3.11 or 3.12"
-        )
-    shutil.copytree(wheel / "backends" / "python", target)
-    (target / stub.name).unlink(missing_ok=True)
-    shutil.copy(stub, target)
-    (target / stub.name).chmod(0o755)
+    shutil.copytree(tritonserver.wheel() / "backends" / "python", target)
+    (target / _STUB).unlink(missing_ok=True)
+    shutil.copy(_stub(), target)
+    (target / _STUB).chmod(0o755)
 
 
 @contextlib.contextmanager
@@ -305,7 +316,6 @@ def bars(visits: dict[str, list[Visit]], p99_ms: float) -> Bars:
         return [of(a) / max((to or of)(b), 1e-9) for a, b in pairs]
 
     fast = {
-        "native_over_python": (ratios(_NATIVE, rate, _PYTHON), 3),
         "native_over_noop": (ratios(_NATIVE, rate, _NOOP), 0.62),
         "open_loop_over_noop": (ratios(_NATIVE, open_rate, _NOOP, rate), 9 / 16),
         "repeats_over_uncached": (
@@ -319,9 +329,11 @@ def bars(visits: dict[str, list[Visit]], p99_ms: float) -> Bars:
     cheap = {
         "cpu_over_noop": (ratios(_NATIVE, cpu, _NOOP), 190 / 120),
         "hit_cpu_over_noop": (ratios(_NATIVE, hit_cpu, _NOOP), 1.1),
-        "memory_over_python": (ratios(_NATIVE, memory, _PYTHON), 1),
-        "start_over_python": (ratios(_NATIVE, start, _PYTHON), 1),
     }
+    if visits[_PYTHON]:
+        fast["native_over_python"] = ratios(_NATIVE, rate, _PYTHON), 3
+        cheap["memory_over_python"] = ratios(_NATIVE, memory, _PYTHON), 1
+        cheap["start_over_python"] = ratios(_NATIVE, start, _PYTHON), 1
     return {name: _spread(at_least, *pair) for name, pair in fast.items()} | {
         name: _spread(at_most, *pair) for name, pair in cheap.items()
     }

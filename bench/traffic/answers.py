@@ -1,6 +1,6 @@
 """Answers as they come on a connection, the scores in them, and what these must be.
 
-`Oracle` scores with the published files, without a server; `Scores.differ` compares.
+`Oracle` scores with the published files, without a server; `AnswerScores.differ` compares.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Answer:
 
 
 @dataclass
-class Scores:
+class AnswerScores:
     """What an answer says of its comments, by output; what it does not say is empty."""
 
     logit: list[float] = field(default_factory=list)
@@ -121,7 +121,7 @@ def _unchunked(buffer: bytearray, at: int) -> tuple[bytes | None, int]:
     return None, at
 
 
-def scores_of(answer: Answer) -> Scores | None:
+def scores_of(answer: Answer) -> AnswerScores | None:
     """The scores in an answer, None when it has none."""
     if answer.status != 200 or not answer.body:
         return None
@@ -132,9 +132,9 @@ def scores_of(answer: Answer) -> Scores | None:
     return scores_in(body, int(size[1]) if size else None)
 
 
-def scores_in(body: bytes, json_bytes: int | None = None) -> Scores | None:
+def scores_in(body: bytes, json_bytes: int | None = None) -> AnswerScores | None:
     """The scores in a body whose first `json_bytes` are JSON, all of it by default."""
-    scores, json_bytes = Scores(), len(body) if json_bytes is None else json_bytes
+    scores, json_bytes = AnswerScores(), len(body) if json_bytes is None else json_bytes
     try:
         if body.startswith(b"data: "):  # generate_stream
             for event in body.split(b"\n\n"):
@@ -153,7 +153,7 @@ def scores_in(body: bytes, json_bytes: int | None = None) -> Scores | None:
     return scores if scores.logit or scores.probability else None
 
 
-def scores_over_http2(received: bytes) -> list[Scores]:
+def scores_over_http2(received: bytes) -> list[AnswerScores]:
     """The scores in frames of HTTP/2, by stream."""
     bodies: dict[int, bytes] = {}
     at = 0
@@ -167,7 +167,7 @@ def scores_over_http2(received: bytes) -> list[Scores]:
     return [scores for scores in found if scores]
 
 
-def _add_flat(scores: Scores, document: dict[str, Any]) -> None:
+def _add_flat(scores: AnswerScores, document: dict[str, Any]) -> None:
     for name, into in ((LOGIT, scores.logit), (PROBABILITY, scores.probability)):
         found = document.get(name, [])
         into += map(float, found if isinstance(found, list) else [found])
@@ -175,7 +175,7 @@ def _add_flat(scores: Scores, document: dict[str, Any]) -> None:
         scores.version.append(str(document[MODEL_VERSION]))
 
 
-def _add_tensors(scores: Scores, tensors: Any, tail: bytes) -> None:
+def _add_tensors(scores: AnswerScores, tensors: Any, tail: bytes) -> None:
     for tensor in tensors:
         name, count = tensor["name"], int(np.prod(tensor["shape"]))
         size = tensor.get("parameters", {}).get("binary_data_size")
@@ -211,7 +211,7 @@ class Oracle:
         self._scorers: dict[int, Scorer] = {}
         self._logit = functools.lru_cache(_KNOWN)(self._score)
 
-    def fault(self, scores: Scores, reading: Reading) -> str:
+    def fault(self, scores: AnswerScores, reading: Reading) -> str:
         """Why these must not come back for what may be read so; empty when they may."""
         if not reading.texts:
             return f"a score, though {reading.why}"
@@ -234,7 +234,9 @@ class Oracle:
         return float(self._scorers[version].score([text]).logit[0])
 
 
-def fault_of(oracle: Oracle, scores: Sequence[Scores | None], readings: Sequence[Reading]) -> str:
+def fault_of(
+    oracle: Oracle, scores: Sequence[AnswerScores | None], readings: Sequence[Reading]
+) -> str:
     """The first fault of the scores in the answers on one connection to what was sent there.
 
     `scores` has an entry for each answer, None where it is without.

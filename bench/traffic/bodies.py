@@ -22,7 +22,7 @@ _JSON_BYTES = 256
 same headers."""
 
 
-class Comments:
+class EncodedComments:
     """The comments of a pool, encoded once; those of a later pass are put together from parts."""
 
     def __init__(self, texts: Sequence[str], payload: Payload) -> None:

@@ -23,7 +23,7 @@ _RIGHT = tuple(
 
 
 def http_fault(response: Any) -> str | None:
-    """Why an `Answer` of `bench.traffic.sockets` counts as failed, or None."""
+    """Why a `RawAnswer` of `bench.traffic.sockets` counts as failed, or None."""
     content = response.content or b""
     if response.status_code == 200 and all(right.search(content) for right in _RIGHT):
         return None

@@ -28,7 +28,7 @@ import psutil
 
 from bench.traffic import arrivals
 from bench.traffic.arrivals import Arrivals
-from bench.traffic.bodies import Comments
+from bench.traffic.bodies import EncodedComments
 from bench.traffic.comments import load_pool
 from bench.traffic.counters import CountersOf, server_counters, settled
 from bench.traffic.one_run import LoadConfig, Result, result_of
@@ -97,7 +97,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Form:
+class RequestForm:
     """How another API asks."""
 
     path: str
@@ -112,7 +112,7 @@ def load(
     protocol: Protocol,
     server: Server,
     counters_of: CountersOf = server_counters,
-    form: Form | None = None,
+    form: RequestForm | None = None,
 ) -> Result:
     """Run the generator once on `server`, as `bench.traffic.with_locust` runs Locust.
 
@@ -121,8 +121,8 @@ def load(
     """
     if protocol != "http":
         raise BadInput(f"protocol is {protocol}, expected http; Locust sends the others")
-    comments = Comments(load_pool(config.comments).texts, config.payload)
-    form = form or Form(INFER_PATH, comments.body, f'"{PROBABILITY}"')
+    comments = EncodedComments(load_pool(config.comments).texts, config.payload)
+    form = form or RequestForm(INFER_PATH, comments.body, f'"{PROBABILITY}"')
     bodies = make_bodies(config, comments, first_pass=int(time.time()), body=form.body)
     before = settled(counters_of, server)
     measured = drive(
@@ -163,7 +163,7 @@ def load(
 
 def make_bodies(
     config: LoadConfig,
-    comments: Comments,
+    comments: EncodedComments,
     *,
     first_pass: int,
     body: Callable[[Sequence[bytes]], bytes] | None = None,

@@ -24,7 +24,7 @@ _poll = gevent.monkey.get_original("select", "poll")
 _POLLIN = 1
 
 
-class Answer(NamedTuple):
+class RawAnswer(NamedTuple):
     """An answer, or with status 0 the `error` in place of one."""
 
     status_code: int
@@ -46,7 +46,7 @@ class Connections:
         self._head = "\r\n".join([*lines, "Content-Length: "]).encode()
         self._idle: list[tuple[Any, Any]] = []
 
-    def post(self, body: bytes) -> Answer:
+    def post(self, body: bytes) -> RawAnswer:
         """Send one body; a connection is open before it or is opened."""
         socket = None
         try:
@@ -59,7 +59,7 @@ class Connections:
         except (OSError, ValueError) as error:
             if socket is not None:
                 socket.close()
-            return Answer(0, None, str(error) or repr(error))
+            return RawAnswer(0, None, str(error) or repr(error))
         except BaseException:  # killed while it waits
             if socket is not None:
                 socket.close()
@@ -87,7 +87,7 @@ class Connections:
         return socket, poll
 
 
-def _read(socket: Any) -> tuple[Answer, bool]:
+def _read(socket: Any) -> tuple[RawAnswer, bool]:
     """One answer, and whether the connection can be used again. Raises OSError or ValueError."""
     data = _more(socket, b"")
     while (end := data.find(b"\r\n\r\n")) < 0:
@@ -105,7 +105,7 @@ def _read(socket: Any) -> tuple[Answer, bool]:
         raise ValueError("the answer is longer than its Content-Length")
     binary = _HEADER_LENGTH.search(head)
     content = body if len(pieces) == 1 else b"".join(pieces)
-    answer = Answer(int(head[9:12]), content, None, int(binary[1]) if binary else None)
+    answer = RawAnswer(int(head[9:12]), content, None, int(binary[1]) if binary else None)
     return answer, head.startswith(b"HTTP/1.1") and not _CLOSE.search(head)
 
 

@@ -148,20 +148,14 @@ def feeds_of(comments: Sequence[Comment], pad_to: int = 0) -> dict[str, np.ndarr
     return {INPUT_IDS: input_ids, ATTENTION_MASK: np.pad(batch.attention_mask.numpy(), pad)}
 
 
-class Windows(list[np.ndarray]):
-    """Windows of comments one after the other, each int [L], as `train.data.batches` reads ids."""
-
-    cut = 0
-
-
 def windows_of(
     texts: Sequence[str], tokenizer: Tokenizer, long_text: LongText
-) -> tuple[Windows, list[int]]:
-    """All windows of `texts`, and how many of them each text has."""
+) -> tuple[list[np.ndarray], list[int]]:
+    """All windows of `texts`, each int [L], and how many of them each text has."""
     reader = long_text.reader(tokenizer)
     ids = (np.asarray(reader.encode(text), np.int32) for text in texts)
     parts = [long_text.split(row, tokenizer.max_len) for row in ids]
-    return Windows(window for windows in parts for window in windows), [len(p) for p in parts]
+    return [window for windows in parts for window in windows], [len(p) for p in parts]
 
 
 def reference_logits(

@@ -21,14 +21,14 @@ from starlette.responses import JSONResponse
 from serve.app import health, openapi
 from serve.app.decisions import Versions
 from serve.app.http import JsonEndpoint, Receive, Scope, Send, refusal_of, with_request_id
-from serve.app.labels import Labels
+from serve.app.labels import LabelFile
 from serve.app.moderation import moderation_endpoint, moderation_error
 from serve.app.page import routes as page
 from serve.app.perspective import analyze_endpoint, suggest_endpoint
 from serve.app.perspective_messages import perspective_error
 from serve.app.refusals import Refusal, plain
 from serve.app.score import score_endpoint, typed_endpoint
-from serve.app.scorer import Scorer
+from serve.app.scorer import BatchingScorer
 from serve.app.services import Services
 from serve.app.settings import (
     ANALYZE_PATH,
@@ -60,8 +60,8 @@ class App:
 
 def create_app(settings: AppSettings) -> App:
     """An application for one event loop, which `uvicorn` runs."""
-    labels = Labels(Path(settings.labels)) if settings.labels else None
-    scorer = Scorer(settings.servers, settings.large)
+    labels = LabelFile(Path(settings.labels)) if settings.labels else None
+    scorer = BatchingScorer(settings.servers, settings.large)
     services = Services(settings, scorer, Versions(settings.views), labels)
 
     @contextlib.asynccontextmanager

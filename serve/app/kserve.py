@@ -47,7 +47,7 @@ _answers, _refusals = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(_Refus
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class ServedScores:
     """Answers in the order of the comments."""
 
     probability: tuple[float, ...]
@@ -67,7 +67,7 @@ def request(comments: Sequence[bytes]) -> bytes:
     return b"".join((head, document, tensor))
 
 
-def scores(body: bytes, document_bytes: int, count: int) -> Scores:
+def scores(body: bytes, document_bytes: int, count: int) -> ServedScores:
     """What an answer of status 200 says of `count` comments. Raises ValueError when it does not."""
     try:
         answer = _answers.decode(memoryview(body)[:document_bytes])
@@ -76,7 +76,9 @@ def scores(body: bytes, document_bytes: int, count: int) -> Scores:
     tensors = [(tensor.name, tensor.datatype) for tensor in answer.outputs]
     if tensors != [(PROBABILITY, "FP32")] or len(body) != document_bytes + 4 * count:
         raise ValueError("an answer that is no probabilities")
-    return Scores(struct.unpack_from(f"<{count}f", body, document_bytes), answer.model_version)
+    return ServedScores(
+        struct.unpack_from(f"<{count}f", body, document_bytes), answer.model_version
+    )
 
 
 def refusal(body: bytes) -> str:

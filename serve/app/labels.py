@@ -19,7 +19,7 @@ MAX_BYTES = 64 << 20
 _HEADER = ("text", "label")
 
 
-class Labels:
+class LabelFile:
     """The file at `path`."""
 
     def __init__(self, path: Path) -> None:

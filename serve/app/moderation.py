@@ -19,7 +19,7 @@ from contract import PUBLIC_MODEL
 from serve.app.decisions import Versions
 from serve.app.http import REQUEST_ID, Endpoint, Scope
 from serve.app.refusals import Refusal
-from serve.app.scorer import Scorer
+from serve.app.scorer import BatchingScorer
 
 CATEGORIES = (
     *("harassment", "harassment/threatening", "hate", "hate/threatening", "illicit"),
@@ -29,7 +29,7 @@ CATEGORIES = (
 """Those of that API; the model has none of them."""
 
 
-class Part(msgspec.Struct):
+class TextPart(msgspec.Struct):
     """A part of one input; only text is read."""
 
     type: str
@@ -39,7 +39,7 @@ class Part(msgspec.Struct):
 class Request(msgspec.Struct):
     """What is asked; `model` may be any name, for the answer says which model it was."""
 
-    input: str | list[str | Part]
+    input: str | list[str | TextPart]
     model: str | None = None
 
 
@@ -59,7 +59,7 @@ _ANSWER = f'{{"id":"modr-%s","model":"{PUBLIC_MODEL}-%s","results":[%s]}}'
 _BOOL = ("false", "true")
 
 
-def moderation_endpoint(scorer: Scorer, versions: Versions) -> Endpoint:
+def moderation_endpoint(scorer: BatchingScorer, versions: Versions) -> Endpoint:
     """What answers `POST /v1/moderations`."""
 
     async def moderate(body: bytes, scope: Scope) -> bytes:
@@ -67,7 +67,7 @@ def moderation_endpoint(scorer: Scorer, versions: Versions) -> Endpoint:
         if isinstance(asked, str):
             found = await scorer.score([asked])
             values = found.probability
-        elif all(isinstance(one, Part) for one in asked):
+        elif all(isinstance(one, TextPart) for one in asked):
             found = await scorer.score([_text_of(one) for one in asked])
             values = (max(found.probability),)
         else:
@@ -110,7 +110,7 @@ def _asked(body: bytes) -> Request:
         ) from error
 
 
-def _text_of(one: str | Part) -> str:
+def _text_of(one: str | TextPart) -> str:
     if isinstance(one, str):
         return one
     if one.type != "text" or one.text is None:

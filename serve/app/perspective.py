@@ -15,7 +15,7 @@ from contract import PUBLIC_MODEL
 from serve.app import markup
 from serve.app.decisions import Versions
 from serve.app.http import Endpoint, Scope
-from serve.app.labels import Labels
+from serve.app.labels import LabelFile
 from serve.app.perspective_messages import (
     AnalyzeRequest,
     Parameters,
@@ -24,7 +24,7 @@ from serve.app.perspective_messages import (
     decoded,
 )
 from serve.app.refusals import Refusal
-from serve.app.scorer import Scorer
+from serve.app.scorer import BatchingScorer
 from serve.app.sentences import sentences
 
 ATTRIBUTE = PUBLIC_MODEL.upper()
@@ -45,7 +45,7 @@ class _Comment:
     sent: str
 
 
-def analyze_endpoint(scorer: Scorer, versions: Versions) -> Endpoint:
+def analyze_endpoint(scorer: BatchingScorer, versions: Versions) -> Endpoint:
     """What answers `comments:analyze`."""
 
     async def analyze(body: bytes, scope: Scope) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def analyze_endpoint(scorer: Scorer, versions: Versions) -> Endpoint:
     return analyze
 
 
-def suggest_endpoint(labels: Labels | None) -> Endpoint:
+def suggest_endpoint(labels: LabelFile | None) -> Endpoint:
     """What answers `comments:suggestscore`: a correction goes to the label file, if any."""
 
     async def suggest(body: bytes, scope: Scope) -> dict[str, Any]:

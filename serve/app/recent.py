@@ -13,7 +13,7 @@ BINS = 20
 
 
 class Recent:
-    """What `Scorer` has just seen; to add costs next to nothing, to sum up a few milliseconds."""
+    """What `BatchingScorer` has just seen; to add costs next to nothing, to sum up some ms."""
 
     def __init__(self) -> None:
         self._answers: deque[tuple[float, float, Sequence[float]]] = deque(maxlen=_MOST_ANSWERS)

@@ -14,7 +14,7 @@ import msgspec
 from contract import MODEL_VERSION, PROBABILITY
 from serve.app.http import Endpoint, Scope
 from serve.app.refusals import Refusal
-from serve.app.scorer import Scorer
+from serve.app.scorer import BatchingScorer
 
 
 class _Request(msgspec.Struct):
@@ -24,7 +24,7 @@ class _Request(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Request | list[str] | str)
 
 
-def score_endpoint(scorer: Scorer) -> Endpoint:
+def score_endpoint(scorer: BatchingScorer) -> Endpoint:
     """What answers `POST /score`."""
 
     async def score(body: bytes, scope: Scope) -> dict[str, object]:
@@ -41,7 +41,7 @@ def score_endpoint(scorer: Scorer) -> Endpoint:
     return score
 
 
-def typed_endpoint(scorer: Scorer, *, on: bool) -> Endpoint:
+def typed_endpoint(scorer: BatchingScorer, *, on: bool) -> Endpoint:
     """What answers `GET /score?text=`, where that is on."""
 
     async def score(body: bytes, scope: Scope) -> dict[str, object]:
@@ -64,7 +64,7 @@ def typed_endpoint(scorer: Scorer, *, on: bool) -> Endpoint:
     return score
 
 
-async def answer(scorer: Scorer, text: str | Sequence[str]) -> dict[str, object]:
+async def answer(scorer: BatchingScorer, text: str | Sequence[str]) -> dict[str, object]:
     """The document for one comment, or for several. Raises Refusal."""
     single = isinstance(text, str)
     found = await scorer.score([text] if isinstance(text, str) else text)

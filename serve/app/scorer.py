@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 from contract import LARGE_BODY_BYTES, MAX_COMMENT_BYTES, MAX_REQUEST_BYTES
 from serve.app import kserve
-from serve.app.kserve import Scores
+from serve.app.kserve import ServedScores
 from serve.app.recent import Recent
 from serve.app.refusals import NO_SERVER, Refusal
 from serve.app.settings import OVERLOADED
-from serve.app.upstream import Answer, Upstream
+from serve.app.upstream import RawAnswer, Upstream
 
 MAX_CALL_COMMENTS = 64
 """Most comments of one call."""
@@ -46,11 +46,11 @@ class _Waiting:
     comments: Sequence[bytes]
     size: int
     since_s: float
-    answer: asyncio.Future[Scores]
+    answer: asyncio.Future[ServedScores]
     counted: bool
 
 
-class Scorer:
+class BatchingScorer:
     """Of one event loop."""
 
     def __init__(self, servers: str, large: str) -> None:
@@ -63,7 +63,7 @@ class Scorer:
         self.recent = Recent()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def score(self, texts: Sequence[str]) -> Scores:
+    async def score(self, texts: Sequence[str]) -> ServedScores:
         """Probabilities of at least one text, bit for bit the server's. Raises Refusal."""
         comments = encoded(texts)
         if len(comments) == 1:
@@ -75,9 +75,9 @@ class Scorer:
         if len({answer.version for answer in answers}) > 1:  # an update fell between two calls
             return await self.score(texts)
         every = tuple(value for answer in answers for value in answer.probability)
-        return Scores(every, answers[0].version)
+        return ServedScores(every, answers[0].version)
 
-    async def probe(self, comment: str) -> Scores:
+    async def probe(self, comment: str) -> ServedScores:
         """`score` of a fresh comment that `recent` does not count. Raises Refusal."""
         fresh = f"{comment} {time.time_ns()}".encode()  # in no cache: it is really scored
         return await self._submit([fresh], len(fresh) + kserve.LENGTH_BYTES, counted=False)
@@ -97,7 +97,7 @@ class Scorer:
 
     def _submit(
         self, comments: Sequence[bytes], size: int, *, counted: bool = True
-    ) -> asyncio.Future[Scores]:
+    ) -> asyncio.Future[ServedScores]:
         self._refuse_beyond(len(comments), size)
         loop = asyncio.get_running_loop()
         waiting = _Waiting(comments, size, loop.time(), loop.create_future(), counted)
@@ -189,10 +189,10 @@ class Scorer:
             if one.counted:
                 self.recent.add(one.since_s, now_s, part)
             if not one.answer.done():
-                one.answer.set_result(Scores(part, found.version))
+                one.answer.set_result(ServedScores(part, found.version))
             at = end
 
-    async def _ask(self, comments: Sequence[bytes]) -> Scores:
+    async def _ask(self, comments: Sequence[bytes]) -> ServedScores:
         request = kserve.request(comments)
         upstream = self._servers if len(request) <= LARGE_BODY_BYTES else self._large
         try:
@@ -255,7 +255,7 @@ def _cut(comments: Sequence[bytes]) -> list[tuple[list[bytes], int]]:
     return parts
 
 
-def _refused(answer: Answer) -> Refusal:
+def _refused(answer: RawAnswer) -> Refusal:
     words = kserve.refusal(answer.body)
     if answer.status in (503, 504, 502, 500):
         kind = "OVERLOADED" if words.startswith("overloaded") else "UNAVAILABLE"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serve.app.decisions import Versions
-from serve.app.labels import Labels
-from serve.app.scorer import Scorer
+from serve.app.labels import LabelFile
+from serve.app.scorer import BatchingScorer
 from serve.app.settings import AppSettings
 
 
@@ -15,8 +15,8 @@ class Services:
     """One of each, for all requests."""
 
     settings: AppSettings
-    scorer: Scorer
+    scorer: BatchingScorer
     versions: Versions
     """Thresholds and languages of the versions that answer."""
-    labels: Labels | None
+    labels: LabelFile | None
     """Where corrections go, if anywhere."""
