@@ -13,7 +13,7 @@ import pytest
 from conftest import Exported
 
 from bench.serving import app
-from bench.traffic.bodies import Comments
+from bench.traffic.bodies import EncodedComments
 from serve import haproxy
 
 
@@ -36,7 +36,7 @@ def test_bars_turn_red() -> None:
 
 def test_a_request_is_json_of_the_comments() -> None:
     texts = ['a "b"\n\\', "ü 😀"]
-    comments = Comments(texts, "json")
+    comments = EncodedComments(texts, "json")
     items = [comments.item(row, 0, 0) for row in range(2)]
     assert json.loads(app.moderation_body(items)) == {"input": texts}
     assert json.loads(app.moderation_body(items[1:])) == {"input": texts[1]}

@@ -21,7 +21,7 @@ from serve.app.kserve import ServedScores
 from serve.app.recent import Recent
 from serve.app.refusals import NO_SERVER, Refusal
 from serve.app.settings import OVERLOADED
-from serve.app.upstream import RawAnswer, Upstream
+from serve.app.upstream import UpstreamAnswer, Upstream
 
 MAX_CALL_COMMENTS = 64
 """Most comments of one call."""
@@ -255,7 +255,7 @@ def _cut(comments: Sequence[bytes]) -> list[tuple[list[bytes], int]]:
     return parts
 
 
-def _refused(answer: RawAnswer) -> Refusal:
+def _refused(answer: UpstreamAnswer) -> Refusal:
     words = kserve.refusal(answer.body)
     if answer.status in (503, 504, 502, 500):
         kind = "OVERLOADED" if words.startswith("overloaded") else "UNAVAILABLE"

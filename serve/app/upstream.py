@@ -17,7 +17,7 @@ from serve.app import kserve
 
 
 @dataclass(frozen=True, slots=True)
-class RawAnswer:
+class UpstreamAnswer:
     """Of one request."""
 
     status: int
@@ -34,7 +34,7 @@ class Upstream:
         self._timeout_s = timeout_s
         self._idle: list[_Connection] = []
 
-    async def ask(self, request: bytes) -> RawAnswer:
+    async def ask(self, request: bytes) -> UpstreamAnswer:
         """The answer to an HTTP request. Raises OSError, TimeoutError among them, without one."""
         while self._idle:
             connection = self._idle.pop()
@@ -62,7 +62,7 @@ class _Connection(asyncio.Protocol):
         self._free = free
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._waiting: asyncio.Future[RawAnswer] | None = None
+        self._waiting: asyncio.Future[UpstreamAnswer] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._parts: list[bytes] = []
         self._document_bytes = 0
@@ -70,7 +70,7 @@ class _Connection(asyncio.Protocol):
     def usable(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
-    def ask(self, request: bytes) -> asyncio.Future[RawAnswer]:
+    def ask(self, request: bytes) -> asyncio.Future[UpstreamAnswer]:
         loop = asyncio.get_running_loop()
         self._waiting = loop.create_future()
         self._timer = loop.call_later(self._timeout_s, self._late)
@@ -137,7 +137,7 @@ class _Connection(asyncio.Protocol):
             return
         if not waiting.done():
             status = self._parser.get_status_code()
-            waiting.set_result(RawAnswer(status, body, self._document_bytes))
+            waiting.set_result(UpstreamAnswer(status, body, self._document_bytes))
         if self._parser.should_keep_alive():
             self._free(self)
         else:
