@@ -21,7 +21,7 @@ from serve.app.kserve import ServedScores
 from serve.app.recent import Recent
 from serve.app.refusals import NO_SERVER, Refusal
 from serve.app.settings import OVERLOADED
-from serve.app.upstream import UpstreamAnswer, Upstream
+from serve.app.upstream import Upstream, UpstreamAnswer
 
 MAX_CALL_COMMENTS = 64
 """Most comments of one call."""
