@@ -17,6 +17,7 @@ from bench.serving.servers import serving
 from bench.traffic.background import Background
 from contract import HOST, PUBLIC_MODEL, BadInput
 from serve import door, haproxy
+from serve.app import settings as app
 from serve.supervisor import Supervisor
 
 REPLICA, GRPC = "replica-1", "grpc"
@@ -88,7 +89,7 @@ class Watch(Background):
         )
 
     def _cached(self, name: str) -> int:
-        if name in haproxy.NAMES:
+        if name in (*haproxy.NAMES, app.NAME):
             return 0
         url = f"{self._metrics}/{name}/metrics"
         with urllib.request.urlopen(url, timeout=5) as answer:
