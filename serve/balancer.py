@@ -30,6 +30,7 @@ from serve.keys import Key
 from serve.request_rules import NO_SERVER, quoted
 
 HTTP_BACKEND, LARGE_BACKEND, GRPC_BACKEND = "http_replicas", "large", "grpc_server"
+INNER = "inner"
 BALANCER_METRICS, LARGE_METRICS = "/balancer/metrics", "/balancer/large/metrics"
 _TIMEOUT_S = 60
 _FRONT_BYTES = 16 << 10
@@ -85,7 +86,7 @@ def front(door: Door) -> str:
     """Of the process that has the ports of HTTP and of the metrics."""
     text = _head(door, contract.LARGE_BODY_BYTES)
     text += _section("frontend http", _http(door))
-    text += _section("frontend inner", _inner(door))
+    text += _section(f"frontend {INNER}", _inner(door))
     text += _replicas(door.replicas, door.front_folder)
     text += _app(door, door.front_folder)
     text += _section(f"backend {LARGE_BACKEND}", _to_large(door))

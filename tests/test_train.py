@@ -409,9 +409,10 @@ STUDENT: dict[str, Any] = {"distill": ("runs/a",)}
         (6, {**STUDENT, "out": "runs/a"}, "--out is runs/a, expected another .* --distill"),
         (7, {"distill": ("runs/a", "runs/../runs/a")}, "--distill names a run twice"),
         (8, {**STUDENT, "identity_balance": 1.5}, "--identity-balance is 1.5, expected 0"),
-        (9, {"ngram_teacher": 1.0}, "--ngram-teacher is 1.0, expected --distill"),
-        (10, {"augment": 2}, "--augment is 2, expected --distill"),
-        (11, {"unlabelled": "more.csv"}, "--unlabelled is more.csv, expected --distill"),
+        (9, {**STUDENT, "soft_labels": True}, "--soft-labels is on, expected it off"),
+        (10, {"ngram_teacher": 1.0}, "--ngram-teacher is 1.0, expected --distill"),
+        (11, {"augment": 2}, "--augment is 2, expected --distill"),
+        (12, {"unlabelled": "more.csv"}, "--unlabelled is more.csv, expected --distill"),
     ],
 )
 def test_each_refused_combination_is_named(
@@ -420,7 +421,7 @@ def test_each_refused_combination_is_named(
     with pytest.raises(BadInput, match=message) as error:
         make_config(TrainConfig, changes)
     assert "\n" not in str(error.value)
-    assert index < len(REFUSED) == 12
+    assert index < len(REFUSED) == 13
 
 
 def test_every_flag_has_its_group_and_its_words() -> None:

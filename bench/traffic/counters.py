@@ -9,9 +9,11 @@ from typing import Any
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from contract import HOST, PUBLIC_MODEL, BadInput
-from serve.balancer import HTTP_BACKEND, LARGE_BACKEND
+from serve.app_backend import APP_BACKEND
+from serve.balancer import HTTP_BACKEND, INNER, LARGE_BACKEND
 from serve.triton import Server
 
 _SETTLE_S, _SETTLE_TRIES = 0.1, 20
@@ -35,7 +37,7 @@ COUNTERS = {
 """Counters on the metrics port, as the parser names them, by short name: the model's own, and
 Triton's of the model."""
 
-_OF_GRPC = ((f"{PUBLIC_MODEL}_requests", "/grpc/metrics"),)
+_GRPC_METRICS = "/grpc/metrics"
 
 Totals = dict[str, float]
 """Totals since the start: COUNTERS by short name, and of `cpu_seconds` by `<part>_cpu_s`."""
@@ -70,23 +72,36 @@ def server_counters(server: Server) -> Totals:
 
 
 def _asked_of(server: Server) -> float:
-    """Requests that were answered through a balancer: its servers count its checks of them too."""
-    answered = 0.0
-    for family, path in (("haproxy_backend_http_responses", server.metrics_path), *_OF_GRPC):
-        url = f"http://{HOST}:{server.metrics_port}{path}"
-        if path != server.metrics_path and not server.grpc_port:
-            continue
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            text = answer.read().decode()
-        for found in text_string_to_metric_families(text):
-            if found.name == family:
-                answered += sum(
-                    sample.value
-                    for sample in found.samples
-                    if sample.labels.get("code", "2xx") == "2xx"
-                    and sample.labels.get("proxy", HTTP_BACKEND) in (HTTP_BACKEND, LARGE_BACKEND)
-                )
+    """Requests that were answered through a balancer: its servers count its checks of them too.
+
+    What the application asked of the servers is left out: its own requests are counted, and its
+    checks are nobody's.
+    """
+    url = f"http://{HOST}:{server.metrics_port}"
+    behind = _samples(f"{url}{server.metrics_path}", "haproxy_backend_http_responses")
+    inner = _samples(f"{url}{server.metrics_path}", "haproxy_frontend_http_responses")
+    answered = _scored(behind, (HTTP_BACKEND, LARGE_BACKEND, APP_BACKEND)) - _scored(
+        inner, (INNER,)
+    )
+    if server.grpc_port:
+        found = _samples(f"{url}{_GRPC_METRICS}", f"{PUBLIC_MODEL}_requests")
+        answered += sum(sample.value for sample in found)
     return answered
+
+
+def _samples(url: str, family: str) -> list[Sample]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text = answer.read().decode()
+    families = text_string_to_metric_families(text)
+    return [sample for found in families if found.name == family for sample in found.samples]
+
+
+def _scored(samples: Sequence[Sample], proxies: Sequence[str]) -> float:
+    return sum(
+        sample.value
+        for sample in samples
+        if sample.labels["code"] == "2xx" and sample.labels["proxy"] in proxies
+    )
 
 
 def process_counters(server: Server) -> Totals:
