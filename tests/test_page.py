@@ -24,6 +24,7 @@ from train.data.load import load_comments
 from train.data.tokenizer import Respelling, build_tokenizer
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
@@ -63,7 +64,20 @@ class Page:
         return self.driver.execute_script(script, *arguments)
 
     def until(self, condition: Callable[[], Any], timeout_s: float = 60) -> Any:
-        return WebDriverWait(self.driver, timeout_s, 0.05).until(lambda _: condition())
+        """Wait for it; a part of the page that is drawn anew while it is read is read again."""
+        wait = WebDriverWait(
+            self.driver, timeout_s, 0.05, ignored_exceptions=[StaleElementReferenceException]
+        )
+        return wait.until(lambda _: condition())
+
+    def rows(self, selector: str) -> dict[str, list[str]]:
+        """The rows of a table at one moment: the cells of each by its head."""
+        script = (
+            "return [...document.querySelectorAll(arguments[0])].map(row =>"
+            " [row.querySelector('th').innerText,"
+            " [...row.querySelectorAll('td')].map(cell => cell.innerText)])"
+        )
+        return dict(self.js(script, selector))
 
     def find(self, selector: str) -> Any:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
@@ -72,7 +86,7 @@ class Page:
         return list(self.driver.find_elements(By.CSS_SELECTOR, selector))
 
     def text(self, selector: str) -> str:
-        return str(self.find(selector).text)
+        return str(self.until(lambda: (self.find(selector).text,))[0])
 
     def score(self, *comments: str) -> None:
         """Type the comments and press Ctrl+Enter."""
@@ -173,12 +187,7 @@ def test_the_threshold_decides(page: Page) -> None:
 def test_words_are_left_out_one_by_one(page: Page, opened: door.DoorConfig) -> None:
     page.open().score("you are awful")
     page.until(lambda: len(page.all("details table tbody tr")) == 3)
-    rows = {
-        row.find_element(By.TAG_NAME, "th").text: [
-            cell.text for cell in row.find_elements(By.TAG_NAME, "td")
-        ]
-        for row in page.all("details table tbody tr")
-    }
+    rows = page.rows("details table tbody tr")
     whole, *without = served(opened, "you are awful", " are awful", "you  awful", "you are ")
     words = ["you", "are", "awful"]
     changes = dict(zip(words, (whole - one for one in without), strict=True))
@@ -244,10 +253,8 @@ def test_two_versions_side_by_side(
     page.find("#versions button").click()
     page.until(lambda: len(page.all("#versions-results tbody tr")) == 2)
     rows = {
-        row.find_element(By.TAG_NAME, "th").text: [
-            float(cell.text) for cell in row.find_elements(By.TAG_NAME, "td")[:2]
-        ]
-        for row in page.all("#versions-results tbody tr")
+        text: [float(cell) for cell in cells[:2]]
+        for text, cells in page.rows("#versions-results tbody tr").items()
     }
     for text, value in zip(texts, served(opened, *texts), strict=True):
         assert rows[text] == [

@@ -209,7 +209,7 @@ def test_make_takes_any_path(tiny_model: TinyModel, tmp_path: Path) -> None:
     (tmp_path / ".venv").symlink_to(sys.prefix)
     command = ["make", "-f", ROOT / "Makefile", "-o", ".venv/.ready", "versions"]
     done = subprocess.run(
-        [*command, f"REPOSITORY={repository}"],
+        [*command, "VENV=.venv", f"REPOSITORY={repository}"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "MAKELEVEL": "1"},
         capture_output=True,
