@@ -35,7 +35,7 @@ OK, REFUSED, LOST = range(3)
 _REPEAT_SHARE, _BINARY_SHARE, _BATCH_SHARE = 0.1, 0.2, 0.2
 _BATCHES = (2, 3, 5, 8, 16)
 _TIMEOUT_S = 60.0
-_RECONNECT_S = 0.05
+_RECONNECT_S, _RETRY_AFTER_S = 0.05, 0.2
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,9 @@ class _Clients:
         self._progress.value += 1
 
     def _wait_for_the_door(self, sleep: Callable[[float], None]) -> None:
+        """Until it takes connections, and not at once: what is about to end may still take one."""
         deadline = time.monotonic() + self._plan.retry_within_s
+        sleep(_RETRY_AFTER_S)
         while time.monotonic() < deadline:
             try:
                 socket.create_connection((HOST, self._plan.port), 0.1).close()
