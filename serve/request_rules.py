@@ -142,6 +142,12 @@ def header_rules() -> list[str]:
             "!{ req.ver 1.0 1.1 }",
             close=True,
         ),
+        refuse(  # RFC 9110, 4.2.1: an http address with an empty host is invalid
+            400,
+            "the address has no host; send the path alone",
+            "{ url -m reg -i '^[A-Za-z][A-Za-z0-9+.-]*:///' }",
+            close=True,
+        ),
         refuse(
             400,
             "the request has no Host, expected one; send it",

@@ -367,6 +367,25 @@ MALFORMED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (f"http://localhost{INFER}", 200),  # RFC 9112, 3.2.2: the absolute form must be taken
+        (f"https://{INFER}", 400),
+        (f"HTTP://{INFER}", 400),
+        (f"x-y://{INFER}", 400),
+    ],
+)
+def test_an_address_without_a_host_is_refused(
+    opened: door.DoorConfig, target: str, status: int
+) -> None:
+    content = body("x")
+    lines = [f"POST {target} HTTP/1.1", "Host: localhost", f"Content-Length: {len(content)}"]
+    request = "\r\n".join([*lines, "Connection: close", "", ""]).encode() + content
+    answer = raw(opened, request)
+    assert answer.split()[1] == str(status).encode(), answer
+
+
 @pytest.mark.parametrize("case", MALFORMED)
 def test_headers_that_mean_two_things_are_refused(opened: door.DoorConfig, case: str) -> None:
     status, lines, version = MALFORMED[case]
