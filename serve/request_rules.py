@@ -142,10 +142,10 @@ def header_rules() -> list[str]:
             "!{ req.ver 1.0 1.1 }",
             close=True,
         ),
-        refuse(  # RFC 9110, 4.2.1: an http address with an empty host is invalid
+        refuse(  # RFC 9110, 4.2.1: its host may not be empty
             400,
-            "the address has no host; send the path alone",
-            "{ url -m reg -i '^[A-Za-z][A-Za-z0-9+.-]*:///' }",
+            "the address is of another scheme or has no host; send the path alone",
+            "{ url -m reg -i '^[a-z][a-z0-9+.-]*:' } !{ url -m reg -i '^https?://[^/]' }",
             close=True,
         ),
         refuse(

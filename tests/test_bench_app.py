@@ -19,7 +19,8 @@ from serve import haproxy
 
 def visit(rate_rps: float, **more: Any) -> Any:
     run = {"failures": 0, "latency_ms": {"p99": 10.0}, "check": {"invalid": []}, **more}
-    return app.AppVisit(open=[SimpleNamespace(rate_rps=rate_rps, **run)])
+    result: Any = SimpleNamespace(rate_rps=rate_rps, **run)
+    return app.AppVisit(closed={16: result}, open=[result])
 
 
 def test_bars_turn_red() -> None:
@@ -27,9 +28,13 @@ def test_bars_turn_red() -> None:
     assert all(bar["holds"] for bar in app.bars(visits, 50, 0).values())
     slow = visits | {app.APP: [visit(399)], app.FASTAPI: [visit(161)]}
     bars = app.bars(slow, 50, 1)
-    assert [bar["holds"] for bar in bars.values()] == [False, False, False]
+    assert [bar["holds"] for bar in bars.values()] == [False] * 5
     late = visits | {app.APP: [visit(400, latency_ms={"p99": 51.0})]}
     assert app.bars(late, 50, 0)["over_native"]["value"] == 0
+    # A rival without a rate within the objective says nothing; it was a ratio of billions.
+    failed = visits | {app.FASTAPI: [visit(161, latency_ms={"p99": 51.0})]}
+    found = app.bars(failed, 50, 0)
+    assert found["over_fastapi"]["value"] is None is found["over_fastapi_closed"]["value"]
     without = {name: visits[name] for name in (app.NATIVE, app.APP)}
     assert app.bars(without, 50, 0)["over_fastapi"]["holds"] is None
 

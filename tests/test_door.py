@@ -374,9 +374,11 @@ MALFORMED = {
         (f"https://{INFER}", 400),
         (f"HTTP://{INFER}", 400),
         (f"x-y://{INFER}", 400),
+        (f"ftp://localhost{INFER}", 400),
+        (f"HTTPS://localhost{INFER}", 200),
     ],
 )
-def test_an_address_without_a_host_is_refused(
+def test_an_address_of_another_scheme_or_without_a_host_is_refused(
     opened: door.DoorConfig, target: str, status: int
 ) -> None:
     content = body("x")

@@ -312,8 +312,9 @@ def bars(visits: dict[str, list[Visit]], p99_ms: float) -> Bars:
         return visit.start_s
 
     def ratios(ours: str, of: _Value, rival: str, to: _Value | None = None) -> list[float]:
-        pairs = zip(visits[ours], visits[rival], strict=True)
-        return [of(a) / max((to or of)(b), 1e-9) for a, b in pairs]
+        """Of the rounds in which the rival has a figure: an open loop that failed has none."""
+        pairs = [(of(a), (to or of)(b)) for a, b in zip(visits[ours], visits[rival], strict=True)]
+        return [a / b for a, b in pairs if b]
 
     fast = {
         "native_over_noop": (ratios(_NATIVE, rate, _NOOP), 0.62),
@@ -340,6 +341,8 @@ def bars(visits: dict[str, list[Visit]], p99_ms: float) -> Bars:
 
 
 def _spread(wanted: Callable[..., dict[str, Any]], found: list[float], bar: float) -> Any:
+    if not found:
+        return wanted(None, round(bar, 3))
     value = statistics.median(found)
     return {**wanted(value, round(bar, 3)), "spread": [round(f(found), 4) for f in (min, max)]}
 
