@@ -181,14 +181,14 @@ def test_every_result_file_is_listed() -> None:
 
 
 def test_what_a_document_lacks_is_said() -> None:
-    shared = {"artifact": {"onnx_sha256": "0123456789abcdef", "precision": "int8"}}
+    artifact = {"onnx_sha256": "0123456789abcdef", "precision": "int8"}
     hardware = {"cpu": "AMD EPYC", "cores": 2, "isa": ["avx2"], "memory_gib": 24}
     tokens = {"mean": 84.4, "median": 44.0, "p99": 782.1, "mean_cut_at_256": 70.0}
     line = figures.provenance(
         {
             "hardware": hardware,
             "comments": {"name": "some.csv", "tokens": tokens},
-            "sitting": shared,
+            "artifact": artifact,
         }
     )
     assert line == (
@@ -206,49 +206,55 @@ def test_steps_of_a_sitting_have_modules_documents_and_flags() -> None:
     names = "repository checkpoint traced comments tuned run_dir capacity"
     words = {name: f"some-{name}" for name in names.split()}
     sources = {source.path for source in figures.SOURCES}
+    chosen = sitting.Sitting(vocabulary="words.csv", quality_data=("test", "more.csv"))
     for step in sitting.STEPS:
         module = importlib.import_module(step.module)
         assert step.document in sources
+        if hasattr(module, "__path__"):
+            module = importlib.import_module(f"{step.module}.config")
         configs = [
             found
             for found in vars(module).values()
-            if dataclasses.is_dataclass(found) and found.__module__ == step.module
+            if dataclasses.is_dataclass(found) and found.__module__ == module.__name__
         ]
         flags = {field.name for config in configs for field in dataclasses.fields(config)}
-        for argument in sitting.arguments(step, words, "words.csv"):
-            assert "{" not in argument
-            assert argument.partition("=")[0][2:].replace("-", "_") in flags, step.module
-        assert words["tuned"] not in sitting.shown(step, words)
+        given = sitting.arguments(step, words, chosen)
+        assert "{" not in "".join(given)
+        assert "--curated" not in given  # none were given
+        for argument in given:
+            if argument.startswith("--"):
+                assert argument.partition("=")[0][2:].replace("-", "_") in flags, step.module
+        assert words["tuned"] not in sitting.shown(step, words, chosen)
 
 
-@pytest.mark.parametrize(
-    ("source", "found"),
-    [
-        ("print('[1/2]'); print('{\"bench\": \"said\"}')", "said"),
-        (
-            "from pathlib import Path\nPath('bench/out/length').mkdir(parents=True)\n"
-            "Path('bench/out/length/length.png').write_bytes(b'plot')\n"
-            "Path('bench/out/length/length.json').write_text('{\"bench\": \"written\"}')\n"
-            "raise SystemExit('a target was missed')",
-            "written",
-        ),
-        ("raise SystemExit(3)", None),
-    ],
-    ids=["on the screen", "in a file, a target missed", "none"],
-)
+def test_a_step_that_is_not_there_is_refused() -> None:
+    with pytest.raises(BadInput, match="no step 'roads', expected some of road, peers"):
+        sitting._chosen(sitting.Sitting(steps=("roads",)))
+
+
+@pytest.mark.parametrize("missed", ["", "raise SystemExit('a target was missed')"])
 def test_a_step_gives_its_document(
-    source: str, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    missed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "bench_of_nothing.py").write_text(source, "utf-8")
+    source = (
+        "import sys\nfrom pathlib import Path\n"
+        "out = Path(sys.argv[-1].removeprefix('--out='))\nout.mkdir()\n"
+        "(out / 'length.json').write_text('{\"bench\": \"written\"}')\n"
+    )
+    (tmp_path / "bench_of_nothing.py").write_text(source + missed, "utf-8")
     monkeypatch.chdir(tmp_path)
     step = sitting.Step("bench_of_nothing", (), "length/length.json")
-    if found:
-        document, plots = sitting._run(step, [])
-        assert document == {"bench": found}
-        assert [plot.name for plot in plots] == (["length.png"] if found == "written" else [])
-    else:
-        with pytest.raises(BadInput, match="ended with status 3 and without a document"):
-            sitting._run(step, [])
+    assert sitting._run(step, [], tmp_path / "out") == {"bench": "written"}
+
+
+def test_a_step_without_a_document_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bench_of_nothing.py").write_text("raise SystemExit(3)", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    step = sitting.Step("bench_of_nothing", (), "length/length.json")
+    with pytest.raises(BadInput, match="ended with status 3 and without a document"):
+        sitting._run(step, [], tmp_path / "out")
 
 
 def test_overload_is_of_the_capacity_just_measured() -> None:

@@ -8,7 +8,8 @@ r"""Write every table of the pages from the JSON documents under bench/results: 
 A page holds a table between `<!-- figures: NAME -->` and `<!-- /figures -->`; nobody writes between
 them by hand. Below each table stand the artifact, hardware, versions and comments that its document
 names; what a document lacks is said to be missing. `--measure` first runs the benches one after the
-other, in one sitting and for one artifact (`bench.report.sitting`); it takes about an hour.
+other, in one sitting and for one artifact (`bench.report.sitting`); it takes two hours or more, and
+`--steps` chooses among them.
 """
 
 from __future__ import annotations
@@ -52,8 +53,6 @@ _WIKI = "COMMENTS=../shared/data/jigsaw_wiki_test.csv.gz"
 _STUDENT = "--repository runs/student_repository"
 _TRACED = "--traced runs/export_student/traced.onnx"
 _TEST_SETS = "../shared/data/jigsaw_wiki_test.csv.gz ../shared/data/civil_comments_gender.csv.gz"
-_LOAD = f"make bench parity {_WIKI}"
-_STUDENT_LOAD = f"make bench {_WIKI} USERS=32 SECONDS_EACH=15"
 
 SOURCES = (
     FigureSource(
@@ -78,9 +77,6 @@ SOURCES = (
         {"app": page_tables.app},
     ),
     FigureSource(
-        "road-full/road.json", f"make bench-road {_WIKI}", {"road-full": page_tables.road}
-    ),
-    FigureSource(
         "cache/cache.json", "make bench-cache COMMENTS=synthetic", {"cache": page_tables.cache}
     ),
     FigureSource(
@@ -93,16 +89,8 @@ SOURCES = (
         f'make tune {_WIKI} CAPACITY_ARGS="--seconds 4 --skip-s 1 --steps 3 --window-ms 0 4 16"',
         {"tune": page_tables.tune},
     ),
-    FigureSource("load-student/bench.json", _STUDENT_LOAD, {"load-student": page_tables.load}),
-    FigureSource(
-        "load-student/parity.json",
-        "python -m bench.model.parity --checkpoint runs/student",
-        {"parity-student": quality_tables.parity},
-    ),
-    FigureSource("load-int8/bench.json", _LOAD, {"load-int8": page_tables.load}),
-    FigureSource("load-int8/parity.json", _LOAD, {"parity-int8": quality_tables.parity}),
-    FigureSource("load-fp32/bench.json", _LOAD, {"load-fp32": page_tables.load}),
-    FigureSource("load-fp32/parity.json", _LOAD, {"parity-fp32": quality_tables.parity}),
+    FigureSource("load/bench.json", f"make bench {_WIKI}", {"load": page_tables.load}),
+    FigureSource("parity/parity.json", f"make parity {_WIKI}", {"parity": quality_tables.parity}),
     FigureSource(
         "encoder/encoder.json",
         f'make bench-encoder {_WIKI} ENCODER_ARGS="--checkpoint runs/model"',
@@ -150,8 +138,8 @@ SOURCES = (
     FigureSource(
         "eval/evaluation.json",
         f'make eval DATA="test {_TEST_SETS}" CURATED=../shared/data '
-        'MODELS="runs/student runs/student_repository runs/model model_repository '
-        'runs/cascade_repository baseline baseline-words"',
+        'MODELS="runs/student runs/student_repository baseline baseline-words" '
+        "EVAL_ARGS=--misspell",
         {
             "quality": quality_tables.quality,
             "models": quality_tables.models,
@@ -160,13 +148,8 @@ SOURCES = (
             "fairness": quality_tables.fairness,
             "identities": quality_tables.identities,
             "calibration": quality_tables.calibration,
+            "misspelled": quality_tables.misspelled,
         },
-    ),
-    FigureSource(
-        "eval/misspelled.json",
-        "make eval DATA=../shared/data/jigsaw_wiki_test.csv.gz "
-        'MODELS="runs/student_repository baseline baseline-words" EVAL_ARGS=--misspell',
-        {"misspelled": quality_tables.misspelled},
     ),
     FigureSource("ablation/ablation.json", "make ablation", {"ablation": quality_tables.ablation}),
     FigureSource(
@@ -318,8 +301,7 @@ def artifacts(document: Document) -> list[str]:
 
 
 def _artifact(document: Document) -> Document:
-    """What the bench says of its artifact, or else the sitting in which it ran."""
-    return document.get("artifact") or (document.get("sitting") or {}).get("artifact") or {}
+    return document.get("artifact") or {}
 
 
 def _precision(document: Document) -> str:
@@ -339,7 +321,7 @@ def _hardware(document: Document) -> str:
 
 
 def _versions(document: Document) -> str:
-    found = document.get("versions") or (document.get("sitting") or {}).get("versions")
+    found = document.get("versions")
     if found is None and "torch" in document:
         found = {"torch": document["torch"]}
     if not found:

@@ -132,8 +132,8 @@ _MISSPELLED = {
 
 
 def misspelled(document: Document) -> Rows:
-    """AUROC with the toxic comments alone misspelled, and with both halves."""
-    ((_, kinds),) = document["misspelled"].items()
+    """AUROC on `jigsaw_wiki_test`, the toxic comments alone misspelled, and both halves."""
+    kinds = document["misspelled"]["jigsaw_wiki_test"]
     names = _names(document)
     rows = [["AUROC, toxic misspelled / both", "[UNK] in toxic", *(f"`{name}`" for name in names)]]
     for kind, found in kinds.items():

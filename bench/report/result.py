@@ -24,11 +24,13 @@ import psutil
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.report.machine import hardware
+from bench.report.machine import hardware, versions
 from bench.report.tables import aligned
 from console.options import parse_config
-from contract import ToxicityError
+from contract import ONNX_FILE, ToxicityError
+from export.repository import current, read_artifact
 from storage.files import write_json
+from storage.revision import source_commit
 
 Config = TypeVar("Config")
 Bars = dict[str, dict[str, Any]]
@@ -38,6 +40,8 @@ SERVER: dict[str, Any] = {"group": "server"}
 RUNS: dict[str, Any] = {"group": "measurement"}
 RESULT: dict[str, Any] = {"group": "result"}
 """Groups of flags, for the metadata of a config's fields."""
+PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "numpy")
+"""Whose versions every document states."""
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -177,12 +181,38 @@ def refuse_missed(bars: Bars, remedies: Mapping[str, str] | None = None) -> None
 
 # --- Ending --------------------------------------------------------------------------------
 def document(bench: str, config: Any, **measured: Any) -> dict[str, Any]:
-    """The result of a bench: its name, its settings, what it ran on and what it measured."""
+    """The result of a bench: its name, its settings, what it ran on and what it measured.
+
+    A config with a `repository` is a bench of the version that serves from there, which the
+    document then names, unless `measured` has an `artifact`. Raises BadInput without one.
+    """
+    own = {}
+    if hasattr(config, "repository") and "artifact" not in measured:
+        own = {"artifact": artifact_named(config.repository, current(config.repository))}
+    commit = source_commit()
     return {
         "bench": bench,
         "config": settings_of(config),
         "hardware": hardware(),
+        "versions": versions(*PACKAGES),
+        **({"commit": commit} if commit else {}),
+        **own,
         **measured,
+    }
+
+
+def artifact_named(repository: Path, version: int) -> dict[str, Any]:
+    """What a document says of a published version: number, precision, lengths, and the sha256 of
+    its graph and of the weights that it was exported from. Raises BadInput without it.
+    """
+    artifact = read_artifact(repository, version)
+    return {
+        "version": version,
+        "precision": artifact["precision"],
+        "max_len": artifact["max_len"],
+        "long_text": artifact.get("long_text", {}),
+        "checkpoint_sha256": artifact.get("checkpoint_sha256"),
+        "onnx_sha256": artifact["files"][ONNX_FILE]["sha256"],
     }
 
 

@@ -1,21 +1,18 @@
 """Run the benches one after the other, in one sitting and for one artifact, into bench/results.
 
-Used by `python -m bench.report.figures --measure`. `STEPS` lists what is run. A document names what
-its bench knows; the artifact and its precision, the versions, the commit and the command are added
-under "sitting". A bench that misses its own targets still counts as measured.
+Used by `python -m bench.report.figures --measure`. `STEPS` lists what is run. Each document names
+its artifact, hardware, versions and commit; the command is added under "sitting". A bench that
+misses its own targets still counts as measured.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
@@ -24,15 +21,12 @@ from typing import Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from contract import ONNX_FILE, BadInput
+from contract import BadInput
 from export.repository import verify
 from storage.files import write_json
 
-_OUT = Path("bench/out")
-"""Where every bench writes unless told otherwise."""
 _LONGEST_SHOWN = 500
 """Characters of a bench's line."""
-_PACKAGES = ("torch", "onnxruntime", "numpy")
 _PORTS = ("--http-port=8200", "--grpc-port=8201", "--metrics-port=8202")
 
 
@@ -53,6 +47,13 @@ class Sitting:
     vocabulary: str = Field(
         "", description="labelled file for the tokenizer's vocabulary; left out: the comments'"
     )
+    quality_data: tuple[str, ...] = Field(
+        ("test",), description="labelled files for the quality; 'test' is the run's test split"
+    )
+    curated: tuple[str, ...] = Field((), description="files of comments in groups, or a folder")
+    steps: tuple[str, ...] = Field(
+        (), description="documents to measure, as in road peers; left out: every one"
+    )
 
 
 @plain_dataclass(frozen=True)
@@ -61,21 +62,26 @@ class Step:
 
     In the arguments, {repository}, {checkpoint}, {traced} and {comments} are the sitting's,
     {tuned} is a copy of the repository that may be changed, {run_dir} that of a running server and
-    {capacity} the rate that `bench.serving.capacity` found just before.
+    {capacity} the rate that `bench.serving.capacity` found just before. An argument that is exactly
+    {quality_data} or {curated} becomes those words; without any, its flag goes too.
     """
 
     module: str
     arguments: tuple[str, ...]
     document: str
-    """Relative to bench/results."""
+    """Relative to bench/results; its name is the one that the bench gives it."""
     server: bool = False
     """Whether the bench loads a server that runs already."""
-    of_artifact: bool = True
-    """Whether it measures the published files; else it makes graphs of its own, or needs none."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder under bench/results."""
+        return Path(self.document).parent.name
 
 
 _PUBLISHED = ("--repository={repository}", "--comments={comments}")
 _COMPARED = (*_PUBLISHED, "--traced={traced}")
+_RUNNING = ("--run-dir={run_dir}", "--comments={comments}")
 STEPS = (
     Step("bench.serving.road", _PUBLISHED, "road/road.json"),
     Step("bench.serving.peers", (*_COMPARED, "--checkpoint={checkpoint}"), "peers/peers.json"),
@@ -83,8 +89,15 @@ STEPS = (
     Step("bench.serving.capacity", _COMPARED, "capacity/capacity.json"),
     Step(
         "bench.serving.overload",
-        ("--capacity={capacity}", "--comments={comments}", "--run-dir={run_dir}"),
+        ("--capacity={capacity}", *_RUNNING),
         "overload/overload.json",
+        server=True,
+    ),
+    Step("bench.run", ("--users=32", "--seconds=15", *_RUNNING), "load/bench.json", server=True),
+    Step(
+        "bench.model.parity",
+        ("--checkpoint={checkpoint}", *_RUNNING),
+        "parity/parity.json",
         server=True,
     ),
     Step("bench.serving.cache", _PUBLISHED, "cache/cache.json"),
@@ -93,33 +106,32 @@ STEPS = (
         "bench.model.encoder",
         ("--checkpoint={checkpoint}", "--comments={comments}"),
         "encoder/encoder.json",
-        of_artifact=False,
     ),
+    Step("bench.model.tokenizer", ("--comments={comments}",), "tokenizer/tokenizer.json"),
+    Step("bench.model.length", (), "length/length.json"),
     Step(
-        "bench.model.tokenizer",
-        ("--comments={comments}",),
-        "tokenizer/tokenizer.json",
-        of_artifact=False,
+        "quality",
+        (
+            *("--run={checkpoint}", "--models", "{checkpoint}", "{repository}", "baseline"),
+            *("baseline-words", "--misspell", "--data", "{quality_data}", "--curated", "{curated}"),
+        ),
+        "eval/evaluation.json",
     ),
-    Step("bench.model.length", (), "length/length.json", of_artifact=False),
+    Step("bench.hostile.attack", _PUBLISHED, "attack/attack.json"),
+    Step("bench.hostile.soak", _PUBLISHED, "soak/soak.json"),
     # The last one: it changes how the repository that it is given serves.
     Step("bench.serving.tune", ("--repository={tuned}", "--comments={comments}"), "tune/tune.json"),
 )
 
 
 def measure(sitting: Sitting, results: Path) -> None:
-    """Run every step and write its document under `results`.
+    """Run every step and write its document under `results`, with the command that makes it.
 
-    Raises BadInput for a repository that does not verify, and for a bench that ends without a
-    document; what was measured before it stays.
+    Raises BadInput for a repository that does not verify, for a step that there is not, and for a
+    bench that ends without a document; what was measured before it stays.
     """
-    manifest = verify(sitting.repository)
-    artifact = {
-        "onnx_sha256": manifest["files"][ONNX_FILE]["sha256"],
-        "precision": manifest["precision"],
-    }
-    versions = {"python": platform.python_version(), **_installed()}
-    shared = {"versions": versions, "commit": _commit()}
+    verify(sitting.repository)
+    steps = _chosen(sitting)
     with tempfile.TemporaryDirectory() as scratch:
         tuned = Path(scratch) / "repository"
         shutil.copytree(sitting.repository, tuned, symlinks=True)
@@ -131,71 +143,77 @@ def measure(sitting: Sitting, results: Path) -> None:
             "tuned": str(tuned),
             "run_dir": str(Path(scratch) / "serve"),
         }
-        for number, step in enumerate(STEPS, 1):
-            print(f"[{number}/{len(STEPS)}] {step.module}", flush=True)
-            command = arguments(step, words, sitting.vocabulary)
+        _known_capacity(words, results)
+        for number, step in enumerate(steps, 1):
+            print(f"[{number}/{len(steps)}] {step.module}", flush=True)
             with _server(words) if step.server else contextlib.nullcontext():
-                document, plots = _run(step, command)
-            if step.module == "bench.serving.capacity":
-                words["capacity"] = str(_capacity(document))
-            said = {**shared, "command": shown(step, words, sitting.vocabulary)}
-            if step.of_artifact:
-                said["artifact"] = artifact
-            write_json(results / step.document, {**document, "sitting": said})
-            for plot in plots:
+                document = _run(step, arguments(step, words, sitting), Path(scratch) / step.name)
+            said = {"sitting": {"command": shown(step, words, sitting)}}
+            write_json(results / step.document, {**document, **said})
+            for plot in (Path(scratch) / step.name).glob("*.png"):
                 shutil.copy2(plot, (results / step.document).parent)
+            _known_capacity(words, results)
 
 
-def arguments(step: Step, words: dict[str, str], vocabulary: str = "") -> list[str]:
+def _chosen(sitting: Sitting) -> list[Step]:
+    names = [step.name for step in STEPS]
+    for name in sitting.steps:
+        if name not in names:
+            raise BadInput(
+                f"there is no step {name!r}, expected some of {', '.join(names)}; mend --steps"
+            )
+    return [step for step in STEPS if not sitting.steps or step.name in sitting.steps]
+
+
+def _known_capacity(words: dict[str, str], results: Path) -> None:
+    step = next(step for step in STEPS if step.module == "bench.serving.capacity")
+    if (path := results / step.document).exists():
+        words["capacity"] = str(_capacity(json.loads(path.read_text("utf-8"))))
+
+
+def arguments(step: Step, words: dict[str, str], sitting: Sitting) -> list[str]:
     """The step's arguments with the sitting's words in them."""
-    filled = [argument.format(**words) for argument in step.arguments]
-    if vocabulary and step.module == "bench.model.tokenizer":
-        filled.append(f"--vocabulary={vocabulary}")
+    many = {"{quality_data}": sitting.quality_data, "{curated}": sitting.curated}
+    filled: list[str] = []
+    for argument in step.arguments:
+        if argument not in many:
+            filled.append(argument.format(**words))
+        elif many[argument]:
+            filled += many[argument]
+        else:
+            filled.pop()
+    if sitting.vocabulary and step.module == "bench.model.tokenizer":
+        filled.append(f"--vocabulary={sitting.vocabulary}")
     return filled
 
 
-def shown(step: Step, words: dict[str, str], vocabulary: str = "") -> str:
+def shown(step: Step, words: dict[str, str], sitting: Sitting) -> str:
     """The step's command as a person would run it: without the folders of one sitting."""
     own = {**words, "tuned": words["repository"], "run_dir": "runs/serve"}
-    return " ".join(["python -m", step.module, *arguments(step, own, vocabulary)])
+    return " ".join(["python -m", step.module, *arguments(step, own, sitting)])
 
 
-def _run(step: Step, command: list[str]) -> tuple[dict[str, Any], list[Path]]:
-    """The bench's document, from the file that it wrote or its last line, and its plots."""
-    began = time.time()
-    status, last = _followed([sys.executable, "-m", step.module, *command])
-    name = Path(step.document).name
-    plots = _written("*.png", began)
-    if documents := _written(name, began):
-        return json.loads(documents[-1].read_text("utf-8")), plots
-    with contextlib.suppress(json.JSONDecodeError):
-        found = json.loads(last)
-        if isinstance(found, dict):
-            return found, plots
-    raise BadInput(
-        f"{step.module} ended with status {status} and without a document, expected "
-        f"{_OUT / name}; run `python -m {step.module} {' '.join(command)}` to see why"
-    )
+def _run(step: Step, command: list[str], out: Path) -> dict[str, Any]:
+    """The bench's document; it and its plots go to `out`."""
+    status = _followed([sys.executable, "-m", step.module, *command, f"--out={out}"])
+    written = out / Path(step.document).name
+    if not written.exists():
+        raise BadInput(
+            f"{step.module} ended with status {status} and without a document, expected "
+            f"{written.name}; run `python -m {step.module} {' '.join(command)}` to see why"
+        )
+    document: dict[str, Any] = json.loads(written.read_text("utf-8"))
+    return document
 
 
-def _written(pattern: str, since: float) -> list[Path]:
-    """Results of that name written since then, the newest last."""
-    times = {path: path.stat().st_mtime for path in _OUT.rglob(pattern)}
-    return sorted((path for path, at in times.items() if at >= since - 1), key=times.__getitem__)
-
-
-def _followed(command: list[str]) -> tuple[int, str]:
-    """Exit status and last line of a command whose lines are shown as they come.
-
-    A document on one line is not shown: it is too long to read.
-    """
-    last = ""
+def _followed(command: list[str]) -> int:
+    """Exit status of a command whose lines are shown as they come, but for very long ones."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        for last in process.stdout:
-            if len(last) <= _LONGEST_SHOWN:
-                print(last, end="", flush=True)
-    return process.returncode, last
+        for line in process.stdout:
+            if len(line) <= _LONGEST_SHOWN:
+                print(line, end="", flush=True)
+    return process.returncode
 
 
 @contextlib.contextmanager
@@ -221,16 +239,3 @@ def _capacity(document: dict[str, Any]) -> float:
         and not rung["rung"]["repeats"]
         and not rung["rung"]["replicas"]
     )
-
-
-def _installed() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _commit() -> str | None:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() or None

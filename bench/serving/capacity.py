@@ -121,7 +121,7 @@ class CapacityConfig(ResultOptions):
 
 def main() -> None:
     config = begin(CapacityConfig, "bench.serving.capacity", "Capacity by rung.")
-    artifact = verify(config.repository)
+    verify(config.repository)
     pool = load_pool(config.comments)
     print(pool.summary(), flush=True)
     rows = []
@@ -137,7 +137,6 @@ def main() -> None:
         "capacity",
         config,
         objective={"p99_ms": config.p99_ms, "errors": 0},
-        precision=artifact["precision"],
         comments=pool.to_json(),
         rungs=rows,
         bars=bars(rows),

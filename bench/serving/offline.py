@@ -43,7 +43,7 @@ from bench.report.result import (
 from bench.report.tables import aligned
 from bench.traffic.comments import AUTO, COMMENTS_HELP, SYNTHETIC, default_source, load_pool
 from console.options import run
-from contract import LOGIT, MAX_COMMENT_BYTES, ONNX_FILE, ToxicityError
+from contract import LOGIT, MAX_COMMENT_BYTES, ToxicityError
 from export.repository import verify, version_folder
 from serve.offline.rows import CHUNK_ROWS, open_source
 from serve.offline.worker import open_scorer
@@ -104,7 +104,7 @@ def main() -> None:
 
 def measure(config: OfflineBenchConfig) -> dict[str, Any]:
     """The whole comparison as one document. Raises BadInput when comments cannot be read."""
-    artifact = verify(config.repository)
+    verify(config.repository)
     folder = version_folder(config.repository)
     with tempfile.TemporaryDirectory() as scratch:
         file = _file(config, Path(scratch))
@@ -129,12 +129,6 @@ def measure(config: OfflineBenchConfig) -> dict[str, Any]:
         "offline",
         config,
         versions=versions("onnxruntime", "numpy", "pyarrow"),
-        artifact={
-            "version": artifact["version"],
-            "precision": artifact["precision"],
-            "max_len": artifact["max_len"],
-            "onnx_sha256": artifact["files"][ONNX_FILE]["sha256"],
-        },
         comments={**source, "rows": len(texts), "tokens_mean": cores[0].tokens / len(texts)},
         results=results,
         bars=bars(results, differ),

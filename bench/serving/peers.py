@@ -59,7 +59,7 @@ class PeersConfig(CapacityConfig):
 
 def main() -> None:
     config = begin(PeersConfig, "bench.serving.peers", "Compare ways to serve.")
-    artifact = verify(config.repository)
+    verify(config.repository)
     pool = load_pool(config.comments)
     print(pool.summary(), flush=True)
     rows = []
@@ -82,7 +82,6 @@ def main() -> None:
         "peers",
         config,
         objective={"p99_ms": config.p99_ms, "errors": 0},
-        precision=artifact["precision"],
         comments=pool.to_json(),
         peers=rows,
         bars=bars(rows),

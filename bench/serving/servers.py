@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.report.result import artifact_named
 from bench.serving import guard
 from console.options import make_config
-from contract import HOST, ONNX_FILE, BadInput
-from export.repository import read_artifact
+from contract import HOST, BadInput
 from serve import door, triton
 from serve.client import Protocol, score_comments
 
@@ -57,15 +57,7 @@ def artifact_of(server: triton.Server) -> dict[str, Any]:
             f"the server at {server.http_url} does not answer, expected a ready one; "
             "run `make stop serve`"
         )
-    artifact = read_artifact(Path(server.repository), number)
-    return {
-        "version": number,
-        "precision": artifact["precision"],
-        "max_len": artifact["max_len"],
-        "long_text": artifact.get("long_text", {}),
-        "checkpoint_sha256": artifact.get("checkpoint_sha256"),
-        "onnx_sha256": artifact["files"][ONNX_FILE]["sha256"],
-    }
+    return artifact_named(Path(server.repository), number)
 
 
 def warm_up(protocol: Protocol, server: triton.Server, texts: list[str]) -> None:

@@ -23,7 +23,7 @@ from bench.report.result import RUNS, Bars, begin, document, exactly, report
 from bench.serving.capacity import CapacityConfig, Rung, search, served, table
 from bench.traffic.comments import load_pool
 from console.options import run
-from contract import MAX_BATCH_SIZE, MAX_INSTANCES, MAX_WINDOW_MS, ONNX_FILE
+from contract import MAX_BATCH_SIZE, MAX_INSTANCES, MAX_WINDOW_MS
 from export.model_config import Tuning
 from export.repository import served_tuning, verify
 from export.switch import tune
@@ -58,8 +58,7 @@ class TuneConfig(CapacityConfig):
 
 def main() -> None:
     config = begin(TuneConfig, "bench.serving.tune", "Tune the served model.")
-    published = verify(config.repository)
-    artifact = {"precision": published["precision"], **published["files"][ONNX_FILE]}
+    verify(config.repository)
     pool = load_pool(config.comments)
     print(pool.summary(), flush=True)
     standing = served_tuning(config.repository)
@@ -69,7 +68,6 @@ def main() -> None:
         config,
         objective={"p99_ms": config.p99_ms, "errors": 0},
         comments=pool.to_json(),
-        artifact=artifact,
         chosen=asdict(best),
         rows=rows,
         bars=bars(rows),
