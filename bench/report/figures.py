@@ -139,7 +139,7 @@ SOURCES = (
         "eval/evaluation.json",
         f'make eval DATA="test {_TEST_SETS}" CURATED=../shared/data '
         'MODELS="runs/student runs/student_repository baseline baseline-words" '
-        "EVAL_ARGS=--misspell",
+        'EVAL_ARGS="--misspell --checklist"',
         {
             "quality": quality_tables.quality,
             "models": quality_tables.models,
@@ -149,6 +149,7 @@ SOURCES = (
             "identities": quality_tables.identities,
             "calibration": quality_tables.calibration,
             "misspelled": quality_tables.misspelled,
+            "checklist": quality_tables.checklist,
         },
     ),
     FigureSource("ablation/ablation.json", "make ablation", {"ablation": quality_tables.ablation}),

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.report.page_tables import Document, Rows, number, percent
+from quality import checklist as functional
 
 _HARMLESS = "eval_nontoxic_identity_vs_random"
 _PAIRS = "eval_identity_swapped_pairs"
@@ -141,6 +142,16 @@ def misspelled(document: Document) -> Rows:
         cells = [f"{number(pair['toxic'], 4)} / {number(pair['every'], 4)}" for pair in pairs]
         rows.append([_MISSPELLED.get(kind, kind), percent(found["oov"], 1), *cells])
     return rows
+
+
+def checklist(document: Document) -> Rows:
+    """Per cent of each capability's sentences that a model gets right."""
+    found = functional.rows(document["checklist"])
+    names = list(found[0])[3:]
+    rows = [["capability", "wanted", "cases", *(f"`{name}`" for name in names)]]
+    return rows + [
+        [row["capability"], row["wanted"], row["cases"], *(row[n] for n in names)] for row in found
+    ]
 
 
 def ablation(document: Document) -> Rows:

@@ -113,7 +113,8 @@ STEPS = (
         "quality",
         (
             *("--run={checkpoint}", "--models", "{checkpoint}", "{repository}", "baseline"),
-            *("baseline-words", "--misspell", "--data", "{quality_data}", "--curated", "{curated}"),
+            *("baseline-words", "--misspell", "--checklist"),
+            *("--data", "{quality_data}", "--curated", "{curated}"),
         ),
         "eval/evaluation.json",
     ),
