@@ -27,7 +27,7 @@ from storage.files import write_json
 
 _LONGEST_SHOWN = 500
 """Characters of a bench's line."""
-_PORTS = ("--http-port=8200", "--grpc-port=8201", "--metrics-port=8202")
+_PORTS = ("--http-port=8200", "--grpc", "--grpc-port=8201", "--metrics-port=8202")
 
 
 @dataclass(frozen=True)
