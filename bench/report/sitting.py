@@ -86,7 +86,6 @@ STEPS = (
     Step("bench.serving.road", _PUBLISHED, "road/road.json"),
     Step("bench.serving.peers", (*_COMPARED, "--checkpoint={checkpoint}"), "peers/peers.json"),
     Step("bench.serving.app", (*_PUBLISHED, "--checkpoint={checkpoint}"), "app/app.json"),
-    Step("bench.serving.app", (*_PUBLISHED, "--checkpoint={checkpoint}"), "app/app.json"),
     Step("bench.serving.capacity", _COMPARED, "capacity/capacity.json"),
     Step(
         "bench.serving.overload",
