@@ -4,7 +4,9 @@
 //
 // 1. Fold. Each code point is replaced on its own, whatever stands beside it: one of category Cf
 //    (zero-width joiners, soft hyphens, direction marks) is deleted; otherwise it becomes its
-//    NFKC form where that is a single code point, then its lower case where that is one.
+//    NFKC form where that is a single code point, then its lower case where that is one. The tables
+//    of newer files also replace it by the letter that it looks like, and delete what is not seen
+//    (train/data/lookalikes.py).
 // 2. Split. Categories L*, M* and N* are word characters. Z*, Cc and Cs separate. A token is a
 //    maximal run of word characters, or any one other character.
 // 3. Look up. The ids are [CLS], then one id for each token, [UNK] for a token outside the
