@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import statistics
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -42,11 +41,12 @@ from bench.report.tables import aligned
 from bench.serving.capacity import meets
 from bench.serving.peers import peer
 from bench.serving.servers import artifact_of, serving
+from bench.serving.visits import best, loader, open_loops, ratio
 from bench.traffic import open_loop
 from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
 from bench.traffic.counters import process_counters, server_counters
-from bench.traffic.one_run import LoadConfig, Result
-from console.options import make_config, run
+from bench.traffic.one_run import Result
+from console.options import run
 from contract import HOST, PUBLIC_MODEL
 from serve import haproxy
 from serve.app.settings import MODERATION_PATH
@@ -175,33 +175,20 @@ def compare(server: Server, texts: Sequence[str]) -> int:
 
 # --- Measuring ---------------------------------------------------------------------------
 def _visit(config: AppBenchConfig, name: str, server: Server) -> AppVisit:
-    def load(**changed: Any) -> Result:
-        settings = {"seconds": config.seconds, "comments": config.comments, "processes": 1}
-        result = open_loop.load(
-            make_config(LoadConfig, {**settings, **changed}),
-            "http",
-            server,
-            process_counters if name == FASTAPI else server_counters,
-            FORM if name == APP else None,
-        )
-        kind = f"open loop {changed['rate']:.0f}/s" if changed.get("rate") else "closed loop"
-        print(
-            f"{name}: {kind}, {changed.get('users', '-')} connections: {result.rate_rps:.0f}/s, "
-            f"p99 {result.latency_ms['p99']:.1f} ms, {sum(result.cpu_us.values()):.0f} us of CPU a "
-            f"request, {result.failures} failed {'; '.join(result.check['invalid'])}",
-            flush=True,
-        )
-        return result
-
+    load = loader(
+        name,
+        server,
+        process_counters if name == FASTAPI else server_counters,
+        FORM if name == APP else None,
+        seconds=config.seconds,
+        comments=config.comments,
+    )
     load(users=config.connections[0], seconds=_WARM_UP_S)
     visit = AppVisit()
     for users in connections_of(name, config.connections):
         visit.closed[users] = load(users=users)
-    closed = _best(visit, config.p99_ms)
-    for share in _OPEN_SHARES:
-        visit.open.append(load(rate=share * closed.rate_rps, skip_s=1))
-        if meets(visit.open[-1], config.p99_ms):
-            break
+    closed = best(visit.closed, config.p99_ms)
+    visit.open = open_loops(load, closed.rate_rps, _OPEN_SHARES, config.p99_ms)
     return visit
 
 
@@ -213,39 +200,31 @@ def connections_of(name: str, connections: Sequence[int]) -> list[int]:
     return sorted({max(1, fewest // 4), max(1, fewest // 2), fewest})
 
 
-def _best(visit: AppVisit, p99_ms: float) -> Result:
-    """The closed loop with the highest rate that meets the objective, or with the highest."""
-    results = sorted(visit.closed.values(), key=lambda result: -result.rate_rps)
-    return next((r for r in results if r.latency_ms["p99"] <= p99_ms), results[0])
-
-
 # --- Telling -----------------------------------------------------------------------------
 def bars(visits: dict[str, list[AppVisit]], p99_ms: float, differing: int) -> Bars:
     """Ratios of rates within the objective, each the median over the rounds, with the spread.
 
     Of the open loops; and, since those fail where generator and server share the cores, of the best
-    closed loops. A round in which the rival has no such rate says nothing.
+    closed loops.
     """
 
     def closed(visit: AppVisit) -> float:
-        best = _best(visit, p99_ms)
-        return best.rate_rps if best.latency_ms["p99"] <= p99_ms else 0.0
+        fastest = best(visit.closed, p99_ms)
+        return fastest.rate_rps if fastest.latency_ms["p99"] <= p99_ms else 0.0
 
-    def ratio(rival: str, bar: float, of: Callable[[AppVisit], float]) -> dict[str, Any]:
+    def opened(visit: AppVisit) -> float:
+        return visit.rate(p99_ms)
+
+    def over(rival: str, bar: float, of: Callable[[AppVisit], float]) -> dict[str, Any]:
         both = zip(visits.get(APP, []), visits.get(rival, []), strict=False)
-        pairs = [(of(ours), of(theirs)) for ours, theirs in both]
-        found = [ours / theirs for ours, theirs in pairs if theirs]
-        if not found:
-            return at_least(None, bar)
-        spread = [round(f(found), 4) for f in (min, max)]
-        return {**at_least(statistics.median(found), bar), "spread": spread}
+        return ratio(at_least, ((of(ours), of(theirs)) for ours, theirs in both), bar)
 
     return {
         "differing_scores": exactly(differing, 0),
-        "over_fastapi": ratio(FASTAPI, 2.5, lambda visit: visit.rate(p99_ms)),
-        "over_native": ratio(NATIVE, 0.4, lambda visit: visit.rate(p99_ms)),
-        "over_fastapi_closed": ratio(FASTAPI, 2.5, closed),
-        "over_native_closed": ratio(NATIVE, 0.4, closed),
+        "over_fastapi": over(FASTAPI, 2.5, opened),
+        "over_native": over(NATIVE, 0.4, opened),
+        "over_fastapi_closed": over(FASTAPI, 2.5, closed),
+        "over_native_closed": over(NATIVE, 0.4, closed),
     }
 
 

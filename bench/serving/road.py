@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import statistics
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -45,10 +44,10 @@ from bench.report.result import (
 from bench.report.tables import aligned
 from bench.serving.capacity import CapacityConfig, Rung, make_repository, meets
 from bench.serving.servers import Served, artifact_of, serving
-from bench.traffic import open_loop
+from bench.serving.visits import best, loader, open_loops, ratio
 from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
 from bench.traffic.counters import family, process_counters, server_counters
-from bench.traffic.one_run import LoadConfig, Result
+from bench.traffic.one_run import Result
 from console.options import make_config, run
 from contract import PUBLIC_MODEL
 from core import build
@@ -239,20 +238,7 @@ def _visit(config: RoadConfig, name: str, served: Served) -> Visit:
     counted = name in (_NATIVE, _DOOR)
     counters_of = server_counters if counted else process_counters
 
-    def load(**changed: Any) -> Result:
-        settings = {"seconds": config.seconds, "comments": config.comments, "processes": 1}
-        result = open_loop.load(
-            make_config(LoadConfig, {**settings, **changed}), "http", server, counters_of
-        )
-        kind = f"open loop {changed['rate']:.0f}/s" if changed.get("rate") else "closed loop"
-        print(
-            f"{name}: {kind}, {changed.get('users', '-')} connections: {result.rate_rps:.0f}/s, "
-            f"p99 {result.latency_ms['p99']:.1f} ms, {_cpu_us(result):.0f} us of CPU a request, "
-            f"{result.failures} failed {'; '.join(result.check['invalid'])}",
-            flush=True,
-        )
-        return result
-
+    load = loader(name, server, counters_of, seconds=config.seconds, comments=config.comments)
     load(users=64, seconds=_WARM_UP_S)
     visit = Visit(served.start_s, 0)
     for users in config.connections:
@@ -262,10 +248,7 @@ def _visit(config: RoadConfig, name: str, served: Served) -> Visit:
         visit.repeats = load(users=fullest, repeat_share=0.5)
         visit.hits = load(users=fullest, repeat_share=0.99)
         closed = max(result.rate_rps for result in visit.closed.values())
-        for share in _OPEN_SHARES:
-            visit.open.append(load(rate=share * closed, skip_s=1))
-            if meets(visit.open[-1], config.p99_ms):
-                break
+        visit.open = open_loops(load, closed, _OPEN_SHARES, config.p99_ms)
     every = [process for one in (server, *server.replicas) for process in family(one)]
     resident = sum(process.memory_info().rss for process in every)
     visit.memory_mib = resident / 2**20
@@ -278,18 +261,12 @@ def _cpu_us(result: Result, *, generator: bool = True) -> float:
 
 
 # --- Telling -----------------------------------------------------------------------------
-def _best(visit: Visit, p99_ms: float) -> Result:
-    """The closed loop with the highest rate that meets the objective, or with the highest."""
-    results = sorted(visit.closed.values(), key=lambda result: -result.rate_rps)
-    return next((r for r in results if r.latency_ms["p99"] <= p99_ms), results[0])
-
-
 def bars(visits: dict[str, list[Visit]], p99_ms: float) -> Bars:
     """Ratios by name, each the median over the rounds, with their least and greatest."""
     fullest = max(visits[_NATIVE][0].closed)
 
     def rate(visit: Visit) -> float:
-        return _best(visit, p99_ms).rate_rps
+        return best(visit.closed, p99_ms).rate_rps
 
     def open_rate(visit: Visit) -> float:
         last = visit.open[-1]
@@ -311,40 +288,34 @@ def bars(visits: dict[str, list[Visit]], p99_ms: float) -> Bars:
     def start(visit: Visit) -> float:
         return visit.start_s
 
-    def ratios(ours: str, of: _Value, rival: str, to: _Value | None = None) -> list[float]:
-        """Of the rounds in which the rival has a figure: an open loop that failed has none."""
-        pairs = [(of(a), (to or of)(b)) for a, b in zip(visits[ours], visits[rival], strict=True)]
-        return [a / b for a, b in pairs if b]
+    def rounds(
+        ours: str, of: _Value, rival: str, to: _Value | None = None
+    ) -> list[tuple[float, float]]:
+        pairs = zip(visits[ours], visits[rival], strict=True)
+        return [(of(a), (to or of)(b)) for a, b in pairs]
 
     fast = {
-        "native_over_noop": (ratios(_NATIVE, rate, _NOOP), 0.62),
-        "open_loop_over_noop": (ratios(_NATIVE, open_rate, _NOOP, rate), 9 / 16),
+        "native_over_noop": (rounds(_NATIVE, rate, _NOOP), 0.62),
+        "open_loop_over_noop": (rounds(_NATIVE, open_rate, _NOOP, rate), 9 / 16),
         "repeats_over_uncached": (
-            ratios(_NATIVE, repeated, _NATIVE, lambda visit: visit.closed[fullest].rate_rps),
+            rounds(_NATIVE, repeated, _NATIVE, lambda visit: visit.closed[fullest].rate_rps),
             1,
         ),
     }
     if visits[_DOOR]:
-        fast["door_over_native"] = ratios(_DOOR, rate, _NATIVE), 0.6
-        fast["door_open_loop_over_native"] = ratios(_DOOR, open_rate, _NATIVE), 0.6
+        fast["door_over_native"] = rounds(_DOOR, rate, _NATIVE), 0.6
+        fast["door_open_loop_over_native"] = rounds(_DOOR, open_rate, _NATIVE), 0.6
     cheap = {
-        "cpu_over_noop": (ratios(_NATIVE, cpu, _NOOP), 190 / 120),
-        "hit_cpu_over_noop": (ratios(_NATIVE, hit_cpu, _NOOP), 1.1),
+        "cpu_over_noop": (rounds(_NATIVE, cpu, _NOOP), 190 / 120),
+        "hit_cpu_over_noop": (rounds(_NATIVE, hit_cpu, _NOOP), 1.1),
     }
     if visits[_PYTHON]:
-        fast["native_over_python"] = ratios(_NATIVE, rate, _PYTHON), 3
-        cheap["memory_over_python"] = ratios(_NATIVE, memory, _PYTHON), 1
-        cheap["start_over_python"] = ratios(_NATIVE, start, _PYTHON), 1
-    return {name: _spread(at_least, *pair) for name, pair in fast.items()} | {
-        name: _spread(at_most, *pair) for name, pair in cheap.items()
+        fast["native_over_python"] = rounds(_NATIVE, rate, _PYTHON), 3
+        cheap["memory_over_python"] = rounds(_NATIVE, memory, _PYTHON), 1
+        cheap["start_over_python"] = rounds(_NATIVE, start, _PYTHON), 1
+    return {name: ratio(at_least, *pair) for name, pair in fast.items()} | {
+        name: ratio(at_most, *pair) for name, pair in cheap.items()
     }
-
-
-def _spread(wanted: Callable[..., dict[str, Any]], found: list[float], bar: float) -> Any:
-    if not found:
-        return wanted(None, round(bar, 3))
-    value = statistics.median(found)
-    return {**wanted(value, round(bar, 3)), "spread": [round(f(found), 4) for f in (min, max)]}
 
 
 def table(visits: dict[str, list[Visit]]) -> str:
