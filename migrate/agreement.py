@@ -23,9 +23,8 @@ from migrate.thresholds import (
     keeping_alarms,
     keeping_precision,
     keeping_recall,
-    share,
 )
-from quality.metrics import Values, auroc, bootstrap, interval
+from quality.metrics import Values, auroc, bootstrap, interval, share
 
 OLD, SAME, ALARMS = "old scores", "new scores, the old threshold", "new scores, alarm rate kept"
 PRECISION, RECALL = "new scores, precision kept", "new scores, recall kept"

@@ -9,7 +9,8 @@ from scipy.stats import rankdata
 
 from migrate.collect import Collected
 from migrate.kinds import CUT, KINDS, NONE
-from migrate.thresholds import Point, share
+from migrate.thresholds import Point
+from quality.metrics import share
 
 FEW = 30
 """Comments of a kind below which its row says little."""

@@ -17,8 +17,8 @@ from console.options import make_config
 from contract import DECISION_THRESHOLD, BadInput
 from migrate.collect import Collected
 from migrate.config import MigrateConfig
-from migrate.thresholds import keeping_alarms, share
-from quality.metrics import Values, auroc, bootstrap, interval
+from migrate.thresholds import keeping_alarms
+from quality.metrics import Values, auroc, bootstrap, interval, share
 from train.artifacts import load_checkpoint
 from train.config import TrainConfig
 from train.data.batches import TokenizedOnTheFly

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
-from quality.metrics import threshold_for_precision
+from quality.metrics import share, threshold_for_precision
 
 CURVE = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Old thresholds of the curve."""
@@ -24,15 +23,6 @@ class Point:
     """None where no threshold does it."""
     decided: np.ndarray | None
     """bool [n]."""
-
-
-def share(count: int, total: int) -> dict[str, float | int | None]:
-    """A share with its 95 % interval by Wilson (1927); None where there is nothing to share."""
-    found: dict[str, float | int | None] = {"count": count, "of": total}
-    if not total:
-        return {**found, "value": None, "low": None, "high": None}
-    span = binomtest(count, total).proportion_ci(0.95, method="wilson")
-    return {**found, "value": count / total, "low": float(span.low), "high": float(span.high)}
 
 
 def shortest_between(low: float, high: float) -> float:

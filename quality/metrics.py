@@ -1,6 +1,6 @@
 """Metrics of logits against labels, and how far chance moves them: bootstrap over the comments.
 
-Every function takes `weights` float64 [R, n], how often each of the n comments counts in each of
+Every metric takes `weights` float64 [R, n], how often each of the n comments counts in each of
 R resamples, and gives float64 [R] a metric; a row of ones is the plain metric. So 1,000 resamples
 are a few matrix products and sorted sums, and tests hold the plain row against scikit-learn.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from contract import DECISION_THRESHOLD, LABEL_THRESHOLD
@@ -63,6 +64,15 @@ def interval(values: np.ndarray) -> dict[str, float | None]:
         low, high = np.nanpercentile(values[1:], [2.5, 97.5], method="nearest")
     shown = {"value": values[0], "low": low, "high": high}
     return {name: float(x) if np.isfinite(x) else None for name, x in shown.items()}
+
+
+def share(count: int, total: int) -> dict[str, Any]:
+    """A share with its 95 % interval by Wilson (1927); None where there is nothing to share."""
+    found: dict[str, Any] = {"count": count, "of": total}
+    if not total:
+        return {**found, "value": None, "low": None, "high": None}
+    span = binomtest(count, total).proportion_ci(0.95, method="wilson")
+    return {**found, "value": count / total, "low": float(span.low), "high": float(span.high)}
 
 
 # --- Metrics -----------------------------------------------------------------------------

@@ -11,15 +11,17 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from bench.report.machine import versions
 from recipes.recipe import Stage
 from storage.files import sha256_of
 
 _ROOT = Path(__file__).parent.parent
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "onnx", "onnxruntime", "onnxruntime-gpu")
-_COMPILED = (".cpp", ".h", ".txt")
+_BUILT = "lib"
+_DATA = (".cpp", ".h", ".inc", ".txt", ".json", ".yaml", ".jinja")
+"""Files beside the Python code that decide something: the core's sources, tables, templates."""
 
 
 def key_of(stage: Stage, arguments: Sequence[str], made: Mapping[str, str]) -> str:
@@ -34,7 +36,7 @@ def key_of(stage: Stage, arguments: Sequence[str], made: Mapping[str, str]) -> s
         "files": {a: sha256_of(Path(a)) for a in arguments if _is_file(a)},
         "needs": {name: made[name] for name in stage.needs},
         "code": {package: _code(package) for package in ("contract.py", *stage.command.sources)},
-        "packages": _versions(),
+        "packages": versions(*_PACKAGES),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -55,7 +57,7 @@ def _code(package: str) -> str:
     for file in files:
         if file.suffix == ".py":
             digest.update(f"{file.relative_to(_ROOT)}\n{_without_words(file)}\n".encode())
-        elif file.suffix in _COMPILED and file.is_file():
+        elif file.suffix in _DATA and file.is_file() and file.parent.name != _BUILT:
             digest.update(f"{file.relative_to(_ROOT)}\n".encode() + file.read_bytes())
     return digest.hexdigest()
 
@@ -71,14 +73,3 @@ def _without_words(file: Path) -> str:
 
 def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

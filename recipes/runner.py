@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contract import BadInput, ToxicityError
+from contract import ONNX_FILE, BadInput, ToxicityError
 from export.repository import read_artifact, versions
 from recipes.display import Display
 from recipes.keys import key_of
@@ -177,7 +177,7 @@ class RecipeRun:
             with contextlib.suppress(BadInput):
                 artifact = read_artifact(repository, number)
                 if artifact.get("checkpoint_sha256") in checkpoints:
-                    return f"{number}:{artifact['files']['model.onnx']['sha256']}"
+                    return f"{number}:{artifact['files'][ONNX_FILE]['sha256']}"
         return ""
 
 

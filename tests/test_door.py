@@ -31,8 +31,9 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from app_door import make_config, serving
 from clients import Load, loading
-from conftest import TinyModel, free_port
+from conftest import TinyModel
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from contract import (
@@ -66,27 +67,6 @@ INFER = f"{MODEL}/infer"
 def _installed() -> None:
     if not haproxy.found():
         pytest.skip("haproxy is not installed")
-
-
-def make_config(folder: Path, repository: Path, **more: Any) -> door.DoorConfig:
-    return door.DoorConfig(
-        action="start",
-        repository=repository,
-        run_dir=folder,
-        http_port=free_port(),
-        grpc_port=free_port(),
-        metrics_port=free_port(),
-        **more,
-    )
-
-
-@contextlib.contextmanager
-def serving(config: door.DoorConfig) -> Iterator[door.DoorConfig]:
-    try:
-        door.start(config)
-        yield config
-    finally:
-        door.stop(config)
 
 
 @pytest.fixture(scope="module")

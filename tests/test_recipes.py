@@ -124,6 +124,24 @@ def test_a_key_changes_with_what_decides_the_result(tmp_path: Path) -> None:
     assert key != keys.key_of(stage, ["--data", str(data)], {})
 
 
+@pytest.mark.parametrize(
+    ("file", "decides"),
+    [("a.py", True), ("table.json", True), ("src/letters.inc", True), ("lib/build.json", False)],
+)
+def test_tables_and_sources_beside_the_code_decide(
+    file: str, decides: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Look-alikes decide a vocabulary, and the core what a text is; what is built is no source."""
+    monkeypatch.setattr(keys, "_ROOT", tmp_path)
+    path = tmp_path / "package" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digests = []
+    for number in ("1", "2"):
+        path.write_text(f"x = {number}", "utf-8")
+        digests.append(keys._code.__wrapped__("package"))
+    assert (digests[0] != digests[1]) == decides
+
+
 def test_comments_and_docstrings_decide_nothing(tmp_path: Path) -> None:
     file = tmp_path / "code.py"
     digests = []

@@ -144,8 +144,8 @@ def measure(sitting: Sitting, results: Path) -> None:
             "tuned": str(tuned),
             "run_dir": str(Path(scratch) / "serve"),
         }
-        _known_capacity(words, results)
         for number, step in enumerate(steps, 1):
+            _known_capacity(words, results)
             print(f"[{number}/{len(steps)}] {step.module}", flush=True)
             with _server(words) if step.server else contextlib.nullcontext():
                 document = _run(step, arguments(step, words, sitting), Path(scratch) / step.name)
@@ -153,7 +153,6 @@ def measure(sitting: Sitting, results: Path) -> None:
             write_json(results / step.document, {**document, **said})
             for plot in (Path(scratch) / step.name).glob("*.png"):
                 shutil.copy2(plot, (results / step.document).parent)
-            _known_capacity(words, results)
 
 
 def _chosen(sitting: Sitting) -> list[Step]:

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from console.options import parse_config, run
-from contract import BadInput
+from contract import ONNX_FILE, BadInput
 from export.repository import current, verify
 from quality.card.page import page
 from quality.card.words import card
@@ -47,7 +47,7 @@ def main() -> None:
     names = [
         name
         for name, about in (models.items() if isinstance(models, dict) else ())
-        if about.get("onnx_sha256") == manifest["files"]["model.onnx"]["sha256"]
+        if about.get("onnx_sha256") == manifest["files"][ONNX_FILE]["sha256"]
     ]
     if not names:
         raise BadInput(

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from contract import DECISION_THRESHOLD
 from quality.checklist.suite import HARMLESS, TOXIC, Capability, load_suite
+from quality.metrics import share
 from quality.models import Model
 
 _MARGIN = 0.25
@@ -77,13 +77,13 @@ def checked(models: Sequence[Model]) -> dict[str, Any]:
 
 def _of_model(one: Capability, logits: np.ndarray, threshold: float) -> dict[str, Any]:
     holds = right(one.kind, logits, threshold)
-    interval = binomtest(int(holds.sum()), len(holds)).proportion_ci(method="wilson")
+    passed = share(int(holds.sum()), len(holds))
     worst = np.argsort(-np.abs(logits[:, -1] - threshold), kind="stable")
     wrong = [list(one.cases[row]) for row in worst if not holds[row]][:_SHOWN]
     return {
-        "passed": round(float(holds.mean()), 4),
-        "low": round(float(interval.low), 4),
-        "high": round(float(interval.high), 4),
+        "passed": round(passed["value"], 4),
+        "low": round(passed["low"], 4),
+        "high": round(passed["high"], 4),
         "wrong": wrong,
     }
 
