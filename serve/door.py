@@ -30,6 +30,7 @@ from serve import balancer, control, haproxy, tritonserver, view
 from serve.app import settings as app
 from serve.process import refuse_taken_port
 from serve.programs import KEYS_MAP, grpc_socket, programs, write_app, write_balancers
+from serve.run_folder import claim, is_ours
 from serve.settings import STATE_FILE, Settings, replica, server_names, settled
 from serve.settings import DoorConfig as DoorConfig
 from serve.settings import read_settings as read_settings
@@ -62,7 +63,7 @@ def start(config: DoorConfig) -> None:
     cannot load goes to none after it. Raises BadInput for a damaged model, a taken port, a flag
     that the running door does not have, and a server that does not start.
     """
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    claim(config.run_dir)
     with locked(config.run_dir / LOCK_FILE, str(config.run_dir), "wait for it", _LOCK_WAIT_S):
         supervisor = Supervisor(config.run_dir)
         before = read_settings(config.run_dir) if supervisor.running() else None
@@ -90,7 +91,8 @@ def stop(config: DoorConfig) -> None:
     supervisor = Supervisor(config.run_dir)
     if not supervisor.running():
         print(f"no server is running from {config.run_dir}")
-        _clean(config.run_dir)
+        if is_ours(config.run_dir):
+            _clean(config.run_dir)
         return
     for name in haproxy.NAMES:  # the front first: the other finishes what it was given
         if name in supervisor.states():

@@ -8,10 +8,7 @@ the run folder, which only the user can open.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
-import re
 import shlex
 import string
 import subprocess
@@ -27,8 +24,9 @@ from xmlrpc.client import Error, Fault, ServerProxy
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from contract import BadInput, ToxicityError
+from contract import ToxicityError
 from serve.launch import LAUNCH_FILE, STARTS_FILE
+from serve.run_folder import plain
 from storage.files import write_atomically, write_json
 
 _CONFIG_FILE, _SOCKET, _PID_FILE, _LOG_FILE = (
@@ -73,8 +71,6 @@ stdout_logfile_backups=1
 """)
 """Keywords as in supervisor's manual, "Configuration File"."""
 _ROOT = Path(__file__).parent.parent
-_LONGEST_SOCKET_PATH = 100  # sun_path has 108 bytes, and gRPC appends a port
-_PLAIN = re.compile(r"[A-Za-z0-9_./-]+")
 _POLL_S = 0.05
 _DESCRIPTORS = 16384
 
@@ -274,35 +270,6 @@ class Supervisor:
             yield proxy.supervisor
         finally:
             transport.close()
-
-
-def plain(run_dir: Path) -> Path:
-    """A path to `run_dir` that needs no quoting anywhere and is short enough for sockets.
-
-    The folder itself where it is so already, else a link to it in a folder of the user's own.
-    Raises BadInput when somebody else made that one. Only the user can look into it afterwards.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    run_dir.chmod(0o700)
-    folder = run_dir.resolve()
-    if _PLAIN.fullmatch(str(folder)) and len(str(folder)) <= _LONGEST_SOCKET_PATH - 40:
-        return folder
-    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
-    private = Path("/tmp") / f"toxicity-{os.getuid()}"
-    private.mkdir(mode=0o700, exist_ok=True)
-    about = private.lstat()
-    if about.st_uid != os.getuid() or about.st_mode & 0o077 or private.is_symlink():
-        raise BadInput(
-            f"{private} is another user's or open to others, expected a folder of yours with mode "
-            "0700; remove it"
-        )
-    link = private / name
-    if not link.is_symlink() or link.readlink() != folder:
-        fresh = private / f".{name}.{os.getpid()}"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(folder)
-        fresh.replace(link)
-    return link
 
 
 def _escaped(text: str) -> str:

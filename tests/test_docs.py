@@ -232,6 +232,14 @@ def test_a_step_that_is_not_there_is_refused() -> None:
         sitting._chosen(sitting.Sitting(steps=("roads",)))
 
 
+def test_a_rate_that_nobody_measured_is_refused(tmp_path: Path) -> None:
+    overload, capacity = sitting._chosen(sitting.Sitting(steps=("overload", "capacity")))[::-1]
+    with pytest.raises(BadInput, match=r"capacity\.json, which is not there; add capacity"):
+        sitting._require_capacity([overload], tmp_path)
+    sitting._require_capacity([capacity, overload], tmp_path)
+    sitting._require_capacity([capacity], tmp_path)
+
+
 @pytest.mark.parametrize("missed", ["", "raise SystemExit('a target was missed')"])
 def test_a_step_gives_its_document(
     missed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

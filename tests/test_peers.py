@@ -39,6 +39,7 @@ def test_bar_turns_red() -> None:
     assert bars(rows)["ours_over_best_peer"]["holds"]
     rows[1]["capacity_rps"] = 101.0
     assert not bars(rows)["ours_over_best_peer"]["holds"]
+    assert not bars([{"capacity_rps": rate} for rate in (0.0, 0.0, 401.0)])
 
 
 # --- The Python backend, a peer of bench.serving.road --------------------------------------

@@ -14,7 +14,7 @@ from bench.faults.targets import Broken, Found, bits_of_versions, broken_version
 from console.options import make_config
 from contract import HOST, BadInput, ToxicityError
 from serve import door, triton
-from serve.supervisor import plain
+from serve.run_folder import plain
 from storage.system_errors import explained
 
 _NOT_HURT_S = 60.0

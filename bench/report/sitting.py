@@ -133,6 +133,7 @@ def measure(sitting: Sitting, results: Path) -> None:
     """
     verify(sitting.repository)
     steps = _chosen(sitting)
+    _require_capacity(steps, results)
     with tempfile.TemporaryDirectory() as scratch:
         tuned = Path(scratch) / "repository"
         shutil.copytree(sitting.repository, tuned, symlinks=True)
@@ -169,6 +170,17 @@ def _known_capacity(words: dict[str, str], results: Path) -> None:
     step = next(step for step in STEPS if step.module == "bench.serving.capacity")
     if (path := results / step.document).exists():
         words["capacity"] = str(_capacity(json.loads(path.read_text("utf-8"))))
+
+
+def _require_capacity(steps: list[Step], results: Path) -> None:
+    """Raise BadInput when a step needs the rate of a bench that is neither measured nor to be."""
+    source = next(step for step in STEPS if step.module == "bench.serving.capacity")
+    needing = [s for s in steps if any("{capacity}" in word for word in s.arguments)]
+    if needing and source not in steps and not (results / source.document).exists():
+        raise BadInput(
+            f"{needing[0].name} needs the rate of {source.document}, which is not there; add "
+            f"{source.name} to --steps"
+        )
 
 
 def arguments(step: Step, words: dict[str, str], sitting: Sitting) -> list[str]:
