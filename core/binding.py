@@ -43,7 +43,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "probability": (None, [_P, _L, _P]),
     "admission_open": (_P, []),
     "admission_close": (None, [_P]),
-    "admit": (_I, [_P, _P, _L, ctypes.c_double, _L, _P, _P]),
+    "ended": (None, [_P, ctypes.c_double]),
+    "admit": (_I, [_P, _P, _L, ctypes.c_double, _L, _L, _P, _P]),
     "observe": (None, [_P, _I, ctypes.c_double]),
     "sha256": (_I, [_TEXT, _L, _P]),
 }
@@ -211,14 +212,14 @@ class Admission:
     def __del__(self) -> None:
         _core().toxicity_admission_close(self._handle)
 
-    def admit(self, rows: Sequence[int], now: float, comments: int | None = None) -> int:
-        """How many of the requests, of so many rows, to score now; `now` in seconds."""
+    def admit(self, rows: Sequence[int], now: float) -> int:
+        """How many of the requests, of a comment a row, to score now; `now` in seconds."""
         array = np.asarray(rows, np.intc)
         admitted, overloaded = _L(), ctypes.c_int()
         _checked(
             _core().toxicity_admit(
                 *(self._handle, array.ctypes.data, len(array), now),
-                sum(rows) if comments is None else comments,
+                *(sum(rows), max(rows, default=0)),
                 *(ctypes.byref(admitted), ctypes.byref(overloaded)),
             )
         )
@@ -228,6 +229,10 @@ class Admission:
     def observe(self, rows: int, seconds: float) -> None:
         """Learn from a call that scored so many rows in so much time."""
         _core().toxicity_observe(self._handle, rows, seconds)
+
+    def ended(self, now: float) -> None:
+        """The call that was admitted last is answered."""
+        _core().toxicity_ended(self._handle, now)
 
 
 def probability(logit: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 
+import numpy as np
 import pytest
 
 from contract import CALM_WAIT_S, MAX_REQUEST_COMMENTS, OVERLOADED_WAIT_S
@@ -49,15 +51,29 @@ def test_full_calls_in_a_row_mean_that_more_waits() -> None:
     full = [1] * MAX_REQUEST_COMMENTS
     for now in (0.0, 0.1, 0.2):
         assert fast.admit(full, now) == MAX_REQUEST_COMMENTS
+        fast.ended(now + 0.1)
         assert not fast.overloaded  # the machine may just have paused
-    assert fast.admit(full, now=CALM_WAIT_S) == MAX_REQUEST_COMMENTS
+    for now in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
+        fast.admit(full, now)
+        fast.ended(now + 0.1)
     assert fast.overloaded
     other = Admission()
     other.observe(1000, 0.001)
-    for now in (0.0, 0.2, 0.4, 0.6):  # each time the queue was emptied in between
+    for now in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):  # each time the queue was emptied in between
         other.admit(full, now)
-        other.admit([1], now + 0.01)
+        other.ended(now + 0.1)
+        other.admit([1], now + 0.1)
+        other.ended(now + 0.2)
     assert not other.overloaded
+
+
+def test_large_requests_with_pauses_between_them_are_no_overload() -> None:
+    one = Admission()
+    one.observe(1000, 0.01)
+    for number in range(200):
+        assert one.admit([MAX_REQUEST_COMMENTS], 0.01 * number) == 1
+        one.ended(0.01 * number + 0.006)
+    assert not one.overloaded
 
 
 def test_large_request_is_not_refused_for_its_own_size(admission: Admission) -> None:
@@ -98,6 +114,82 @@ def test_lasting_overload_is_probed_ever_more_rarely(admission: Admission) -> No
     assert admission.admit([1], now + 0.3) == 1  # quiet: the next stay is a short one again
     again = [admission.admit(crowd, now + later) for later in (0.4, 0.6, 0.8, 0.95)]
     assert again == [IN_CALM, IN_OVERLOAD, IN_OVERLOAD, IN_CALM]
+
+
+def _loaded(
+    requests: int, *, overload: float, row_s: float, other: int = 0, seconds: float = 6.0
+) -> dict[str, float]:
+    """One instance under so many times its capacity, as Triton hands over what waits.
+
+    Requests are of `requests` comments, every fourth of `other` where given; a comment takes
+    `row_s`, a call 0.5 ms more. Waiting is of the comments' own queue, in seconds.
+    """
+    admission, queue, now, due, sent = (
+        Admission(),
+        collections.deque[tuple[float, int]](),
+        0.0,
+        0.0,
+        0,
+    )
+    admission.observe(50, 50 * row_s)
+    scored, refused, waits, refusals = 0, 0, [], []
+    while now < seconds:
+        while due <= now:
+            size = other if other and sent % 4 == 3 else requests
+            queue.append((due, size))
+            sent += 1
+            due += size * row_s / overload
+        call, room = list[tuple[float, int]](), MAX_REQUEST_COMMENTS
+        while queue and queue[0][1] <= room:
+            call.append(queue.popleft())
+            room -= call[-1][1]
+        if not call:
+            now = due
+            continue
+        rows = [size for _, size in call]
+        admitted = admission.admit(rows, now)
+        spent = sum(rows[:admitted]) * row_s + 0.0005
+        admission.observe(sum(rows[:admitted]), spent)
+        refusals += [now - came for came, _ in call[admitted:]]
+        now += spent
+        admission.ended(now)
+        waits += [now - came for came, _ in call[:admitted]]
+        scored, refused = scored + sum(rows[:admitted]), refused + sum(rows[admitted:])
+    return {
+        "left_s": sum(size for _, size in queue) * row_s,
+        "longest_s": max(waits),
+        "median_refusal_s": float(np.median(refusals)) if refusals else 0.0,
+        "busy": scored * row_s / now,
+        "refused_share": refused / (scored + refused),
+    }
+
+
+@pytest.mark.parametrize("requests", [1, 60, 200, 256])
+@pytest.mark.parametrize("overload", [1.5, 3, 10])
+@pytest.mark.parametrize("row_s", [1e-4, 2e-3])
+def test_no_queue_outlives_an_overload_whatever_the_requests(
+    requests: int, overload: float, row_s: float
+) -> None:
+    found = _loaded(requests, overload=overload, row_s=row_s)
+    assert found["longest_s"] <= (2 * CALM_WAIT_S + 3 * MAX_REQUEST_COMMENTS * row_s) * overload
+    assert found["left_s"] <= (2 * CALM_WAIT_S + 3 * MAX_REQUEST_COMMENTS * row_s) * overload
+    assert found["median_refusal_s"] <= CALM_WAIT_S + 2 * MAX_REQUEST_COMMENTS * row_s
+    assert found["busy"] >= 0.6
+    assert found["refused_share"] >= (1 - 1 / overload) * 0.8
+
+
+def test_no_queue_outlives_an_overload_of_small_and_large_requests() -> None:
+    for other in (120, 200, 256):
+        found = _loaded(1, other=other, overload=3, row_s=1e-4)
+        assert found["longest_s"] <= 3 * 2 * CALM_WAIT_S
+        assert found["refused_share"] >= 0.5
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6])
+@pytest.mark.parametrize(("requests", "other"), [(1, 0), (1, 256), (100, 0), (200, 256), (256, 0)])
+def test_below_its_capacity_nothing_is_refused(requests: int, other: int, load: float) -> None:
+    found = _loaded(requests, other=other, overload=load, row_s=2e-4)
+    assert found["refused_share"] == 0
 
 
 @pytest.mark.parametrize("overload", [1.5, 3, 10])

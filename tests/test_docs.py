@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-import json
 import os
 import re
 import subprocess
@@ -203,7 +202,7 @@ def test_a_missed_target_is_told() -> None:
 
 
 def test_steps_of_a_sitting_have_modules_documents_and_flags() -> None:
-    names = "repository checkpoint traced comments tuned run_dir capacity"
+    names = "repository checkpoint traced comments tuned run_dir"
     words = {name: f"some-{name}" for name in names.split()}
     sources = {source.path for source in figures.SOURCES}
     chosen = sitting.Sitting(vocabulary="words.csv", quality_data=("test", "more.csv"))
@@ -232,14 +231,6 @@ def test_a_step_that_is_not_there_is_refused() -> None:
         sitting._chosen(sitting.Sitting(steps=("roads",)))
 
 
-def test_a_rate_that_nobody_measured_is_refused(tmp_path: Path) -> None:
-    overload, capacity = sitting._chosen(sitting.Sitting(steps=("overload", "capacity")))[::-1]
-    with pytest.raises(BadInput, match=r"capacity\.json, which is not there; add capacity"):
-        sitting._require_capacity([overload], tmp_path)
-    sitting._require_capacity([capacity, overload], tmp_path)
-    sitting._require_capacity([capacity], tmp_path)
-
-
 @pytest.mark.parametrize("missed", ["", "raise SystemExit('a target was missed')"])
 def test_a_step_gives_its_document(
     missed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -263,13 +254,6 @@ def test_a_step_without_a_document_is_refused(
     step = sitting.Step("bench_of_nothing", (), "length/length.json")
     with pytest.raises(BadInput, match="ended with status 3 and without a document"):
         sitting._run(step, [], tmp_path / "out")
-
-
-def test_overload_is_of_the_capacity_just_measured() -> None:
-    document = json.loads((ROOT / "bench/results/capacity/capacity.json").read_text("utf-8"))
-    rates = {rung["rung"]["name"]: rung["capacity_rps"] for rung in document["rungs"]}
-    names = ("published, one instance", "published, an instance a core")
-    assert sitting._capacity(document) == max(rates[name] for name in names)
 
 
 def test_a_page_that_differs_is_one_line_and_status_2(

@@ -81,7 +81,7 @@ SOURCES = (
     ),
     FigureSource(
         "overload/overload.json",
-        f"make overload CAPACITY=398 {_WIKI}",
+        f"make overload {_WIKI}",
         {"overload": page_tables.overload},
     ),
     FigureSource(

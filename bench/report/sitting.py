@@ -61,9 +61,9 @@ class Step:
     """One bench: its module, its arguments, and where its document goes.
 
     In the arguments, {repository}, {checkpoint}, {traced} and {comments} are the sitting's,
-    {tuned} is a copy of the repository that may be changed, {run_dir} that of a running server and
-    {capacity} the rate that `bench.serving.capacity` found just before. An argument that is exactly
-    {quality_data} or {curated} becomes those words; without any, its flag goes too.
+    {tuned} is a copy of the repository that may be changed and {run_dir} that of a running server.
+    An argument that is exactly {quality_data} or {curated} becomes those words; without any, its
+    flag goes too.
     """
 
     module: str
@@ -87,12 +87,7 @@ STEPS = (
     Step("bench.serving.peers", (*_COMPARED, "--checkpoint={checkpoint}"), "peers/peers.json"),
     Step("bench.serving.app", (*_PUBLISHED, "--checkpoint={checkpoint}"), "app/app.json"),
     Step("bench.serving.capacity", _COMPARED, "capacity/capacity.json"),
-    Step(
-        "bench.serving.overload",
-        ("--capacity={capacity}", *_RUNNING),
-        "overload/overload.json",
-        server=True,
-    ),
+    Step("bench.serving.overload", _RUNNING, "overload/overload.json", server=True),
     Step("bench.run", ("--users=32", "--seconds=15", *_RUNNING), "load/bench.json", server=True),
     Step(
         "bench.model.parity",
@@ -133,7 +128,6 @@ def measure(sitting: Sitting, results: Path) -> None:
     """
     verify(sitting.repository)
     steps = _chosen(sitting)
-    _require_capacity(steps, results)
     with tempfile.TemporaryDirectory() as scratch:
         tuned = Path(scratch) / "repository"
         shutil.copytree(sitting.repository, tuned, symlinks=True)
@@ -146,7 +140,6 @@ def measure(sitting: Sitting, results: Path) -> None:
             "run_dir": str(Path(scratch) / "serve"),
         }
         for number, step in enumerate(steps, 1):
-            _known_capacity(words, results)
             print(f"[{number}/{len(steps)}] {step.module}", flush=True)
             with _server(words) if step.server else contextlib.nullcontext():
                 document = _run(step, arguments(step, words, sitting), Path(scratch) / step.name)
@@ -164,23 +157,6 @@ def _chosen(sitting: Sitting) -> list[Step]:
                 f"there is no step {name!r}, expected some of {', '.join(names)}; mend --steps"
             )
     return [step for step in STEPS if not sitting.steps or step.name in sitting.steps]
-
-
-def _known_capacity(words: dict[str, str], results: Path) -> None:
-    step = next(step for step in STEPS if step.module == "bench.serving.capacity")
-    if (path := results / step.document).exists():
-        words["capacity"] = str(_capacity(json.loads(path.read_text("utf-8"))))
-
-
-def _require_capacity(steps: list[Step], results: Path) -> None:
-    """Raise BadInput when a step needs the rate of a bench that is neither measured nor to be."""
-    source = next(step for step in STEPS if step.module == "bench.serving.capacity")
-    needing = [s for s in steps if any("{capacity}" in word for word in s.arguments)]
-    if needing and source not in steps and not (results / source.document).exists():
-        raise BadInput(
-            f"{needing[0].name} needs the rate of {source.document}, which is not there; add "
-            f"{source.name} to --steps"
-        )
 
 
 def arguments(step: Step, words: dict[str, str], sitting: Sitting) -> list[str]:
@@ -240,14 +216,3 @@ def _server(words: dict[str, str]) -> Iterator[None]:
         yield
     finally:
         subprocess.run([*door, "stop", folder], check=False)
-
-
-def _capacity(document: dict[str, Any]) -> float:
-    """Highest rate of the published version on one server without repeated comments."""
-    return max(
-        rung["capacity_rps"]
-        for rung in document["rungs"]
-        if rung["rung"]["graph"] == "published"
-        and not rung["rung"]["repeats"]
-        and not rung["rung"]["replicas"]
-    )

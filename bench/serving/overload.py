@@ -1,8 +1,11 @@
-"""Load the running server at three times its capacity: `make overload CAPACITY=300`.
+"""Load the running server at three times its capacity for a minute: `make overload`.
 
-    python -m bench.serving.overload --capacity 300 --seconds 60
+    python -m bench.serving.overload --batch 16 --seconds 60
 
-Prints the bars and writes `overload.json`.
+The capacity is what a closed loop of the same requests has just before, unless `--capacity` states
+it. Requests hold several comments: generator and server share the machine, and of single comments
+no generator here sends three times what the server scores. Prints a table and the bars, and writes
+`overload.json`.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
@@ -27,14 +30,15 @@ from bench.report.result import (
     document,
     report,
 )
-from bench.serving.servers import find_server
+from bench.report.tables import aligned
+from bench.serving.servers import artifact_of, find_server
+from bench.traffic import open_loop
 from bench.traffic.background import Background
 from bench.traffic.comments import AUTO, COMMENTS_HELP
 from bench.traffic.counters import memory_bytes
 from bench.traffic.one_run import LoadConfig, Result
-from bench.traffic.with_locust import load
 from console.options import make_config, run
-from contract import HOST, BadInput, ToxicityError
+from contract import HOST, ToxicityError
 from serve.client import score_comments
 from serve.triton import Server
 
@@ -43,6 +47,9 @@ _PROBE_S, _GOOD_S = 0.05, 0.05
 """Time between two probes, and the longest answer of one that counts as recovered."""
 _MEMORY_S = 1.0
 """Time between two looks at the memory."""
+_CLOSED = {"users": 16, "seconds": 10, "skip_s": 2}
+_CONNECTIONS = 1000
+"""Of the open loop: fewer would hold back what is due while answers are awaited."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,13 @@ class OverloadConfig(ResultOptions):
     """Flags of `python -m bench.serving.overload`."""
 
     capacity: Annotated[float | None, BeforeValidator(lambda given: given or None)] = Field(
-        None, gt=0, description="requests/s that `make capacity` measured", json_schema_extra=LOAD
+        None,
+        gt=0,
+        description="requests/s of the server; left out: of a closed loop just before",
+        json_schema_extra=LOAD,
     )
     seconds: int = Field(60, ge=3, description="length of the overload", json_schema_extra=RUNS)
-    processes: int = Field(1, ge=1, description="Locust processes", json_schema_extra=LOAD)
+    batch: int = Field(16, ge=1, description="comments a request", json_schema_extra=LOAD)
     comments: str = Field(AUTO, description=COMMENTS_HELP, json_schema_extra=LOAD)
     run_dir: Path = Field(
         Path("runs/serve"), description="run folder of the server to load", json_schema_extra=SERVER
@@ -62,25 +72,46 @@ class OverloadConfig(ResultOptions):
 
 def main() -> None:
     config = begin(OverloadConfig, "bench.serving.overload", "Overload the server.")
-    if config.capacity is None:
-        raise BadInput(
-            "--capacity is missing, expected the requests/s that `make capacity` measured; run "
-            "`make overload CAPACITY=300`, say"
-        )
     server = find_server(config.run_dir)
-    settings = {name: getattr(config, name) for name in ("seconds", "processes", "comments", "out")}
+    closed = None if config.capacity else _run(config, server, _CLOSED)
+    capacity = closed.rate_rps if closed else config.capacity
+    assert capacity
+    overload = {"rate": _FACTOR * capacity, "seconds": config.seconds}
     with RecoveryWatch(server) as watch:
-        rate = _FACTOR * config.capacity
-        result = load(make_config(LoadConfig, {**settings, "rate": rate}), "http", server)
+        result = _run(config, server, overload)
         time.sleep(3)  # longer than the bar of the recovery
     found = document(
         "overload",
         config,
+        artifact=artifact_of(server),
+        capacity=capacity,
+        closed=asdict(closed) if closed else None,
         result=asdict(result),
         memory_bytes=watch.memory,
-        bars=bars(config.capacity, result, watch),
+        bars=bars(capacity, result, watch),
     )
-    report(config, found, "")
+    report(config, found, table(capacity, result))
+
+
+def _run(config: OverloadConfig, server: Server, settings: dict[str, Any]) -> Result:
+    own = {name: getattr(config, name) for name in ("batch", "comments", "out")}
+    load_config = make_config(LoadConfig, {**own, **settings})
+    return open_loop.load(load_config, "http", server, connections=_CONNECTIONS)
+
+
+def table(capacity: float, result: Result) -> str:
+    """What was sent, and what became of it."""
+    rows = [
+        ["capacity", "sent", "answered", "refused", "median of a refusal"],
+        [
+            f"{capacity:.0f}/s",
+            f"{_FACTOR * capacity:.0f}/s",
+            f"{result.rate_rps:.0f}/s",
+            f"{result.failures / max(1, result.requests):.0%}",
+            f"{result.failed_p50_ms or 0:.1f} ms",
+        ],
+    ]
+    return aligned(rows)
 
 
 class RecoveryWatch(Background):

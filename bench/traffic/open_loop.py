@@ -113,10 +113,12 @@ def load(
     server: Server,
     counters_of: CountersOf = server_counters,
     form: RequestForm | None = None,
+    connections: int = OPEN_CONNECTIONS,
 ) -> Result:
     """Run the generator once on `server`, as `bench.traffic.with_locust` runs Locust.
 
-    `form` is that of the requests where they are not KServe's. Raises BadInput for gRPC, and
+    `form` is that of the requests where they are not KServe's; an open loop has so many
+    `connections`, and what is due waits for a free one. Raises BadInput for gRPC, and
     ToxicityError when nothing was answered.
     """
     if protocol != "http":
@@ -134,7 +136,7 @@ def load(
         rate=config.rate,
         arrivals=config.arrivals,
         seconds=config.seconds,
-        connections=OPEN_CONNECTIONS if config.rate else config.users,
+        connections=connections if config.rate else config.users,
     )
     after = settled(counters_of, server)
     document, errors = measured.document, measured.errors

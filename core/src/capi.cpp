@@ -168,16 +168,20 @@ TOXICITY_API void toxicity_probability(const float* logits, std::int64_t n, floa
 TOXICITY_API void* toxicity_admission_open() { return new (std::nothrow) Admission(); }
 TOXICITY_API void toxicity_admission_close(void* admission) { delete static_cast<Admission*>(admission); }
 TOXICITY_API int toxicity_admit(void* admission, const int* rows, std::int64_t n, double now_s,
-                                std::int64_t comments, std::int64_t* admitted, int* overloaded) {
+                                std::int64_t comments, std::int64_t largest, std::int64_t* admitted,
+                                int* overloaded) {
     return guarded([&] {
         auto& decides = *static_cast<Admission*>(admission);
         *admitted = static_cast<std::int64_t>(
-            decides.admit(std::vector<int>(rows, rows + n), now_s, comments));
+            decides.admit(std::vector<int>(rows, rows + n), now_s, comments, largest));
         *overloaded = decides.overloaded();
     });
 }
 TOXICITY_API void toxicity_observe(void* admission, int rows, double seconds) {
     static_cast<Admission*>(admission)->observe(rows, seconds);
+}
+TOXICITY_API void toxicity_ended(void* admission, double now_s) {
+    static_cast<Admission*>(admission)->ended(now_s);
 }
 
 // The checksum that the backend compares with the manifest: 64 hexadecimal digits and a zero.

@@ -2,6 +2,7 @@
 
 #include <time.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "contract.h"
@@ -65,7 +66,9 @@ void Instance::execute(TRITONBACKEND_Request** handles, std::uint32_t count) noe
         }
         for (Request& request : requests) refuse(request, ErrorCode::internal, error.what());
     }
-    last_call_s_ = 1e-9 * static_cast<double>(now_ns() - began);
+    const std::uint64_t ended = now_ns();
+    admission_.ended(1e-9 * static_cast<double>(ended));
+    last_call_s_ = 1e-9 * static_cast<double>(ended - began);
 }
 
 // Reads the comments of a request. Throws BadInput for one that cannot be scored.
@@ -110,7 +113,7 @@ void Instance::take(Request& request) {
 void Instance::answer(std::vector<Request>& requests, std::uint64_t began_ns) {
     std::vector<Request*> waiting;
     std::vector<int> rows;
-    std::int64_t comments = 0;
+    std::int64_t comments = 0, largest = 0;
     for (Request& request : requests) {
         bool cancelled = false;
         if (last_call_s_ > kPatience_s &&
@@ -127,10 +130,12 @@ void Instance::answer(std::vector<Request>& requests, std::uint64_t began_ns) {
         }
         waiting.push_back(&request);
         rows.push_back(request.rows);
-        comments += static_cast<std::int64_t>(request.texts.size());
+        const auto asked = static_cast<std::int64_t>(request.texts.size());
+        comments += asked;
+        largest = std::max(largest, asked);
     }
     const std::size_t admitted =
-        admission_.admit(rows, 1e-9 * static_cast<double>(now_ns()), comments);
+        admission_.admit(rows, 1e-9 * static_cast<double>(now_ns()), comments, largest);
     for (std::size_t i = admitted; i < waiting.size(); i++)
         refuse(*waiting[i], ErrorCode::unavailable, kOverloaded);
     count(Metric::refused, static_cast<double>(waiting.size() - admitted));
