@@ -213,13 +213,9 @@ def cache(document: Document) -> Rows:
 
 def overload(document: Document) -> Rows:
     """What three times the capacity did, and what was wanted."""
-    run = document["result"]
-    rows = targets(document)
-    batch = _setting(document, "batch")
-    sent = (
-        f"{number(run['requests'])} requests of {batch} comments in "
-        f"{_setting(document, 'seconds')} s, three times {number(document['capacity'])}/s"
-    )
+    run, rows = document["result"], targets(document)
+    sent = f"{number(run['requests'])} requests of {_setting(document, 'batch')} comments, "
+    sent += f"three times {number(document['capacity'])}/s"
     rows.insert(1, [sent, f"{number(run['refused'])} refused", "", ""])
     for fault in run["check"]["invalid"]:
         rows.append([f"generator: {fault}", "run is invalid", "", "**no**"])
