@@ -217,7 +217,7 @@ tune: $(READY) ## choose instances, window and largest batch by measurement, for
 	$(TOOL) tune $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)
 
 overload: $(READY) ## load the running server at three times its capacity for a minute|CAPACITY=requests/s COMMENTS=file
-	$(TOOL) bench overload $(if $(CAPACITY),--capacity="$$CAPACITY") $(OF_COMMENTS)
+	$(TOOL) bench overload --capacity="$$CAPACITY" $(OF_COMMENTS)
 
 parity: $(READY) ## compare the running server with PyTorch on 1,000 comments|COMMENTS=file
 	$(TOOL) bench parity $(OF_COMMENTS)

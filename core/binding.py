@@ -212,14 +212,17 @@ class Admission:
     def __del__(self) -> None:
         _core().toxicity_admission_close(self._handle)
 
-    def admit(self, rows: Sequence[int], now: float) -> int:
-        """How many of the requests, of a comment a row, to score now; `now` in seconds."""
-        array = np.asarray(rows, np.intc)
+    def admit(self, rows: Sequence[int], now: float, comments: int | None = None) -> int:
+        """How many of the requests, of so many rows, to score now; `now` in seconds.
+
+        They hold `comments` in all, left out: one a row.
+        """
+        array, total = np.asarray(rows, np.intc), sum(rows) if comments is None else comments
         admitted, overloaded = _L(), ctypes.c_int()
         _checked(
             _core().toxicity_admit(
                 *(self._handle, array.ctypes.data, len(array), now),
-                *(sum(rows), max(rows, default=0)),
+                *(total, min(max(rows, default=0), total)),
                 *(ctypes.byref(admitted), ctypes.byref(overloaded)),
             )
         )

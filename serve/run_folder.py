@@ -30,7 +30,8 @@ def claim(run_dir: Path) -> None:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     if not is_ours(run_dir):
-        if first := next(run_dir.iterdir(), None):
+        # Another start may mark it between the two looks.
+        if (first := next(run_dir.iterdir(), None)) and not is_ours(run_dir):
             raise BadInput(
                 f"{run_dir} holds {first.name}, expected a new or an empty folder, or one of an "
                 "earlier start; give another with --run-dir"

@@ -78,6 +78,7 @@ std::size_t Admission::share_of(const std::vector<int>& rows) {
     return admitted;
 }
 
+// Learn how much of the time the calls take.
 void Admission::note_idle(double now_s) {
     if (ended_s_ >= began_s_) {
         const double passed = std::max(1e-9, now_s - began_s_);
