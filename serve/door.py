@@ -64,7 +64,7 @@ def start(config: DoorConfig) -> None:
     that the running door does not have, and a server that does not start.
     """
     claim(config.run_dir)
-    with locked(config.run_dir / LOCK_FILE, str(config.run_dir), "wait for it", _LOCK_WAIT_S):
+    with _alone(config.run_dir):
         supervisor = Supervisor(config.run_dir)
         before = read_settings(config.run_dir) if supervisor.running() else None
         if before is None:
@@ -80,18 +80,28 @@ def start(config: DoorConfig) -> None:
                 supervisor.stop()
             raise
         write_json(config.run_dir / STATE_FILE, dataclasses.asdict(settings))
-    print_replicas(settings, supervisor)
-    print_addresses(config, settings)
+        print_replicas(settings, supervisor)
+        print_addresses(config, settings)
     if config.foreground:
         _stay(config)
 
 
 def stop(config: DoorConfig) -> None:
-    """Take no more requests, finish those in flight, end everything and remove its sockets."""
+    """Take no more requests, finish those in flight, end everything and remove its sockets.
+
+    Waits for a start that is under way. Raises BadInput when that takes too long.
+    """
+    ours = is_ours(config.run_dir)
+    with _alone(config.run_dir) if ours else contextlib.nullcontext():
+        _stop(config, ours=ours)
+
+
+def _stop(config: DoorConfig, *, ours: bool) -> None:
     supervisor = Supervisor(config.run_dir)
     if not supervisor.running():
+        supervisor.stop()  # one that does not answer yet, or any more
         print(f"no server is running from {config.run_dir}")
-        if is_ours(config.run_dir):
+        if ours:
             _clean(config.run_dir)
         return
     for name in haproxy.NAMES:  # the front first: the other finishes what it was given
@@ -145,6 +155,11 @@ def running(run_dir: Path) -> Server | None:
     if not front or not large or not application:
         return front
     return dataclasses.replace(front, beside=(large.pid,), application=application.pid)
+
+
+def _alone(run_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """The lock of all that starts or ends programs of this folder."""
+    return locked(run_dir / LOCK_FILE, str(run_dir), "wait for it", _LOCK_WAIT_S)
 
 
 def _refuse_taken(settings: Settings) -> None:

@@ -23,6 +23,8 @@ from typing import NoReturn
 
 from contract import STARTS_VARIABLE
 
+CONFIG_FILE = "supervisord.conf"
+"""Of the supervisor, in the folder above the programs'."""
 LAUNCH_FILE = "launch.json"
 STARTS_FILE = "starts"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -42,11 +44,22 @@ def main(folder: Path) -> NoReturn:
     environment[STARTS_VARIABLE] = str(_count_start(folder / STARTS_FILE))
     # With the supervisor its programs end too: nothing is left that nobody watches.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if not _supervised(folder):  # it ended before that
+        print(f"error: no supervisor runs from {folder.parent}; run `make serve`")
+        sys.exit(2)
     if launch["stack_bytes"]:
         hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
         resource.setrlimit(resource.RLIMIT_STACK, (stack_limit(launch["stack_bytes"], hard), hard))
     arguments = launch["command"]
     os.execve(arguments[0], arguments, environment)
+
+
+def _supervised(folder: Path) -> bool:
+    try:
+        arguments = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return os.fsencode(folder.parent / CONFIG_FILE) in arguments
 
 
 def _end_what_is_left(folder: Path, program: str) -> None:

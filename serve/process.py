@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Sequence
@@ -36,6 +37,17 @@ def alive(pid: int, create_time: float) -> psutil.Process | None:
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
+
+
+def started_with(*arguments: str) -> set[int]:
+    """Ids of the processes that have all of these arguments; one that has ended has none."""
+    wanted = {os.fsencode(argument) for argument in arguments}
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if wanted.issubset(path.read_bytes().split(b"\0")):
+                found.add(int(path.parent.name))
+    return found
 
 
 def wait_or_kill(family: Sequence[psutil.Process], timeout_s: float) -> None:

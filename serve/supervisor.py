@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
+import signal
 import string
 import subprocess
 import sys
@@ -25,16 +27,13 @@ from xmlrpc.client import Error, Fault, ServerProxy
 from supervisor.xmlrpc import SupervisorTransport
 
 from contract import ToxicityError
-from serve.launch import LAUNCH_FILE, STARTS_FILE
+from serve.launch import CONFIG_FILE, LAUNCH_FILE, STARTS_FILE
+from serve.process import started_with
 from serve.run_folder import plain
 from storage.files import write_atomically, write_json
 
-_CONFIG_FILE, _SOCKET, _PID_FILE, _LOG_FILE = (
-    "supervisord.conf",
-    "supervisor.sock",
-    "supervisord.pid",
-    "supervisord.log",
-)
+_MODULE = "supervisor.supervisord"
+_SOCKET, _PID_FILE, _LOG_FILE = "supervisor.sock", "supervisord.pid", "supervisord.log"
 _NO_ANSWER = (OSError, HTTPException, Error, ExpatError, ToxicityError)
 """What a call to a supervisor that is not there, or ends meanwhile, may raise."""
 _DOWN = ("STOPPED", "EXITED", "FATAL")
@@ -72,6 +71,8 @@ stdout_logfile_backups=1
 """Keywords as in supervisor's manual, "Configuration File"."""
 _ROOT = Path(__file__).parent.parent
 _POLL_S = 0.05
+_END_TIMEOUT_S = 300
+"""Longest that a supervisor may take to end, whose programs end one after another."""
 _DESCRIPTORS = 16384
 
 
@@ -115,14 +116,16 @@ class Supervisor:
     def start(self, programs: Sequence[Program]) -> None:
         """Run exactly these programs: start the missing ones, stop the others.
 
-        What runs already and is meant to run on is left alone. Raises ToxicityError when the
-        supervisor does not start.
+        What runs already and is meant to run on is left alone. Hold the run folder's lock, as for
+        `stop`: the supervisor waits for ever for the end of a program that somebody else starts
+        again. Raises ToxicityError when the supervisor does not start.
         """
         for program in programs:
             self._write_launch(program)
         text = self._configuration(programs)
-        path = self.folder / _CONFIG_FILE
+        path = self.folder / CONFIG_FILE
         if not self.running():
+            self._end()
             for program in programs:
                 (self.folder / program.name / STARTS_FILE).unlink(missing_ok=True)
             write_atomically(path, text)
@@ -131,6 +134,7 @@ class Supervisor:
         wanted = {program.name for program in programs}
         write_atomically(path, text)
         with self._calls() as call:
+            self._wait_for_stopping(call)
             added, changed, removed = call.reloadConfig()[0]
             for name in (*removed, *(name for name in changed if name in wanted)):
                 call.stopProcessGroup(name)
@@ -138,24 +142,27 @@ class Supervisor:
             for name in (*changed, *added):
                 call.addProcessGroup(name)
             for one in call.getAllProcessInfo():
-                if one["statename"] in _DOWN:  # by a stop that was killed, say
-                    with contextlib.suppress(Fault):  # somebody else started it
+                if one["statename"] == "BACKOFF":  # its pause may have become long
+                    with contextlib.suppress(Fault):  # it is over
+                        call.stopProcess(one["name"])
+                if one["statename"] in (*_DOWN, "BACKOFF"):  # by a stop that was killed, say
+                    with contextlib.suppress(Fault):  # it runs by now
                         call.startProcess(one["name"], False)
 
     def stop(self, name: str | None = None) -> None:
-        """End one program, or all of them and the supervisor; each finishes what is in flight."""
-        if not self.running():
-            return
-        with self._calls() as call:
-            if name:
-                with contextlib.suppress(Fault):  # it does not run
-                    call.stopProcess(name)
-                return
-            call.stopAllProcesses()
-            call.shutdown()
-        pid_file = self.folder / _PID_FILE
-        while pid_file.exists() and self.running():
-            time.sleep(_POLL_S)
+        """End one program, or all of them and the supervisor; each finishes what is in flight.
+
+        All have ended when this returns, the supervisor of a start or stop that was killed, too.
+        """
+        if self.running():
+            with contextlib.suppress(Fault, *(() if name else _NO_ANSWER)), self._calls() as call:
+                if name:
+                    call.stopProcess(name)  # a Fault: it does not run
+                else:
+                    call.stopAllProcesses()
+                    call.shutdown()
+        if not name:
+            self._end()
 
     def signal(self, name: str, signal: str) -> None:
         """Send a signal, "USR2" say, to a program."""
@@ -201,6 +208,28 @@ class Supervisor:
         return self.folder / name
 
     # --- Inside --------------------------------------------------------------------------
+    def _end(self) -> None:
+        """End every supervisor of this folder, and wait for it.
+
+        One of a start that was killed may not answer yet, and one that is ending not any more: it
+        would remove the socket of the next one.
+        """
+        told: set[int] = set()
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        while left := started_with(_MODULE, str(self.folder / CONFIG_FILE)):
+            late = time.monotonic() > deadline
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    if late or pid not in told:
+                        os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+            told |= left
+            time.sleep(_POLL_S)
+
+    def _wait_for_stopping(self, call: Any) -> None:
+        """Wait for programs that a stop told to end before it was killed."""
+        while any(one["statename"] == "STOPPING" for one in call.getAllProcessInfo()):
+            time.sleep(_POLL_S)
+
     def _starts(self, name: str) -> int:
         try:
             return int((self.folder / name / STARTS_FILE).read_text("utf-8"))
@@ -243,9 +272,9 @@ class Supervisor:
             write_json(path, launch)
 
     def _spawn(self) -> None:
-        path = self.folder / _CONFIG_FILE
+        path = self.folder / CONFIG_FILE
         (self.folder / _SOCKET).unlink(missing_ok=True)
-        command = [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(path)]
+        command = [sys.executable, "-W", "ignore", "-m", _MODULE, "-c", str(path)]
         done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]

@@ -39,9 +39,9 @@ def locked(
         command = " ".join(shlex.join(sys.orig_argv).split())
         shown = command if len(command) <= _SHOWN else f"{command[:_SHOWN]}..."
         holder = {"pid": os.getpid(), "command": shown, "since": _now()}
-        lock.truncate(0)
-        lock.write(json.dumps(holder))
-        lock.flush()
+        with contextlib.suppress(OSError):  # on a full disk the lock holds, unnamed
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), json.dumps(holder).encode())
         try:
             yield
         finally:

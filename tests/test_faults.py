@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +97,22 @@ def test_a_write_that_is_not_whole_is_seen(base: Path, monkeypatch: pytest.Monke
     assert not broken()
     monkeypatch.setattr(switch, "write_atomically", in_place)
     assert broken()
+
+
+def test_a_child_ends_by_its_signal_however_early(tmp_path: Path) -> None:
+    def raised(*_: object) -> None:
+        raise KeyboardInterrupt  # as in a bench
+
+    def hurt(process: BaseProcess) -> None:
+        assert process.pid
+        os.kill(process.pid, signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, raised)
+    try:
+        ends = [run(partial(time.sleep, 60), tmp_path, meanwhile=hurt) for _ in range(5)]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert {ending.signal for ending in ends} == {signal.SIGTERM}
 
 
 def test_bars_turn_red() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -139,6 +140,17 @@ def test_the_holder_of_a_lock_is_named_and_its_end_frees_it(tmp_path: Path) -> N
         with locked(file, "--out x", "wait"):
             assert json.loads(file.read_text())["pid"] == os.getpid()
     assert file.read_text() == ""
+
+
+def test_a_lock_holds_on_a_full_disk_without_a_name(tmp_path: Path) -> None:
+    file, before = tmp_path / ".lock", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # as a full disk: not a byte fits
+    try:
+        again = pytest.raises(BadInput, match="in use by another process")
+        with locked(file, "it", ""), again, locked(file, "it", ""):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_lock_that_removes_its_file_still_locks(tmp_path: Path) -> None:

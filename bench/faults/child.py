@@ -32,6 +32,7 @@ _PLACES = {"os.mkdir": 0, "os.link": 1, "os.rename": 1, "os.remove": 0, "os.rmdi
 _RELATIVE = ("os.remove", "os.rmdir")
 """Events whose last argument may be a folder's handle, as inside shutil.rmtree."""
 _NEEDS_SPACE = ("open", "os.mkdir", "os.link")
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 TIMEOUT_S = 180.0
 """From then on a child counts as hung."""
 Work = Callable[[], None]
@@ -74,7 +75,12 @@ def run(
     """
     here, there = _FORK.Pipe(duplex=False)
     process = _FORK.Process(target=_child, args=(work, root, limits or Limits(), there))
-    process.start()
+    # Until the child has the usual handlers its parent's would end it, and in no usual way.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     there.close()
     if meanwhile:
         meanwhile(process)
@@ -97,8 +103,9 @@ def pause(process: BaseProcess, seconds: float) -> bool:
 
 
 def _child(work: Work, root: Path, limits: Limits, parent: Connection) -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in _ENDING:
         signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
