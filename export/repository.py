@@ -214,8 +214,8 @@ def snapshot(repository: Path) -> Snapshot | None:
     if not os.path.lexists(path):
         if old := numbered(folder):
             raise BadInput(
-                f"{repository} has version {old[-1]} but no {path.relative_to(repository)}, "
-                f"expected it since versions are verified by it; run `make export` again"
+                f"{path} is missing and version {old[-1]} is there, expected both since versions "
+                "are verified by it; restore it from a backup, or run `make export` again"
             )
         return None
     data = read_regular(path)

@@ -2,24 +2,28 @@
 
 The three config.pbtxt are rendered from it. A change writes serving.json first and the public
 model's config.pbtxt last; with that file the change counts. Until then the state before it does,
-whose config.pbtxt still is in place: serving.json has both states.
+whose config.pbtxt still is in place: serving.json has both states. It ends with the sha256 of all
+that it says, what no config.pbtxt shows included: where a rollback goes, how it will serve there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from contract import MAX_CACHE_BYTES, PUBLIC_MODEL, SERVING_FILE
-from export.manifest import Positive, Sha256, validated
+from contract import MAX_CACHE_BYTES, PUBLIC_MODEL, SERVING_FILE, BadInput
+from export.manifest import REMEDY, Positive, Sha256, validated
 from export.tuning import LAZILY, Tuning
 from storage.files import json_text
 
+_SUM = "sha256"
+"""Last key of the file, of the document without it."""
 _HISTORY = 100
 """Most versions that are remembered to have served."""
 
@@ -64,7 +68,8 @@ class Serving:
     before: ServingState | None
     published: tuple[ServedVersion, ...]
     """Oldest first; those whose folder is gone are published no more."""
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
+    """Of 1 the file has no sha256; the next change writes 2."""
 
     @model_validator(mode="after")
     def _publishes_what_serves(self) -> Serving:
@@ -89,7 +94,7 @@ class Serving:
         return None
 
     def to_text(self) -> str:
-        return json_text(dataclasses.asdict(self))
+        return _summed(dataclasses.asdict(self))
 
 
 def serving_path(repository: Path) -> Path:
@@ -97,5 +102,18 @@ def serving_path(repository: Path) -> Path:
 
 
 def parse_serving(data: bytes, path: Path) -> Serving:
-    """Raises BadInput for a file that no command of this project wrote."""
-    return validated(Serving, data, path)
+    """Raises BadInput for a file that no command of this project wrote, byte for byte."""
+    serving = validated(Serving, data, path)
+    document = json.loads(data)
+    summed = document.pop(_SUM, None) is not None
+    if summed != (serving.format > 1) or (summed and _summed(document).encode() != data):
+        raise BadInput(
+            f"{path} is damaged: its {_SUM} is not that of what it says, expected the file as it "
+            f"was written; restore it from a backup, or {REMEDY}"
+        )
+    return serving
+
+
+def _summed(document: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json_text(document).encode()).hexdigest()
+    return json_text({**document, _SUM: digest})

@@ -39,10 +39,11 @@ from core.build import LIBRARY
 from export import publish as publishing
 from export import repository as repo
 from export import switch
-from export.model_config import CONFIG_FILE, MODELS
+from export.model_config import CONFIG_FILE, MODELS, Tuning
 from export.scorer import Scorer, probability
+from export.serving import parse_serving
 from storage import revision
-from storage.files import sha256_of
+from storage.files import sha256_of, write_json
 
 ROOT = Path(__file__).parent.parent
 GIT = pytest.mark.skipif(
@@ -461,8 +462,9 @@ def test_a_repository_older_than_serving_json_is_to_be_exported_again(
     tiny_model.publish(tmp_path)
     (tmp_path / PUBLIC_MODEL / SERVING_FILE).unlink()
     for look in (repo.verify, repo.current, repo.versions, switch.rollback, switch.serve_version):
-        with pytest.raises(BadInput, match=rf"has version 1 but no .*{SERVING_FILE}.*make export"):
+        with pytest.raises(BadInput, match=r"is missing and version 1 is there.*export") as caught:
             look(tmp_path)
+        assert str(tmp_path / PUBLIC_MODEL / SERVING_FILE) in str(caught.value)
     old = _everything(tmp_path / PUBLIC_MODEL / "1")
     assert tiny_model.publish(tmp_path) == 2
     assert repo.versions(tmp_path) == [2]
@@ -484,6 +486,39 @@ def test_a_damaged_list_of_versions_is_not_replaced_in_silence(
         "serve an earlier version again"
     )
     assert "has versions [1] that its serving.json does not list" in said[1]
+
+
+def test_every_byte_of_the_list_of_versions_is_verified(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        tiny_model.publish(tmp_path)
+    switch.tune(tmp_path, Tuning(2, window_ms=1), {})
+    path = tmp_path / PUBLIC_MODEL / SERVING_FILE
+    data = path.read_bytes()
+    assert repo.verify(tmp_path)["version"] == 2
+    for at in range(len(data)):
+        with pytest.raises(BadInput) as caught:
+            parse_serving(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], path)
+        assert str(path) in str(caught.value)
+    for other in (data + b"\n", data.replace(b'"format": 2', b'"format": 1')):
+        path.write_bytes(other)
+        with pytest.raises(BadInput, match=r"is damaged: its sha256 is not.*restore it"):
+            repo.verify(tmp_path)
+
+
+def test_a_list_of_versions_without_a_sum_is_read_and_gets_one(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    tiny_model.publish(tmp_path)
+    path = tmp_path / PUBLIC_MODEL / SERVING_FILE
+    document = json.loads(path.read_text("utf-8"))
+    assert len(document.pop("sha256")) == 64
+    write_json(path, {**document, "format": 1})
+    assert repo.verify(tmp_path)["version"] == 1
+    assert tiny_model.publish(tmp_path) == 2
+    assert repo.versions(tmp_path) == [1, 2]
+    assert json.loads(path.read_text("utf-8")).keys() == {*document, "sha256"}
 
 
 def test_a_version_is_described_by_checked_values(tiny_model: TinyModel, tmp_path: Path) -> None:
