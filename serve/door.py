@@ -28,7 +28,7 @@ from contract import BODY_TIMEOUT_S, BadInput, ToxicityError
 from export.repository import current, verify
 from serve import balancer, control, haproxy, tritonserver, view
 from serve.app import settings as app
-from serve.process import refuse_taken_port
+from serve.process import refuse_taken_port, started_s
 from serve.programs import KEYS_MAP, grpc_socket, programs, write_app, write_balancers
 from serve.run_folder import claim, is_ours
 from serve.settings import STATE_FILE, Settings, replica, server_names, settled
@@ -133,12 +133,12 @@ def running(run_dir: Path) -> Server | None:
     def server(name: str, path: str, replicas: tuple[Server, ...] = ()) -> Server | None:
         try:
             process = psutil.Process(states[name].pid)
-            created = process.create_time()
+            began = started_s(process.pid)
         except (KeyError, psutil.NoSuchProcess):
             return None
         return Server(
             pid=process.pid,
-            create_time=created,
+            started_s=began,
             repository=settings.repository,
             http_port=settings.http_port,
             grpc_port=settings.grpc_port if settings.grpc else 0,

@@ -29,11 +29,24 @@ def spawn(command: list[str], environment: dict[str, str], log: Path) -> psutil.
     return psutil.Process(pid)
 
 
-def alive(pid: int, create_time: float) -> psutil.Process | None:
-    """The process of that id, unless it ended; a recycled id is not it."""
+def started_s(pid: int) -> float:
+    """Seconds from the machine's start to that of a process: field 22 of proc(5)'s stat.
+
+    A time of day would move with the machine's clock. Raises psutil.NoSuchProcess.
+    """
     try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError as error:
+        raise psutil.NoSuchProcess(pid) from error
+    after_name = stat.rpartition(b")")[2].split()
+    return int(after_name[22 - 3]) / os.sysconf("SC_CLK_TCK")
+
+
+def alive(pid: int, started: float) -> psutil.Process | None:
+    """The process of that id which began at `started_s`, unless it ended."""
+    try:
+        same = started_s(pid) == started
         process = psutil.Process(pid)
-        same = process.create_time() == create_time
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None

@@ -34,7 +34,14 @@ from export.repository import current
 from serve import probe, tritonserver, view
 from serve.control import refused_load
 from serve.launch import stack_limit
-from serve.process import alive, refuse_other_flag, refuse_taken_port, spawn, wait_or_kill
+from serve.process import (
+    alive,
+    refuse_other_flag,
+    refuse_taken_port,
+    spawn,
+    started_s,
+    wait_or_kill,
+)
 from storage.files import write_atomically, write_json
 
 PROCESS_FILE, _SECRET_FILE = "server.json", "control.key"
@@ -71,7 +78,8 @@ class Server:
     """A server, or the balancer before some, as its process file describes it."""
 
     pid: int
-    create_time: float
+    started_s: float
+    """See `serve.process.started_s`; with it a recycled process id is not taken for the server."""
     repository: str
     http_port: int
     grpc_port: int
@@ -133,7 +141,7 @@ def launch(config: ServeConfig, change: Callable[[Path], None] | None = None) ->
     process = _spawn(config)
     server = Server(
         pid=process.pid,
-        create_time=process.create_time(),
+        started_s=started_s(process.pid),
         repository=str(config.repository.resolve()),
         http_port=config.http_port,
         grpc_port=config.grpc_port,
@@ -187,7 +195,7 @@ def read_running(process_file: Path) -> Server | None:
         server = Server(**fields, replicas=replicas)
     except (FileNotFoundError, ValueError, TypeError, LookupError, AttributeError):
         return None
-    return server if alive(server.pid, server.create_time) else None
+    return server if alive(server.pid, server.started_s) else None
 
 
 def served_version(server: Server) -> int | None:

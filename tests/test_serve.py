@@ -53,6 +53,7 @@ from export.repository import load_scorer
 from export.scorer import probability
 from serve import triton, view
 from serve.client import Protocol, score_comments
+from serve.process import started_s
 
 MakeConfig = Callable[[Path], triton.ServeConfig]
 PROTOCOLS: tuple[Protocol, ...] = ("http", "grpc")
@@ -413,6 +414,27 @@ def test_recycled_process_id_is_never_killed(
     finally:
         bystander.send_signal(signal.SIGKILL)
         bystander.wait()
+
+
+def test_a_clock_that_is_set_hides_no_process(
+    tmp_path: Path, make_server_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_server_config(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        try:
+            began = started_s(process.pid)
+            uptime = float(Path("/proc/uptime").read_text().split()[0])
+            assert 0 < uptime - began < 300
+            server = triton.Server(process.pid, began, str(tmp_path), 1, 2, 3)
+            config.process_file.write_text(json.dumps(dataclasses.asdict(server)))
+            hour_later = psutil.boot_time() + 3600  # as psutil sees it once the clock was set
+            monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: hour_later)
+            found = triton.running(config)
+            assert found is not None and found.pid == process.pid
+        finally:
+            process.kill()
+            process.wait()
+    assert triton.running(config) is None
 
 
 # --- Command lines -----------------------------------------------------------------------

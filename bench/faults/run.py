@@ -2,6 +2,7 @@
 
     python -m bench.faults.run --count 1000 --seed 0
     python -m bench.faults.run --targets publish rollback --count 100
+    python -m bench.faults.run --only 48 181 --out runs/again    # two of its trials once more
 
 A trial gives a command (train, export, publish, rollback, ...; bench/faults/targets.py) files of
 its own and lets one fault befall it: SIGKILL at a step or a time, SIGTERM, SIGSTOP while another
@@ -28,7 +29,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -65,6 +66,11 @@ class FaultsConfig(ResultOptions):
     faults: tuple[str, ...] = Field(
         (), description="kinds of faults; left out: all", json_schema_extra=TRIALS
     )
+    only: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (),
+        description="numbers of the trials to do, of a run that broke something; left out: all",
+        json_schema_extra=TRIALS,
+    )
     restart: bool = Field(
         False, description="forget the trials that an earlier run did", json_schema_extra=RUNS
     )
@@ -91,9 +97,10 @@ def measure(config: FaultsConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder, _tmpfs(Path(folder)) as small:
         usual = _prepare(config, Path(folder))
         often = 0.1 if sys.stderr.isatty() else 10.0
-        bar = tqdm(total=config.count, initial=len(done), unit="fault", mininterval=often)
+        numbers = config.only or range(config.count)
+        bar = tqdm(total=len(numbers), initial=len(done), unit="fault", mininterval=often)
         ends = time.monotonic() + config.seconds
-        for number in range(config.count):
+        for number in numbers:
             if number not in done and time.monotonic() < ends:
                 done[number] = _trial(config, number, Path(folder), small, usual)
                 with log.open("a", encoding="utf-8") as file:
@@ -116,11 +123,11 @@ def measure(config: FaultsConfig) -> dict[str, Any]:
 
 def _done(log: Path, config: FaultsConfig) -> dict[int, dict[str, Any]]:
     """Trials of an earlier run with these settings; a line that a kill cut is none."""
-    rows = {}
+    rows, wanted = {}, config.only or range(config.count)
     for line in log.read_text("utf-8").splitlines() if log.exists() else ():
         with contextlib.suppress(ValueError, LookupError, TypeError):
             row = json.loads(line)
-            if row["settings"] == _settings(config) and row["number"] < config.count:
+            if row["settings"] == _settings(config) and row["number"] in wanted:
                 rows[int(row["number"])] = row
     return rows
 

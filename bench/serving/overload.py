@@ -73,9 +73,8 @@ class OverloadConfig(ResultOptions):
 def main() -> None:
     config = begin(OverloadConfig, "bench.serving.overload", "Overload the server.")
     server = find_server(config.run_dir)
-    closed = None if config.capacity else _run(config, server, _CLOSED)
-    capacity = closed.rate_rps if closed else config.capacity
-    assert capacity
+    closed = None
+    capacity = config.capacity or (closed := _run(config, server, _CLOSED)).rate_rps
     overload = {"rate": _FACTOR * capacity, "seconds": config.seconds}
     with RecoveryWatch(server) as watch:
         result = _run(config, server, overload)

@@ -38,7 +38,7 @@ from contract import HOST, LOGIT, TEXT, ToxicityError
 from export.graph.qdq import write_dynamic
 from export.model_config import Tuning
 from export.repository import verify
-from serve.process import spawn, wait_or_kill
+from serve.process import spawn, started_s, wait_or_kill
 from serve.triton import Server
 
 _ALL = Tuning(os.cpu_count() or 1)
@@ -102,7 +102,7 @@ def peer(out: Path, checkpoint: Path, framework: str) -> Iterator[Server]:
         _wait_until_it_answers(process, port, log)
         yield Server(
             pid=process.pid,
-            create_time=process.create_time(),
+            started_s=started_s(process.pid),
             repository=str(checkpoint),
             http_port=port,
             grpc_port=port,
