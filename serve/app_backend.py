@@ -5,11 +5,11 @@ Keywords as in the haproxy 2.6 configuration manual.
 
 from __future__ import annotations
 
-import json
 import string
 from pathlib import Path
 
 from serve.app import settings as app
+from serve.refusals import NO_SERVER, error, instead
 
 APP_BACKEND = "app"
 _MOST_REQUESTS, _QUEUE = 512, "250ms"
@@ -18,8 +18,7 @@ _RULES = (
     f"timeout queue {_QUEUE}",
     # A correction that was written must not be written again.
     f"http-request disable-l7-retry if {{ path {app.SUGGEST_PATH} }}",
-    f"http-error status 503 content-type application/json string "
-    f"'{json.dumps({'error': app.OVERLOADED})}' hdr Retry-After 1",
+    f"{error(503, app.OVERLOADED, kind='overloaded')} hdr Retry-After 1",
 )
 _BOUND = f"maxconn {_MOST_REQUESTS} observe layer4 error-limit 1 on-error mark-down"
 _SECTION = string.Template("""
@@ -31,7 +30,7 @@ backend $name
     $rules
     server $name unix@$socket check inter 1s fastinter 100ms downinter 100ms fall 3 rise 1 $bound
     server waiting unix@$waiting backup
-    http-response set-status 503 if { status $again }
+    $instead
 """)
 
 
@@ -44,7 +43,7 @@ def section(socket: str, *, waiting: Path, again: int) -> str:
         socket=socket,
         bound=_BOUND,
         waiting=waiting,
-        again=again,
+        instead=instead(again, 503, NO_SERVER),
     )
 
 

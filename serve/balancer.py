@@ -27,7 +27,7 @@ from serve import request_rules as rules
 from serve.app import settings as app
 from serve.app_backend import APP_BACKEND
 from serve.keys import Key
-from serve.request_rules import NO_SERVER, quoted
+from serve.refusals import NO_SERVER, instead, own_errors, quoted, refuse
 
 HTTP_BACKEND, LARGE_BACKEND, GRPC_BACKEND = "http_replicas", "large", "grpc_server"
 INNER = "inner"
@@ -171,6 +171,7 @@ $errors
 
 
 def _head(door: Door, body_bytes: int) -> str:
+    errors = own_errors(answer_s=_TIMEOUT_S, no_answer_s=_WAIT_FOR_REPLICA_S)
     return _HEAD.substitute(
         connections=contract.MAX_CONNECTIONS,
         stop_timeout_s=door.stop_timeout_s,
@@ -179,29 +180,10 @@ def _head(door: Door, body_bytes: int) -> str:
         timeout_s=_TIMEOUT_S,
         header_s=contract.HEADER_TIMEOUT_S,
         idle_s=contract.IDLE_TIMEOUT_S,
-        errors="\n".join(_errors()),
+        errors="\n".join(f"    {line}" for line in errors),
         retries=round(_WAIT_FOR_REPLICA_S / _WAITING_S),
         again=_AGAIN,
     )
-
-
-def _errors() -> list[str]:
-    """Haproxy's own answers, each one line as a server's are."""
-    words = {
-        400: "the request is not HTTP, or has more than "
-        f"{contract.MAX_HEADERS} headers; send it otherwise",
-        408: f"the request took longer than {contract.HEADER_TIMEOUT_S} s (headers) or "
-        f"{contract.BODY_TIMEOUT_S} s (body) to arrive; send it faster",
-        500: "the balancer failed; try again",
-        502: f"no server answered within {_WAIT_FOR_REPLICA_S} s; try again",
-        503: NO_SERVER,
-        504: f"no answer within {_TIMEOUT_S} s; try again",
-    }
-    return [
-        f"    http-error status {status} content-type application/json "
-        f"string '{json.dumps({'error': text})}'"
-        for status, text in words.items()
-    ]
 
 
 _REPLICAS = string.Template("""
@@ -219,7 +201,7 @@ observe layer4 error-limit 1 on-error mark-down
     http-response set-status 400 if { status 500 } { res.body -m reg $clients_fault }
 $servers
     server waiting unix@$waiting backup
-    http-response set-status 503 if { status $again }
+    $instead
 
 frontend waiting
     mode tcp
@@ -250,6 +232,7 @@ def _replicas(replicas: Sequence[Replica], folder: Path) -> str:
         again=_AGAIN,
         no_server=json.dumps({"error": NO_SERVER}),
         release=_RELEASE,
+        instead=instead(_AGAIN, 503, NO_SERVER),
         clients_fault=f"'{_CLIENTS_FAULT}'",
         servers="\n".join(
             f"    server {one.name} unix@{one.http_socket} check" for one in replicas
@@ -342,7 +325,7 @@ def _of_key(door: Door, key: Key) -> str:
         *rate,
         *servers,
         f"server waiting unix@{_waiting_socket(door.front_folder)} backup",
-        f"http-response set-status 503 if {{ status {_AGAIN} }}",
+        instead(_AGAIN, 503, NO_SERVER),
     ]
     to_app = [*rate, *app_backend.of_key(door.app_socket), *own[-2:]]
     return (
@@ -365,9 +348,9 @@ def _metrics(door: Door) -> str:
         [
             f"bind {HOST}:{door.metrics_port}",
             f"bind unix@{metrics_socket(door.front_folder)} mode 600",
-            rules.refuse(405, "metrics are read with GET", "!{ method GET HEAD }"),
+            refuse(405, "metrics are read with GET", "!{ method GET HEAD }"),
             f"http-request use-service prometheus-exporter if {{ path {BALANCER_METRICS} }}",
-            rules.refuse(404, f"metrics are at {there}", f"!{{ path {' '.join(backends)} }}"),
+            refuse(404, f"metrics are at {there}", f"!{{ path {' '.join(backends)} }}"),
             *(f"use_backend {name} if {{ path {path} }}" for path, name in backends.items()),
         ],
     )

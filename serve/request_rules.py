@@ -6,15 +6,14 @@ condition (`infer`, `large`) needs the function that defines it before.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import contract
 from contract import PUBLIC_MODEL
 from serve.app import settings as app
+from serve.refusals import NO_SERVER, api_rules, refuse, refuse_grpc
 
-NO_SERVER = "no server is ready; try again"
 _MODEL_PATH = rf"/v2/models/{PUBLIC_MODEL}(/versions/[0-9]+)?"
 _INFER = rf"^{_MODEL_PATH}/(infer|generate|generate_stream)$"
 _READ = rf"^(/v2/?|/v2/health/live|{_MODEL_PATH}|{_MODEL_PATH}/stats|/v2/models/stats)$"
@@ -82,29 +81,6 @@ GRPC_OPEN = (
 _GRPC_SERVICE = "/inference.GRPCInferenceService/"
 
 
-# --- Ways to refuse ----------------------------------------------------------------------
-def refuse(status: int, words: str, condition: str, *, close: bool = False) -> str:
-    """A rule that answers with a status and one line, as a server does."""
-    body = json.dumps({"error": words})
-    hangup = " hdr Connection close" if close else ""
-    return (
-        f"http-request return status {status} content-type application/json "
-        f"string '{body}'{hangup} if {condition}"
-    )
-
-
-def refuse_grpc(status: int, words: str, condition: str) -> str:
-    """An answer without a message: a status of gRPC's own in the headers (PROTOCOL-HTTP2.md)."""
-    return (
-        "http-request return status 200 hdr content-type application/grpc "
-        f"hdr grpc-status {status} hdr grpc-message {quoted(words)} if {condition}"
-    )
-
-
-def quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
-
-
 # --- HTTP ----------------------------------------------------------------------------------
 def connection_rules() -> list[str]:
     """How many connections an address may have open; what is far above is closed unheard."""
@@ -112,6 +88,7 @@ def connection_rules() -> list[str]:
     return [
         "tcp-request connection track-sc0 src table addresses",
         f"tcp-request connection reject if {{ sc0_conn_cur gt {2 * limit} }}",
+        *api_rules(),
         refuse(
             429,
             f"more than {limit} connections of this address are open; use fewer",

@@ -22,11 +22,10 @@ from serve.app import health, openapi
 from serve.app.decisions import Versions
 from serve.app.http import JsonEndpoint, Receive, Scope, Send, refusal_of, with_request_id
 from serve.app.labels import LabelFile
-from serve.app.moderation import moderation_endpoint, moderation_error
+from serve.app.moderation import moderation_endpoint
 from serve.app.page import routes as page
 from serve.app.perspective import analyze_endpoint, suggest_endpoint
-from serve.app.perspective_messages import perspective_error
-from serve.app.refusals import Refusal, plain
+from serve.app.refusals import Refusal, moderation_error, perspective_error, plain
 from serve.app.score import score_endpoint, typed_endpoint
 from serve.app.scorer import BatchingScorer
 from serve.app.services import Services

@@ -11,8 +11,6 @@ of input that they were applied to.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from contract import PUBLIC_MODEL
@@ -82,19 +80,6 @@ def moderation_endpoint(scorer: BatchingScorer, versions: Versions) -> Endpoint:
         return (_ANSWER % (identity, found.version, ",".join(results))).encode()
 
     return moderate
-
-
-def moderation_error(refusal: Refusal) -> dict[str, Any]:
-    """An error as that API writes it."""
-    kind = "invalid_request_error" if refusal.status < 500 else "server_error"
-    return {
-        "error": {
-            "message": refusal.words,
-            "type": kind,
-            "param": refusal.parameter,
-            "code": refusal.kind.lower() or None,
-        }
-    }
 
 
 def _asked(body: bytes) -> Request:

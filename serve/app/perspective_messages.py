@@ -113,27 +113,3 @@ def _camel_name(name: str) -> str:
         return name
     first, *others = name.split("_")
     return first + "".join(map(str.capitalize, others))
-
-
-_STATUS = {
-    400: "INVALID_ARGUMENT",
-    403: "PERMISSION_DENIED",
-    503: "UNAVAILABLE",
-    507: "RESOURCE_EXHAUSTED",
-}
-
-
-def perspective_error(refusal: Refusal) -> dict[str, Any]:
-    """An error as that API writes it."""
-    error: dict[str, Any] = {
-        "code": refusal.status,
-        "message": refusal.words,
-        "status": _STATUS.get(refusal.status, "INTERNAL"),
-    }
-    if refusal.kind and refusal.status == 400:
-        kind = {
-            "@type": "type.googleapis.com/google.commentanalyzer.v1alpha1.Error",
-            "errorType": refusal.kind,
-        }
-        error["details"] = [{**kind, **refusal.details}]
-    return {"error": error}

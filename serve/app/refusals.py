@@ -41,3 +41,46 @@ Shape = Callable[[Refusal], Any]
 def plain(refusal: Refusal) -> dict[str, str]:
     """As the server and haproxy write it."""
     return {"error": refusal.words}
+
+
+def moderation_error(refusal: Refusal) -> dict[str, Any]:
+    """An error as that API writes it."""
+    kind = "invalid_request_error" if refusal.status < 500 else "server_error"
+    return {
+        "error": {
+            "message": refusal.words,
+            "type": kind,
+            "param": refusal.parameter,
+            "code": refusal.kind.lower() or None,
+        }
+    }
+
+
+_STATUS = {
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+    507: "RESOURCE_EXHAUSTED",
+}
+"""HTTP's statuses as google.rpc.Code has them; the others of the client are its argument's."""
+
+
+def perspective_error(refusal: Refusal) -> dict[str, Any]:
+    """An error as that API writes it."""
+    error: dict[str, Any] = {
+        "code": refusal.status,
+        "message": refusal.words,
+        "status": _STATUS.get(
+            refusal.status, "INVALID_ARGUMENT" if refusal.status < 500 else "INTERNAL"
+        ),
+    }
+    if refusal.kind and refusal.status == 400:
+        kind = {
+            "@type": "type.googleapis.com/google.commentanalyzer.v1alpha1.Error",
+            "errorType": refusal.kind,
+        }
+        error["details"] = [{**kind, **refusal.details}]
+    return {"error": error}
