@@ -53,6 +53,7 @@ class TrainConfig:
         "labelled comments: a .csv, .csv.gz, .zip, .jsonl, .jsonl.gz or .parquet file, or several, "
         "'hub:OWNER/NAME[:SPLIT]', or generated ones, 'synthetic' or 'synthetic:ROWS', as in "
         "synthetic:5000",
+        min_length=1,
     )
     sources: Path | None = _flag(
         "Data",
@@ -234,19 +235,6 @@ def _resolved(folders: tuple[Path, ...]) -> list[Path]:
 
 REFUSED: tuple[tuple[Callable[[TrainConfig], object], str], ...] = (
     (
-        lambda c: c.sources and c.data != SYNTHETIC,
-        "--data is {c.data[0]}, expected none with --sources, which names the files",
-    ),
-    (
-        lambda c: c.sources and (c.text_column or c.label_column or c.label_map),
-        "--text-column, --label-column or --label-map is given, expected none with --sources, "
-        "where each source has its own",
-    ),
-    (
-        lambda c: not c.data,
-        "--data names no file, expected at least one",
-    ),
-    (
         lambda c: c.qat and c.precision != "fp32",
         "--precision is {c.precision}, expected fp32 with --qat",
     ),
@@ -297,6 +285,15 @@ REFUSED: tuple[tuple[Callable[[TrainConfig], object], str], ...] = (
     (
         lambda c: c.unlabelled and not c.distill,
         "--unlabelled is {c.unlabelled}, expected --distill beside it",
+    ),
+    (
+        lambda c: c.sources and c.data != SYNTHETIC,
+        "--data is {c.data[0]}, expected none with --sources, which names the files",
+    ),
+    (
+        lambda c: c.sources and (c.text_column or c.label_column or c.label_map),
+        "--text-column, --label-column or --label-map is given, expected none with --sources, "
+        "where each source has its own",
     ),
 )
 """Combinations that cannot be: when, and what is said."""

@@ -100,6 +100,7 @@ def _identity(config: TrainConfig, corpus: Corpus, global_batch: int) -> dict[st
         "global_batch": global_batch,
         "split": corpus.split.fingerprint,
         "rows": len(corpus.comments.texts),
+        **({"left_out": corpus.split.left_out.tolist()} if len(corpus.split.left_out) else {}),
     }
 
 

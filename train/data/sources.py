@@ -38,7 +38,7 @@ _KEYED = ("words", "classes")
 _COUNTS = ("rows", "dropped_no_text", "dropped_no_label", "dropped_by_label_map", "kept")
 
 
-class Source(BaseModel):
+class CommentSource(BaseModel):
     """One entry of a sources file; its keys have hyphens, as the flags do."""
 
     model_config = ConfigDict(
@@ -66,7 +66,7 @@ class Source(BaseModel):
     licence: str = ""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Source:
+    def _fits_together(self) -> CommentSource:
         if self.name == ALL:
             raise ValueError(f"the name {ALL} stands for all sources, expected another")
         if self.meaning in _KEYED and not self.label_map:
@@ -97,7 +97,7 @@ class Source(BaseModel):
         return self.model_dump(mode="json", by_alias=True)
 
 
-Sources = tuple[Source, ...]
+Sources = tuple[CommentSource, ...]
 
 
 def read_sources(path: Path) -> Sources:
@@ -129,7 +129,7 @@ def read_sources(path: Path) -> Sources:
 def sources_of(entries: Sequence[Any], where: str) -> Sources:
     """Sources from plain objects. Raises BadInput that says `where` they stand."""
     try:
-        sources = tuple(TypeAdapter(list[Source]).validate_python(list(entries)))
+        sources = tuple(TypeAdapter(list[CommentSource]).validate_python(list(entries)))
     except ValidationError as error:
         raise BadInput(_explained(error.errors()[0], entries, where)) from error
     names = [source.name for source in sources]
@@ -149,7 +149,7 @@ def _explained(first: Mapping[str, Any], entries: Sequence[Any], where: str) -> 
     name = entry.get("name", number + 1) if isinstance(entry, dict) else number + 1
     what = f"{where}, source {name!r}" + (f": {keys[0]}" if keys else "")
     reason = first["msg"].removeprefix("Value error, ")
-    known = ", ".join(field.replace("_", "-") for field in Source.model_fields)
+    known = ", ".join(field.replace("_", "-") for field in CommentSource.model_fields)
     if first["type"] == "extra_forbidden":
         return f"{what} is no key, expected some of {known}; mend it or leave it out"
     if first["type"] == "missing":
@@ -204,7 +204,7 @@ def _entry(entry: str) -> tuple[str, str, str]:
 
 
 # --- Comments --------------------------------------------------------------------------------
-def load_source(source: Source, where: str = "") -> Comments:
+def load_source(source: CommentSource, where: str = "") -> Comments:
     """Comments of one source, of one class too. Raises BadInput as `load_comments` does.
 
     `where` is the sources file, for errors; "" where its columns are flags.
@@ -275,7 +275,7 @@ def learned_targets(comments: Comments, sources: Sources) -> np.ndarray:
     return np.where(soft, comments.targets, comments.labels)
 
 
-def without(sources: Sources, name: str) -> tuple[Sources, Source]:
+def without(sources: Sources, name: str) -> tuple[Sources, CommentSource]:
     """The other sources, and the one of that name. Raises BadInput where either is missing."""
     held = [source for source in sources if source.name == name]
     if not held or len(sources) < 2:

@@ -66,9 +66,8 @@ def split_comments(
 
     Exact duplicates of a text move as one; their label for the stratification is the mean one.
     The fractions hold for the different texts of each class, so a text with many copies can
-    make its part larger. `labels` are 0 or 1, [n]. With `origin`, int64 [n] as in `Comments`, each
-    source is stratified likewise. Raises BadInput for fractions that cannot be, or for too few
-    comments of a class to have it in every part.
+    make its part larger. `labels` are 0 or 1, [n]; `origin` (`Comments.origin`) is stratified on
+    likewise. Raises BadInput for fractions that cannot be, or for too few comments of a class.
     """
     fractions = (fractions[0], fractions[1], fractions[2])
     # Written so that NaN fails too.
