@@ -20,7 +20,7 @@ from quality.sources import VALIDATION, of_validation, rows_by_source, sets_of_s
 from storage.files import sha256_of
 from train.artifacts import WEIGHTS_FILE
 from train.data.load import Comments, load_comments
-from train.data.sources import YAML_SUFFIXES
+from train.data.sources import is_sources_file
 from train.data.split import Split, comments_of_run, overlap
 from train.data.tokenizer import Tokenizer
 from train.methods.calibration import Platt, fit_platt, fit_temperature, quality
@@ -125,7 +125,7 @@ def _load_sets(config: QualityConfig, trained_on: Comments, split: Split) -> dic
     }
     sets |= sets_of_sources(config.data, sets)
     for source in config.data:
-        if source.endswith(YAML_SUFFIXES):
+        if is_sources_file(source):
             continue
         name = source if source == TEST else Path(source).name.split(".")[0]
         if name in sets:

@@ -9,7 +9,7 @@ import numpy as np
 
 from contract import BadInput
 from train.data.load import Comments
-from train.data.sources import YAML_SUFFIXES, load_source, read_sources
+from train.data.sources import is_sources_file, load_source, read_sources
 
 VALIDATION = "validation"
 
@@ -37,7 +37,7 @@ def sets_of_sources(data: Sequence[str], taken: Container[str]) -> dict[str, Com
     Raises BadInput for a file or a source that cannot be used, of one class or named as `taken`.
     """
     found: dict[str, Comments] = {}
-    for file in (one for one in data if one.endswith(YAML_SUFFIXES)):
+    for file in (one for one in data if is_sources_file(one)):
         for source in read_sources(Path(file)):
             if source.name in found or source.name in taken:
                 raise BadInput(

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from contract import MAX_LEN
 from train.data.labels import parse_label_map
+from train.data.sources import is_sources_file
 from train.model import Attention, ModelConfig, check_heads
 
 Embeddings = Literal["random", "cooccurrence", "spelling"]
@@ -58,8 +59,8 @@ class TrainConfig:
     sources: Path | None = _flag(
         "Data",
         None,
-        "YAML file of several sources instead of --data, each with its own columns, meaning of "
-        "labels, weight and share, as in sources.yaml; see docs/data.md",
+        "YAML file of several sources, the same as --data sources.yaml: each with its own columns, "
+        "meaning of labels, weight and share; see docs/data.md",
     )
     hold_out_source: str | None = _flag(
         "Data", None, "name of a source that is evaluated, never split or trained on, as in tweets"
@@ -229,6 +230,10 @@ class TrainConfig:
         return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
 
 
+def _of_a_sources_file(config: TrainConfig) -> bool:
+    return bool(config.sources) or (len(config.data) == 1 and is_sources_file(config.data[0]))
+
+
 def _resolved(folders: tuple[Path, ...]) -> list[Path]:
     return [folder.resolve() for folder in folders]
 
@@ -291,9 +296,9 @@ REFUSED: tuple[tuple[Callable[[TrainConfig], object], str], ...] = (
         "--data is {c.data[0]}, expected none with --sources, which names the files",
     ),
     (
-        lambda c: c.sources and (c.text_column or c.label_column or c.label_map),
-        "--text-column, --label-column or --label-map is given, expected none with --sources, "
-        "where each source has its own",
+        lambda c: _of_a_sources_file(c) and (c.text_column or c.label_column or c.label_map),
+        "--text-column, --label-column or --label-map is given, expected none with a sources "
+        "file, where each source has its own",
     ),
 )
 """Combinations that cannot be: when, and what is said."""

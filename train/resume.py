@@ -92,7 +92,7 @@ def _identity(config: TrainConfig, corpus: Corpus, global_batch: int) -> dict[st
         settings["distill"] = distill.sha256_of_weights(config.distill)
     if config.unlabelled:
         settings["unlabelled"] = artifacts.sha256_of(config.unlabelled)
-    if config.sources:  # what the file says, wherever it lies
+    if corpus.sources:  # what the file says, wherever it lies
         settings["sources"] = [source.to_json() for source in corpus.sources]
     del settings["batch_size"]
     return {

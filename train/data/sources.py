@@ -33,7 +33,7 @@ from train.data.load import FLAGS, Comments, load_comments
 ALL = "all"
 """Of every source; none is named so."""
 Meaning = Literal["binary", "probability", "words", "classes"]
-YAML_SUFFIXES = (".yaml", ".yml")
+_YAML_SUFFIXES = (".yaml", ".yml")
 _KEYED = ("words", "classes")
 _COUNTS = ("rows", "dropped_no_text", "dropped_no_label", "dropped_by_label_map", "kept")
 
@@ -100,16 +100,21 @@ class CommentSource(BaseModel):
 Sources = tuple[CommentSource, ...]
 
 
+def is_sources_file(name: str) -> bool:
+    """Whether the name is of a file that lists sources, not of comments."""
+    return name.lower().endswith(_YAML_SUFFIXES)
+
+
 def read_sources(path: Path) -> Sources:
     """Entries of a sources file, their paths from its folder on.
 
     Raises BadInput for a file that is missing, is no YAML list of sources, or names one twice.
     """
     want = "a YAML list of sources, each with a name and a path"
+    if not path.is_file():
+        raise BadInput(f"no file at {path}, expected {want}; name another")
     try:
         found = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise BadInput(f"--sources is {path}, expected a file that is there; mend it") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8, expected {want}; convert it") from error
     except (yaml.YAMLError, RecursionError) as error:
@@ -171,11 +176,13 @@ def given_sources(
     label_column: str | None,
     label_map: Sequence[str],
 ) -> tuple[Sources, str]:
-    """Sources of --sources `file`, else of --data, and where to say that they stand.
+    """Sources of --sources `file`, else of --data, and the sources file that they stand in.
 
     Those of --data are named by their files, without the suffix. None for one plain file: it is
     loaded by `load_comments`.
     """
+    if file is None and len(data) == 1 and is_sources_file(data[0]):
+        file = Path(data[0])
     if file is not None:
         return read_sources(file), str(file)
     if len(data) == 1:

@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from contract import BadInput
 from train.artifacts import CONFIG_FILE, SPLIT_FILE, check_split, read_json
 from train.data.load import Comments, load_comments
-from train.data.sources import YAML_SUFFIXES, load_all, read_sources, sources_of, without
+from train.data.sources import is_sources_file, load_all, read_sources, sources_of, without
 
 _FEWEST_OF_A_STRATUM = 30
 """Different comments of a class of a source that are split by themselves."""
@@ -191,7 +191,7 @@ def comments_of_run(folder: Path, data: str | None = None) -> tuple[Comments, Sp
 def _comments_of(config: Mapping[str, Any], data: str | None) -> Comments:
     """Comments of a run by its config.json; `data` as `comments_of_run` has it."""
     settings = config["train"]
-    if data and data.endswith(YAML_SUFFIXES):
+    if data and is_sources_file(data):
         sources = read_sources(Path(data))
         if held_out := settings.get("hold_out_source"):
             sources = without(sources, held_out)[0]
