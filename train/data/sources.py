@@ -79,7 +79,7 @@ class CommentSource(BaseModel):
                     f"label-map has a plain {str(label).lower()} (yes and no are such, too), "
                     "expected a word in quotes"
                 )
-            if number != DROP and not 0 <= number <= 1:
+            if not isinstance(number, str) and not 0 <= number <= 1:
                 raise ValueError(f"label-map has {number:g}, expected 0 to 1, or {DROP}")
         return self
 

@@ -69,13 +69,7 @@ def split_comments(
     make its part larger. `labels` are 0 or 1, [n]; `origin` (`Comments.origin`) is stratified on
     likewise. Raises BadInput for fractions that cannot be, or for too few comments of a class.
     """
-    fractions = (fractions[0], fractions[1], fractions[2])
-    # Written so that NaN fails too.
-    if not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-9):
-        raise BadInput(
-            f"--fractions is {list(fractions)}, expected three positive numbers that sum to 1; "
-            "0.8 0.1 0.1 is the default"
-        )
+    fractions = _checked(fractions)
     _, first, group = np.unique(
         np.array([_digest(text) for text in texts]), return_index=True, return_inverse=True
     )
@@ -113,7 +107,19 @@ def split_comments(
             f"{int(labels.sum())} toxic comments of {len(texts)} leave a part of the split with "
             "one class; give more comments"
         )
-    return Split(*rows, _fingerprint(texts, part_of_row, fractions, seed), seed, fractions)
+    fingerprint = _fingerprint(texts, part_of_row, fractions, seed)
+    return Split(rows[0], rows[1], rows[2], fingerprint, seed, fractions)
+
+
+def _checked(fractions: tuple[float, float, float]) -> tuple[float, float, float]:
+    """As a tuple. Raises BadInput for shares that cannot be."""
+    # Written so that NaN fails too.
+    if not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-9):
+        raise BadInput(
+            f"--fractions is {list(fractions)}, expected three positive numbers that sum to 1; "
+            "0.8 0.1 0.1 is the default"
+        )
+    return fractions[0], fractions[1], fractions[2]
 
 
 def _strata(group_label: np.ndarray, origin: np.ndarray | None) -> np.ndarray:
