@@ -37,9 +37,12 @@ from train.data.sources import (
 )
 from train.data.split import comments_of_run, split_comments
 from train.data.synthetic import generate
+from train.distributed import Processes
 from train.earlier import EarlierRuns
+from train.examples import make_examples
 from train.loop import train
 from train.methods import sampling
+from train.terminal import StopRequest
 
 CPU = torch.device("cpu")
 PLAIN: dict[str, Any] = {"text_column": None, "label_column": None, "label_map": ()}
@@ -366,6 +369,63 @@ def test_one_source_trains_as_its_file_does(folder: Path, tmp_path: Path) -> Non
     metrics = [json.loads((tmp_path / name / METRICS_FILE).read_text()) for name in runs]
     assert metrics[0]["validation"] == metrics[1]["validation"]
     assert not any("by_source" in each for each in metrics)
+
+
+class StopAfter(StopRequest):
+    """Asks for a stop once the loop has looked this often."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    @property
+    def requested(self) -> bool:
+        self._left -= 1
+        return self._left <= 0
+
+
+@pytest.mark.slow
+def test_a_run_of_several_sources_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
+    """Stopped in its second epoch, which draws other examples than the first."""
+    text = (folder / "sources.yaml").read_text("utf-8")
+    for name in ("wiki", "tweets", "civil"):
+        text = text.replace(f"{name}.csv", str(folder / f"{name}.csv"))
+    file = yaml_file(tmp_path, text)
+
+    def config(out: str) -> TrainConfig:
+        given = {"data": str(file), "epochs": 2, "out": tmp_path / out}
+        return make_config(TrainConfig, {**SMALL, **given})
+
+    train(config("whole"), CPU)
+    with pytest.raises(KeyboardInterrupt):
+        train(config("stopped"), CPU, stop=StopAfter(30))
+    yaml_file(tmp_path, text.replace("weight: 0.5", "weight: 0.25"))
+    with pytest.raises(BadInput, match="holds an interrupted run with sources"):
+        train(config("stopped"), CPU)
+    yaml_file(tmp_path, text)
+    train(config("stopped"), CPU)
+    one, other = (load_file(tmp_path / name / WEIGHTS_FILE) for name in ("whole", "stopped"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_weight_and_meaning_reach_the_loss(folder: Path, tmp_path: Path) -> None:
+    """What a step reads: targets as each source's labels mean them, and what each counts."""
+    config = make_config(
+        TrainConfig, {**SMALL, "sources": folder / "sources.yaml", "out": tmp_path / "run"}
+    )
+    corpus = load_corpus(config, EarlierRuns(None, []), lambda _: None)
+    alone = Processes(CPU, 0, 1, None)
+    data = make_examples(config, corpus, tmp_path, alone, lambda _: None)
+    origin = corpus.comments.origin
+    assert origin is not None
+    assert set(data.weights[origin == 1]) == {0.5} and set(data.weights[origin != 1]) == {1.0}
+    assert set(data.targets[origin == 1]) == {np.float32(0.9), 0}
+    assert data.targets[origin == 2] == pytest.approx(corpus.comments.targets[origin == 2])
+    assert len(set(data.targets[origin == 2])) > 2 and set(data.targets[origin == 0]) == {0, 1}
+    epochs = [data.epoch_rows(epoch) for epoch in range(40)]
+    rows = np.concatenate(epochs)
+    toxic = (data.weights[rows] * data.targets[rows]).sum()
+    assert data.pos_weight == pytest.approx(data.weights[rows].sum() / toxic - 1, rel=0.05)
 
 
 @pytest.mark.slow
