@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 # --- Variables, each settable on the command line or in the environment ------------------
 DATA ?=
+SOURCES ?=
 TEST_DATA ?=
 TRAIN_ARGS ?=
 RECIPE ?= best
@@ -35,6 +36,7 @@ ENCODER_ARGS ?=
 LADDER_ARGS ?=
 LENGTH_ARGS ?=
 ABLATION_ARGS ?=
+LEAVE_ONE_OUT_ARGS ?=
 TEST_ARGS ?=
 FUZZ_ARGS ?=
 FAULTS_ARGS ?=
@@ -55,8 +57,8 @@ FORCE ?=
 
 # They reach a command by the environment, letter by letter: neither make nor a shell expands what
 # is in them. Those that end in _ARGS are a piece of a command line, quotes and all.
-LITERAL := DATA TEST_DATA RECIPE PRECISION REPOSITORY HTTP_PORT GRPC_PORT METRICS_PORT REPLICAS TEXT USERS SECONDS_EACH COMMENTS MINUTES RATE CAPACITY FILE SANITIZE TARGET MODELS CURATED PYTHON FORCE
-FLAGS := TRAIN_ARGS RECIPE_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS UI_ARGS EVAL_ARGS FIGURES_ARGS DOCTOR_ARGS
+LITERAL := DATA SOURCES TEST_DATA RECIPE PRECISION REPOSITORY HTTP_PORT GRPC_PORT METRICS_PORT REPLICAS TEXT USERS SECONDS_EACH COMMENTS MINUTES RATE CAPACITY FILE SANITIZE TARGET MODELS CURATED PYTHON FORCE
+FLAGS := TRAIN_ARGS RECIPE_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS LEAVE_ONE_OUT_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS UI_ARGS EVAL_ARGS FIGURES_ARGS DOCTOR_ARGS
 define newline
 
 
@@ -93,7 +95,7 @@ endef
 # The oldest, which most of the tests have run on; .ci/run tests the newest beside it.
 FOUND_PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 15) and print("$(p)")' 2>/dev/null)))
 
-.PHONY: help install native train best export versions publish rollback serve ui status stop score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-app bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation figures docs clean
+.PHONY: help install native train best export versions publish rollback serve ui status stop score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-app bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation leave-one-out figures docs clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -115,8 +117,8 @@ $(READY): pyproject.toml constraints.txt
 native: $(READY) ## build the core; SANITIZE builds it for tests with the machine's compiler|SANITIZE=address,undefined TARGET=aarch64
 	$(TOOL) build $(if $(SANITIZE),--sanitize="$$SANITIZE") $(if $(TARGET),--target="$$TARGET")
 
-train: $(READY) ## train on labelled comments, into runs/model|DATA=file TEST_DATA=file TRAIN_ARGS="--epochs 2 ..."
-	$(TOOL) train $(if $(DATA),--data="$$DATA") $(if $(TEST_DATA),--test-data="$$TEST_DATA") $(TRAIN_ARGS)
+train: $(READY) ## train on labelled comments, into runs/model|DATA=file SOURCES=sources.yaml (instead) TEST_DATA=file TRAIN_ARGS="--epochs 2 ..."
+	$(TOOL) train $(if $(DATA),--data="$$DATA") $(if $(SOURCES),--sources="$$SOURCES") $(if $(TEST_DATA),--test-data="$$TEST_DATA") $(TRAIN_ARGS)
 
 best: $(READY) ## train teachers and their small student by a recipe, export and evaluate; goes on where it stopped|RECIPE=best (quick, or a file) DATA=file TEST_DATA=file REPOSITORY=folder RECIPE_ARGS="--list ..."
 	$(TOOL) recipe "$$RECIPE" $(if $(DATA),--data="$$DATA") $(if $(TEST_DATA),--test-data="$$TEST_DATA") $(IN_REPOSITORY) $(RECIPE_ARGS)
@@ -233,6 +235,9 @@ ladder: $(READY) ## distil students, export them and their cascades, plot AUROC 
 
 ablation: $(READY) ## one training a change from the default: what lifts AUROC|ABLATION_ARGS="--data train.csv.gz --test-data test.csv.gz --out-of-domain other.csv --harmless harmless.csv --rows pretrain-1 ..."
 	$(TOOL) ablation $(ABLATION_ARGS)
+
+leave-one-out: $(READY) ## one training a source of comments, that one held out, beside TF-IDF|SOURCES=sources.yaml LEAVE_ONE_OUT_ARGS="--only tweets ..."
+	$(TOOL) $@ $(if $(SOURCES),--sources="$$SOURCES") $(LEAVE_ONE_OUT_ARGS)
 
 figures: $(READY) ## write the tables of the pages from the result files; --measure runs the benches first|FIGURES_ARGS="--measure ..."
 	$(RUN) -m bench.report.figures $(FIGURES_ARGS)

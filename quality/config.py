@@ -24,7 +24,8 @@ class QualityConfig:
 
     data: tuple[str, ...] = Field(
         (TEST,),
-        description=f"labelled files; '{TEST}' is the test split of --run",
+        description="labelled files, or YAML files of sources, each of which is a set; "
+        f"'{TEST}' is the test split of --run",
         json_schema_extra=_SETS,
     )
     models: tuple[str, ...] = Field(

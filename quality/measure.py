@@ -16,15 +16,16 @@ from quality.curated import group_rates, load_curated, pair_shifts
 from quality.metrics import Values, bootstrap, interval
 from quality.misspell import KINDS, misspell_all
 from quality.models import Model, load_model, models_here
+from quality.sources import VALIDATION, of_validation, rows_by_source, sets_of_sources
 from storage.files import sha256_of
 from train.artifacts import WEIGHTS_FILE
 from train.data.load import Comments, load_comments
+from train.data.sources import is_sources_file
 from train.data.split import Split, comments_of_run, overlap
 from train.data.tokenizer import Tokenizer
 from train.methods.calibration import Platt, fit_platt, fit_temperature, quality
 from train.validation import RELIABILITY_BINS, probability_of, reliability_bin
 
-VALIDATION = "validation"
 DEFAULT = f"{DECISION_THRESHOLD:g}"
 """Name of the threshold that every artifact decides by."""
 Logits = dict[str, np.ndarray]
@@ -95,7 +96,7 @@ def measure(config: QualityConfig) -> QualityReport:
         document["misspelled"] = {
             name: _misspelled(config, models, name, comments, logits[name])
             for name, comments in sets.items()
-            if name != VALIDATION
+            if not of_validation(name)
         }
     document["bars"] = bars(document)
     document["bars"] |= _check(config, document, list(models.values()))
@@ -113,9 +114,19 @@ def _check(config: QualityConfig, document: dict[str, Any], models: list[Model])
 
 # --- Sets ------------------------------------------------------------------------------------
 def _load_sets(config: QualityConfig, trained_on: Comments, split: Split) -> dict[str, Comments]:
-    """Validation first, then what was asked for, by the file's name without its suffix."""
+    """Validation first, also by source where the run had several, then what was asked for.
+
+    By the file's name without its suffix; those of a sources file by their own names.
+    """
     sets = {VALIDATION: _part(trained_on, split.validation, VALIDATION)}
+    sets |= {
+        f"{VALIDATION}.{name}": _part(trained_on, rows, f"{VALIDATION}.{name}")
+        for name, rows in rows_by_source(trained_on, split.validation).items()
+    }
+    sets |= sets_of_sources(config.data, sets)
     for source in config.data:
+        if is_sources_file(source):
+            continue
         name = source if source == TEST else Path(source).name.split(".")[0]
         if name in sets:
             raise BadInput(f"--data has two sets named {name!r}, expected one; rename a file")
@@ -139,6 +150,7 @@ def _part(comments: Comments, rows: np.ndarray, part: str) -> Comments:
         labels=comments.labels[rows],
         targets=comments.targets[rows],
         identities={name: share[rows] for name, share in comments.identities.items()},
+        origin=None,
         source={"name": comments.source["name"], "part": part},
     )
 
@@ -347,7 +359,7 @@ def bars(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     ece = results[VALIDATION][first]["metrics"]["ece"]["value"]
     bar("ece", ece, _ECE, ece <= _ECE)
     for name, of_set in results.items():
-        if name == VALIDATION:
+        if of_validation(name):
             continue
         for model in (m for m in models if models[m]["kind"] == "baseline" and m != first):
             gain = -of_set[model]["difference"]["auroc"]["value"]

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from quality import checklist
-from quality.measure import DEFAULT, VALIDATION, QualityReport
+from quality.measure import DEFAULT, QualityReport
+from quality.sources import VALIDATION
 from storage.files import write_atomically
 
 _METRICS = ("average_precision", "accuracy", "precision", "recall", "f1", "ece")

@@ -41,7 +41,7 @@ _LONGEST_FIRST = (
     "door app app_door page readme score_file bench_encoder attack core fuzz cascade qat "
     "train generator_agrees load long_text soak serve ladder bench repository "
     "training_options open_loop replicas parity faults cache capacity distill placement "
-    "quality migrate recipes torchscript export tokenizer labels versions"
+    "quality migrate recipes torchscript export tokenizer sources labels versions"
 )
 """Files whose tests take long, in order: begun first, they end together on all workers."""
 _APART = {

@@ -413,6 +413,12 @@ STUDENT: dict[str, Any] = {"distill": ("runs/a",)}
         (10, {"ngram_teacher": 1.0}, "--ngram-teacher is 1.0, expected --distill"),
         (11, {"augment": 2}, "--augment is 2, expected --distill"),
         (12, {"unlabelled": "more.csv"}, "--unlabelled is more.csv, expected --distill"),
+        (
+            13,
+            {"sources": "s.yaml", "data": "a.csv"},
+            "--data is a.csv, expected none with --sources",
+        ),
+        (14, {"sources": "s.yaml", "label_column": "y"}, "--label-column or --label-map is given"),
     ],
 )
 def test_each_refused_combination_is_named(
@@ -421,7 +427,7 @@ def test_each_refused_combination_is_named(
     with pytest.raises(BadInput, match=message) as error:
         make_config(TrainConfig, changes)
     assert "\n" not in str(error.value)
-    assert index < len(REFUSED) == 13
+    assert index < len(REFUSED) == 15
 
 
 def test_every_flag_has_its_group_and_its_words() -> None:

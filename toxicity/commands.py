@@ -152,6 +152,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             *("experiments.ablation", "experiments.ablation:AblationConfig"),
             "one training a change from the default: what lifts AUROC",
         ),
+        "leave-one-out": Entry(
+            *("experiments.leave_one_out", "experiments.leave_one_out:LeaveOneOutConfig"),
+            "one training a source of comments, that one held out, beside TF-IDF",
+        ),
         "long-text": Entry(
             *("experiments.long_text", "experiments.long_text:LongTextBenchConfig"),
             "quality of windows over comments beyond the encoder's length",

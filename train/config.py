@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from contract import MAX_LEN
 from train.data.labels import parse_label_map
+from train.data.sources import is_sources_file
 from train.model import Attention, ModelConfig, check_heads
 
 Embeddings = Literal["random", "cooccurrence", "spelling"]
@@ -24,8 +25,17 @@ WRITTEN_BEFORE = {
     **{"respell": False, "phrases": 0},
     **{"identity_balance": 0.0, "identity_insertion": 0.0},
     **{"label_map": [], "soft_labels": False},
+    **{"sources": None, "hold_out_source": None, "near_duplicates": "auto"},
 }
 """What a run did whose config.json is older than these fields."""
+
+
+SYNTHETIC = ("synthetic",)
+
+
+def _one_or_several(value: object) -> object:
+    """One file may be given without a tuple."""
+    return (value,) if isinstance(value, str) else value
 
 
 def _flag(group: str, default: Any, description: str, **limits: Any) -> Any:
@@ -38,12 +48,28 @@ class TrainConfig:
     """Flags of `python -m train`."""
 
     # --- Data
-    data: str = _flag(
+    data: Annotated[tuple[str, ...], BeforeValidator(_one_or_several)] = _flag(
         "Data",
-        "synthetic",
-        "labelled comments: a .csv, .csv.gz, .zip, .jsonl, .jsonl.gz or .parquet file, "
+        SYNTHETIC,
+        "labelled comments: a .csv, .csv.gz, .zip, .jsonl, .jsonl.gz or .parquet file, or several, "
         "'hub:OWNER/NAME[:SPLIT]', or generated ones, 'synthetic' or 'synthetic:ROWS', as in "
         "synthetic:5000",
+        min_length=1,
+    )
+    sources: Path | None = _flag(
+        "Data",
+        None,
+        "YAML file of several sources, the same as --data sources.yaml: each with its own columns, "
+        "meaning of labels, weight and share; see docs/data.md",
+    )
+    hold_out_source: str | None = _flag(
+        "Data", None, "name of a source that is evaluated, never split or trained on, as in tweets"
+    )
+    near_duplicates: Literal["auto", "keep", "drop"] = _flag(
+        "Data",
+        "auto",
+        "training comments that are nearly the same as one that judges the model; auto: drop with "
+        "several sources, else keep",
     )
     test_data: str | None = _flag(
         "Data", None, "a second labelled file: evaluated, never split or trained on"
@@ -198,9 +224,14 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """Every field as JSON, paths as they were given."""
         fields = dataclasses.asdict(self)
+        fields["data"] = self.data[0] if len(self.data) == 1 else list(self.data)
         fields["distill"] = [str(folder) for folder in self.distill]
         fields["label_map"] = list(self.label_map)
         return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
+
+
+def _of_a_sources_file(config: TrainConfig) -> bool:
+    return bool(config.sources) or (len(config.data) == 1 and is_sources_file(config.data[0]))
 
 
 def _resolved(folders: tuple[Path, ...]) -> list[Path]:
@@ -259,6 +290,15 @@ REFUSED: tuple[tuple[Callable[[TrainConfig], object], str], ...] = (
     (
         lambda c: c.unlabelled and not c.distill,
         "--unlabelled is {c.unlabelled}, expected --distill beside it",
+    ),
+    (
+        lambda c: c.sources and c.data != SYNTHETIC,
+        "--data is {c.data[0]}, expected none with --sources, which names the files",
+    ),
+    (
+        lambda c: _of_a_sources_file(c) and (c.text_column or c.label_column or c.label_map),
+        "--text-column, --label-column or --label-map is given, expected none with a sources "
+        "file, where each source has its own",
     ),
 )
 """Combinations that cannot be: when, and what is said."""

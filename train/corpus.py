@@ -7,9 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from contract import BadInput
 from train import artifacts
 from train.config import TrainConfig
 from train.data.load import Comments, load_comments
+from train.data.near_duplicates import near_rows
+from train.data.sources import (
+    Sources,
+    given_sources,
+    learned_targets,
+    load_all,
+    load_source,
+    without,
+)
 from train.data.split import Overlap, Split, overlap, split_comments
 from train.data.tokenizer import Respelling, Tokenizer, build_tokenizer
 from train.earlier import EarlierRuns
@@ -36,6 +46,15 @@ class Corpus:
     extra: distill.Extra
     test_file: TestFile | None
     earlier: EarlierRuns
+    sources: Sources = ()
+    """That `comments` are of, by `Comments.origin`; none for one plain file."""
+    held_out: Comments | None = None
+    """Of --hold-out-source."""
+
+    @property
+    def learned(self) -> np.ndarray:
+        """float32 [n] of the comments: what the loss compares with, by each source's meaning."""
+        return learned_targets(self.comments, self.sources)
 
     @property
     def texts(self) -> list[str]:
@@ -60,16 +79,24 @@ def load_corpus(config: TrainConfig, earlier: EarlierRuns, say: Callable[[str], 
 
     Raises BadInput for data that cannot be read, or are not those that an earlier run had.
     """
-    comments = _load(config, config.data)
+    sources, where, held_out = _sources(config, say)
+    comments = load_all(sources, where) if sources else _load(config, config.data[0])
     say(comments.summary())
     test_file = None
     if config.test_data:
-        test_file = _load_test_file(config, config.test_data, comments, say)
+        dropped = drops_near_duplicates(config, sources)
+        test_file = _load_test_file(config, config.test_data, comments, dropped, say)
     split = split_comments(
-        comments.texts, comments.labels, fractions=config.fractions, seed=config.seed
+        comments.texts,
+        comments.labels,
+        fractions=config.fractions,
+        seed=config.seed,
+        origin=comments.origin if len(sources) > 1 else None,
     )
     for checkpoint in earlier.all:
-        artifacts.check_split(checkpoint.folder, split.fingerprint, config.data)
+        artifacts.check_split(checkpoint.folder, split.fingerprint, comments.source["name"])
+    if drops_near_duplicates(config, sources):
+        split = _without_near_duplicates(comments, split, test_file, held_out, say)
     if earlier.all:
         tokenizer = earlier.all[0].tokenizer
     else:
@@ -82,7 +109,57 @@ def load_corpus(config: TrainConfig, earlier: EarlierRuns, say: Callable[[str], 
             unmerged=debias.IDENTITY_TERMS,  # one id each, or the balance would miss some
         )
     extra = distill.extra_comments(config, comments, split.train, tokenizer)
-    return Corpus(comments, split, tokenizer, extra, test_file, earlier)
+    return Corpus(comments, split, tokenizer, extra, test_file, earlier, sources, held_out)
+
+
+def _sources(
+    config: TrainConfig, say: Callable[[str], None]
+) -> tuple[Sources, str, Comments | None]:
+    """Sources to train on, the file that they stand in, and the comments of --hold-out-source."""
+    sources, where = given_sources(
+        config.data,
+        config.sources,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        label_map=config.label_map,
+    )
+    if config.hold_out_source is None:
+        return sources, where, None
+    sources, held = without(sources, config.hold_out_source)
+    comments = load_source(held, where)
+    say(f"held out: {comments.summary()}")
+    return sources, where, comments
+
+
+def drops_near_duplicates(config: TrainConfig, sources: Sources) -> bool:
+    """Whether training comments near to those that judge the model are left out."""
+    several = len(sources) > 1 or config.hold_out_source is not None
+    return config.near_duplicates == "drop" or (config.near_duplicates == "auto" and several)
+
+
+def _without_near_duplicates(
+    comments: Comments,
+    split: Split,
+    test_file: TestFile | None,
+    held_out: Comments | None,
+    say: Callable[[str], None],
+) -> Split:
+    """`split` without the training comments near one of another part, or of what is evaluated."""
+    judging = [comments.texts[row] for row in (*split.validation, *split.test)]
+    judging += test_file.comments.texts if test_file else []
+    judging += held_out.texts if held_out else []
+    near = near_rows(comments.texts, split.train, judging)
+    say(
+        f"{len(near):,} of {len(split.train):,} training comments are nearly the same as one of "
+        f"{len(judging):,} that judge the model: left out"
+    )
+    kept = split.without(near)
+    if len(np.unique(comments.labels[kept.train])) < 2:
+        raise BadInput(
+            f"{len(kept.train):,} training comments are left without near duplicates, expected "
+            "both classes; give more comments, or --near-duplicates keep"
+        )
+    return kept
 
 
 def _load(config: TrainConfig, source: str) -> Comments:
@@ -95,11 +172,16 @@ def _load(config: TrainConfig, source: str) -> Comments:
 
 
 def _load_test_file(
-    config: TrainConfig, source: str, comments: Comments, say: Callable[[str], None]
+    config: TrainConfig,
+    source: str,
+    comments: Comments,
+    dropped: bool,
+    say: Callable[[str], None],
 ) -> TestFile:
+    """`dropped`: whether what it shares with the training comments is left out of them."""
     found = _load(config, source)
     say(f"test file: {found.summary()}")
     seen = overlap(found.texts, comments.texts)
-    if seen.same or seen.alike:
+    if (seen.same or seen.alike) and not dropped:
         say(f"WARNING: {seen.words()} are in --data, too: its metrics promise too much")
     return TestFile(found, seen)

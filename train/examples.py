@@ -15,7 +15,7 @@ from train.corpus import Corpus
 from train.data.batches import CommentIds, TextIds, TokenizedOnTheFly, pretokenize
 from train.data.tokenizer import oov_rates
 from train.distributed import Processes
-from train.methods import debias, distill
+from train.methods import debias, distill, sampling
 
 TOKENIZED = "pretokenized"
 """Folder of the token ids, in that of the progress."""
@@ -41,8 +41,14 @@ class Examples:
     """What a toxic comment counts beside a harmless one."""
     terms: debias.IdentityStatistics | None
     """With --identity-balance or --identity-insertion."""
+    sampling: sampling.Sampling | None
+    """Of several sources."""
     unknown: dict[str, float]
     """Shares of the validation comments' tokens, as `oov_rates` gives them."""
+
+    def epoch_rows(self, epoch: int) -> np.ndarray:
+        """int64: rows of the examples of an epoch, counted from 0."""
+        return self.sampling.epoch_rows(epoch) if self.sampling else self.training_rows
 
 
 def make_examples(
@@ -64,18 +70,58 @@ def make_examples(
         f"vocabulary of {len(tokenizer.vocabulary):,}; {unknown['before']:.2%} of the validation "
         f"comments' tokens are not in it, {unknown['after']:.2%} stay [UNK]"
     )
-    positive = float(corpus.training_labels.sum())
-    balance = (len(corpus.split.train) - positive) / positive
     weights, terms = _identity_weights(config, corpus, ids, say)
+    source_weights = _source_weights(corpus)
+    weights[: len(source_weights)] *= source_weights
+    drawn = _sampling(config, corpus, say)
+    scaled = config.soft_labels or corpus.earlier.give_probabilities
     return Examples(
         ids=ids,
         training_rows=corpus.training_rows,
         targets=_targets(config, corpus, ids, processes, say),
         weights=weights,
-        pos_weight=1.0 if config.soft_labels or corpus.earlier.give_probabilities else balance,
+        pos_weight=1.0 if scaled else _balance(corpus, source_weights, drawn),
         terms=terms,
+        sampling=drawn,
         unknown=unknown,
     )
+
+
+def _source_weights(corpus: Corpus) -> np.ndarray:
+    """float32 [n] of the comments: `weight` of the source of each."""
+    if corpus.comments.origin is None:
+        return np.ones(len(corpus.comments.texts), np.float32)
+    weights = [source.weight for source in corpus.sources]
+    return np.array(weights, np.float32)[corpus.comments.origin]
+
+
+def _sampling(
+    config: TrainConfig, corpus: Corpus, say: Callable[[str], None]
+) -> sampling.Sampling | None:
+    """How epochs are drawn where there are several sources."""
+    origin, train = corpus.comments.origin, corpus.split.train
+    if len(corpus.sources) < 2 or origin is None:
+        return None
+    wanted = [source.share for source in corpus.sources]
+    always = corpus.training_rows[len(train) :]
+    drawn = sampling.plan(train, origin, wanted, config.seed, always)
+    for source, rows, count in zip(corpus.sources, drawn.rows, drawn.counts, strict=True):
+        say(
+            f"source {source.name}: {len(rows):,} training comments, {count:,} examples an epoch "
+            f"({count / len(train):.1%}), weight {source.weight:g}"
+        )
+    return drawn
+
+
+def _balance(corpus: Corpus, source_weights: np.ndarray, drawn: sampling.Sampling | None) -> float:
+    """Harmless examples of an epoch for each toxic one, as often as it has them."""
+    train = corpus.split.train
+    if drawn is None:
+        positive = float(corpus.training_labels.sum())
+        return (len(train) - positive) / positive
+    counts = (drawn.rate(len(source_weights)) * source_weights)[train]
+    toxic = float(counts @ corpus.learned[train])
+    return (float(counts.sum()) - toxic) / toxic
 
 
 def _token_ids(config: TrainConfig, corpus: Corpus, work: Path, processes: Processes) -> TextIds:
@@ -97,7 +143,7 @@ def _targets(
     """Labels, or with --distill the teachers' probabilities: rank 0 asks, the others read."""
     teachers = corpus.earlier.teachers
     if not teachers:
-        return corpus.comments.targets if config.soft_labels else corpus.comments.labels
+        return corpus.comments.targets if config.soft_labels else corpus.learned
     folder = config.out.parent / TEACHER_LOGITS
     data = corpus.comments, corpus.extra, corpus.split.train, ids
     asked = config, teachers, *data, folder, processes.device, say

@@ -14,7 +14,7 @@ import torch
 
 from contract import TOKENIZER_FILE
 from storage.files import remove
-from train import artifacts
+from train import artifacts, by_source
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.curves import plot_curves
@@ -105,6 +105,7 @@ def _results(
         "comments_cut_at_max_len": data.ids.count_cut(len(corpus.comments.texts)),
         "training_seconds": round(run.progress["seconds"], 1),
         **_speed(run),
+        **by_source.figures_by_source(corpus, data, trained, labels, platt(logits)),
         "pretraining": run.pretraining,
     }
     if corpus.test_file:
@@ -152,6 +153,7 @@ def _record(run: Finished, results: dict[str, Any], platt: calibration.Platt) ->
         "model": dataclasses.asdict(run.network.encoder.config),
         "train": run.config.to_json(),
         "data": corpus.comments.source,
+        "sources": [source.to_json() for source in corpus.sources] or None,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -176,6 +178,7 @@ def _lines(
             shown = ("accuracy", "precision", "recall", "f1", "auroc")
             values = "  ".join(f"{key} {metrics[key]:.4f}" for key in shown)
             lines.append(f"{name:<10} {values}")
+    lines += by_source.table_lines(results)
     if table := results.get("quantization"):
         lines += qat.table_lines(table, validation_comments)
     return lines

@@ -136,7 +136,7 @@ class _Run:
         epoch = len(self.progress["history"])  # the last save may be just before its validation
         return training_batches(
             self.data.ids,
-            self.data.training_rows,
+            self.data.epoch_rows(epoch),
             batch_size=self.work.global_batch,
             seed=self.config.seed,
             epoch=epoch,

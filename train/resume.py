@@ -92,12 +92,15 @@ def _identity(config: TrainConfig, corpus: Corpus, global_batch: int) -> dict[st
         settings["distill"] = distill.sha256_of_weights(config.distill)
     if config.unlabelled:
         settings["unlabelled"] = artifacts.sha256_of(config.unlabelled)
+    if corpus.sources:  # what the file says, wherever it lies
+        settings["sources"] = [source.to_json() for source in corpus.sources]
     del settings["batch_size"]
     return {
         **settings,
         "global_batch": global_batch,
         "split": corpus.split.fingerprint,
         "rows": len(corpus.comments.texts),
+        **({"left_out": corpus.split.left_out.tolist()} if len(corpus.split.left_out) else {}),
     }
 
 

@@ -62,6 +62,7 @@ IDENTITY_COLUMNS = (
     "other_disability",
 )
 """Identity columns of Civil Comments (Borkan et al. 2019, as published with the data set)."""
+_HUB_ROWS = 10_000
 FLAGS = "--"
 """What the names of the flags begin with that say how a source is read."""
 
@@ -83,6 +84,8 @@ class Comments:
     """str [n] by column that the caller asked for and the source has."""
     source: dict[str, Any] = field(compare=False)
     """Where the comments came from, and how many rows were dropped and why; JSON."""
+    origin: np.ndarray | None = None
+    """int64 [n], which of `source["sources"]` each is of; None for comments of one source."""
 
     def summary(self) -> str:
         """One line for people."""
@@ -111,13 +114,14 @@ def load_comments(
     both_classes: bool = True,
     extra_columns: tuple[str, ...] = (),
     flags: str = FLAGS,
+    threshold: float = LABEL_THRESHOLD,
 ) -> Comments:
     """Load labelled comments.
 
     Args:
         source: `synthetic` or `synthetic:ROWS`; a path that ends in .csv, .csv.gz, .zip (one CSV
-            inside), .jsonl, .jsonl.gz or .parquet; or `hub:OWNER/NAME[:SPLIT]` (needs the
-            `datasets` package; the split is `train` unless named).
+            inside), .jsonl, .jsonl.gz or .parquet; or `hub:OWNER/NAME[:SPLIT]`, also of a folder
+            here (needs the `datasets` package; the split is `train` unless named).
         text_column: column of the comment; else the first of TEXT_COLUMNS that is there.
         label_column: column of the label in [0, 1]; else the first of LABEL_COLUMNS. `true` and
             `false` count as 1 and 0.
@@ -126,6 +130,7 @@ def load_comments(
             measures false alarms.
         extra_columns: columns to take along as they are, where the source has them.
         flags: what the flags of these choices begin with, for errors.
+        threshold: target from which on a comment is toxic.
 
     Raises:
         BadInput: for a source that is missing, damaged, or without usable comments, and for labels
@@ -148,7 +153,7 @@ def load_comments(
         extra = {n: np.array(_words(table.column(n), n), object) for n in columns.extra}
     rows = np.flatnonzero(has_text & ~np.isnan(labels.targets))
     targets = labels.targets[rows].astype(np.float32)
-    toxic = (labels.targets[rows] >= LABEL_THRESHOLD).astype(np.float32)
+    toxic = (labels.targets[rows] >= threshold).astype(np.float32)
     comments = Comments(
         texts=[text for text in map(texts.__getitem__, rows) if text is not None],
         rows=rows,
@@ -260,14 +265,22 @@ def _from_hub(source: str, choose: Choose) -> Any:
             "run `.venv/bin/pip install datasets`"
         ) from error
     name, _, split = source.removeprefix("hub:").partition(":")
-    try:
-        table = datasets.load_dataset(name, split=split or "train").with_format("arrow")[:]
+    refused = f"{source} could not be loaded ({{}}); check the name and the network"
+    try:  # a batch after the other: nothing is stored on the way, nor columns that nobody asked for
+        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
+        names = rows.column_names or list(next(iter(rows)))
     except Exception as error:  # the library raises its own, its HTTP client's and OS errors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(
-            f"{source} could not be loaded ({reason}); check the name and the network"
-        ) from error
-    return table.select(choose(table.column_names))
+        raise BadInput(refused.format(_first_line(error))) from error
+    chosen = list(choose(names))
+    try:
+        batches = rows.select_columns(chosen).with_format("arrow").iter(_HUB_ROWS)
+        return pa.concat_tables([batch.select(chosen) for batch in batches])
+    except Exception as error:
+        raise BadInput(refused.format(_first_line(error))) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 # --- Columns -----------------------------------------------------------------------------

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,17 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from contract import BadInput
-from train.artifacts import CONFIG_FILE, check_split, read_json
+from train.artifacts import CONFIG_FILE, SPLIT_FILE, check_split, read_json
 from train.data.load import Comments, load_comments
+from train.data.sources import is_sources_file, load_all, read_sources, sources_of, without
+
+_FEWEST_OF_A_STRATUM = 30
+"""Different comments of a class of a source that are split by themselves."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of each part, sorted int64; disjoint and together every row."""
+    """Row numbers of each part, sorted int64; disjoint and with `left_out` every row."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -28,6 +32,14 @@ class Split:
     """sha256 over every text, its part, the fractions and the seed."""
     seed: int
     fractions: tuple[float, float, float]
+    left_out: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Rows too near to a comment that judges the model, see `train.data.near_duplicates`."""
+
+    def without(self, rows: np.ndarray) -> Split:
+        """The same split, `rows` (int64 [n]) of its training part left out."""
+        return replace(
+            self, train=np.setdiff1d(self.train, rows), left_out=np.union1d(self.left_out, rows)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """What a reader needs to make the same split, and to know that it is the same."""
@@ -38,6 +50,7 @@ class Split:
             "train": len(self.train),
             "validation": len(self.validation),
             "test": len(self.test),
+            **({"left_out": self.left_out.tolist()} if len(self.left_out) else {}),
         }
 
 
@@ -47,21 +60,16 @@ def split_comments(
     *,
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     seed: int = 0,
+    origin: np.ndarray | None = None,
 ) -> Split:
     """Split rows into training, validation and test part, stratified on the label.
 
     Exact duplicates of a text move as one; their label for the stratification is the mean one.
     The fractions hold for the different texts of each class, so a text with many copies can
-    make its part larger. `labels` are 0 or 1, [n]. Raises BadInput for fractions that cannot
-    be, or for too few comments of a class to have it in every part.
+    make its part larger. `labels` are 0 or 1, [n]; `origin` (`Comments.origin`) is stratified on
+    likewise. Raises BadInput for fractions that cannot be, or for too few comments of a class.
     """
-    fractions = (fractions[0], fractions[1], fractions[2])
-    # Written so that NaN fails too.
-    if not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-9):
-        raise BadInput(
-            f"--fractions is {list(fractions)}, expected three positive numbers that sum to 1; "
-            "0.8 0.1 0.1 is the default"
-        )
+    fractions = _checked(fractions)
     _, first, group = np.unique(
         np.array([_digest(text) for text in texts]), return_index=True, return_inverse=True
     )
@@ -71,16 +79,17 @@ def split_comments(
     group = rank[group]
     positive_share = np.bincount(group, weights=labels) / np.bincount(group)
     group_label = positive_share >= 0.5
+    strata = _strata(group_label, None if origin is None else origin[np.sort(first)])
 
     _, validation_share, test_share = fractions
     try:
         rest, test = train_test_split(
-            np.arange(len(first)), test_size=test_share, stratify=group_label, random_state=seed
+            np.arange(len(first)), test_size=test_share, stratify=strata, random_state=seed
         )
         train, validation = train_test_split(
             rest,
             test_size=validation_share / (1 - test_share),
-            stratify=group_label[rest],
+            stratify=strata[rest],
             random_state=seed,
         )
     except ValueError as error:
@@ -100,6 +109,26 @@ def split_comments(
         )
     fingerprint = _fingerprint(texts, part_of_row, fractions, seed)
     return Split(rows[0], rows[1], rows[2], fingerprint, seed, fractions)
+
+
+def _checked(fractions: tuple[float, float, float]) -> tuple[float, float, float]:
+    """As a tuple. Raises BadInput for shares that cannot be."""
+    # Written so that NaN fails too.
+    if not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-9):
+        raise BadInput(
+            f"--fractions is {list(fractions)}, expected three positive numbers that sum to 1; "
+            "0.8 0.1 0.1 is the default"
+        )
+    return fractions[0], fractions[1], fractions[2]
+
+
+def _strata(group_label: np.ndarray, origin: np.ndarray | None) -> np.ndarray:
+    """Class of each group [n], and its source where there are several and enough of its class."""
+    if origin is None:
+        return group_label
+    strata = 2 * origin + group_label
+    rare = np.bincount(strata)[strata] < _FEWEST_OF_A_STRATUM
+    return np.where(rare, group_label - 2, strata)
 
 
 @dataclass(frozen=True)
@@ -122,8 +151,8 @@ def overlap(texts: Sequence[str], known: Iterable[str]) -> Overlap:
     """Of `texts`, those that are among the `known` ones."""
     known = set(known)
     same = [text in known for text in texts]
-    known_keys = {_essence(text) for text in known}
-    alike = [_essence(text) in known_keys for text in texts]
+    known_keys = {essence(text) for text in known}
+    alike = [essence(text) in known_keys for text in texts]
     return Overlap(len(same), sum(same), sum(alike) - sum(same))
 
 
@@ -140,7 +169,8 @@ class _Essential(dict[int, str | None]):
 _ESSENTIAL = _Essential()
 
 
-def _essence(text: str) -> str:
+def essence(text: str) -> str:
+    """Its letters, digits and emoji: the same for texts that differ in form alone."""
     folded = text.casefold()
     return folded.translate(_ESSENTIAL) or "".join(folded.split())
 
@@ -151,18 +181,35 @@ def comments_of_run(folder: Path, data: str | None = None) -> tuple[Comments, Sp
     `data` says where its comments are now, if they moved. Raises BadInput when they are not those
     of the run any more.
     """
-    settings = read_json(folder / CONFIG_FILE, "run `make train`")["train"]
+    config = read_json(folder / CONFIG_FILE, "run `make train`")
+    settings = config["train"]
     source = data or settings["data"]
-    comments = load_comments(
-        source,
+    comments = _comments_of(config, data)
+    fractions, seed = tuple(settings["fractions"]), settings["seed"]
+    split = split_comments(
+        comments.texts, comments.labels, fractions=fractions, seed=seed, origin=comments.origin
+    )
+    check_split(folder, split.fingerprint, str(source))
+    left_out = read_json(folder / SPLIT_FILE, "run `make train`").get("left_out", [])
+    return comments, split.without(np.array(left_out, np.int64)) if left_out else split
+
+
+def _comments_of(config: Mapping[str, Any], data: str | None) -> Comments:
+    """Comments of a run by its config.json; `data` as `comments_of_run` has it."""
+    settings = config["train"]
+    if data and is_sources_file(data):
+        sources = read_sources(Path(data))
+        if held_out := settings.get("hold_out_source"):
+            sources = without(sources, held_out)[0]
+        return load_all(sources, data)
+    if config.get("sources") and not data:
+        return load_all(sources_of(config["sources"], CONFIG_FILE), CONFIG_FILE)
+    return load_comments(
+        data or settings["data"],
         text_column=settings["text_column"],
         label_column=settings["label_column"],
         label_map=settings.get("label_map", ()),
     )
-    fractions, seed = tuple(settings["fractions"]), settings["seed"]
-    split = split_comments(comments.texts, comments.labels, fractions=fractions, seed=seed)
-    check_split(folder, split.fingerprint, source)
-    return comments, split
 
 
 def _digest(text: str) -> bytes:

@@ -61,6 +61,7 @@ _SCHEDULE = {
 digits to hold eight exact bits and a scale."""
 _CARRIED = (
     *("data", "text_column", "label_column", "label_map", "soft_labels"),
+    *("sources", "hold_out_source", "near_duplicates"),
     *("identity_balance", "identity_insertion"),
 )
 """What a fine-tuning does as the training did, unless a flag says otherwise."""
