@@ -44,12 +44,14 @@ from export.graph.qdq import TENSORRT_FILE, write_qdq
 from export.graph.torchscript import TORCHSCRIPT_FILE, write_torchscript
 from export.graph.trace import trace
 from export.publish import publish
+from export.rethreshold import of_form
 from export.signing import load_private_key
 from storage.files import clear_unfinished, read_json, sha256_of, write_json
 from storage.locks import LOCK_FILE, locked
 from storage.system_errors import refusing_disk_errors
 from train.artifacts import METRICS_FILE, WEIGHTS_FILE
 from train.methods.qat import table_lines
+from train.operating.words import told
 
 _LENGTHS = 10_000
 """Training comments whose lengths fix the attention groups."""
@@ -320,6 +322,8 @@ def _publish(
         "comments_per_s": round(comments_per_s),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    thresholds = of_form(config, subject, form)
+    print(*told(thresholds), sep="\n")
     version = publish(
         config.repository,
         onnx_path=form.path,
@@ -329,6 +333,7 @@ def _publish(
         cache_bytes=config.cache_bytes,
         instances=config.instances,
         sign_key=config.sign_key,
+        thresholds=thresholds,
     )
     folder = config.repository / contract.PUBLIC_MODEL / str(version)
     return {

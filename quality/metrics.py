@@ -8,13 +8,14 @@ are a few matrix products and sorted sums, and tests hold the plain row against 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from contract import DECISION_THRESHOLD, LABEL_THRESHOLD
+from train.operating.intervals import Share
 from train.validation import expected_calibration_error, probability_of
 
 Values = dict[str, np.ndarray]
@@ -71,8 +72,7 @@ def share(count: int, total: int) -> dict[str, Any]:
     found: dict[str, Any] = {"count": count, "of": total}
     if not total:
         return {**found, "value": None, "low": None, "high": None}
-    span = binomtest(count, total).proportion_ci(0.95, method="wilson")
-    return {**found, "value": count / total, "low": float(span.low), "high": float(span.high)}
+    return {**found, **asdict(Share(count, total).estimate())}
 
 
 # --- Metrics -----------------------------------------------------------------------------

@@ -122,8 +122,8 @@ def overlap(texts: Sequence[str], known: Iterable[str]) -> Overlap:
     """Of `texts`, those that are among the `known` ones."""
     known = set(known)
     same = [text in known for text in texts]
-    known_keys = {_essence(text) for text in known}
-    alike = [_essence(text) in known_keys for text in texts]
+    known_keys = {essence(text) for text in known}
+    alike = [essence(text) in known_keys for text in texts]
     return Overlap(len(same), sum(same), sum(alike) - sum(same))
 
 
@@ -140,7 +140,8 @@ class _Essential(dict[int, str | None]):
 _ESSENTIAL = _Essential()
 
 
-def _essence(text: str) -> str:
+def essence(text: str) -> str:
+    """What two texts have in common that differ in case, punctuation and spaces alone."""
     folded = text.casefold()
     return folded.translate(_ESSENTIAL) or "".join(folded.split())
 
