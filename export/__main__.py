@@ -27,6 +27,7 @@ from console.options import parse_config, run
 from contract import BadInput, GateFailed
 from export.config import ExportConfig
 from export.gates import rates
+from export.gates.operating import of_form
 from export.gates.parity import Finding, onnx_runner
 from export.gates.placement import Placement
 from export.gates.run import (
@@ -44,7 +45,6 @@ from export.graph.qdq import TENSORRT_FILE, write_qdq
 from export.graph.torchscript import TORCHSCRIPT_FILE, write_torchscript
 from export.graph.trace import trace
 from export.publish import publish
-from export.rethreshold import of_form
 from export.signing import load_private_key
 from storage.files import clear_unfinished, read_json, sha256_of, write_json
 from storage.locks import LOCK_FILE, locked

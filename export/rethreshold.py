@@ -1,4 +1,4 @@
-"""The thresholds of a version: measured on the graph that is exported, or changed in a version.
+"""The thresholds of a published version: read, or changed.
 
 A version is never changed once it is there. So new thresholds come as a new version with the same
 graph, tokenizer, core and ONNX Runtime, byte by byte, and with the gates that these passed.
@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from contract import (
     ARTIFACT_FILE,
     ENCODER_MODEL,
@@ -22,34 +20,13 @@ from contract import (
     THRESHOLDS_FILE,
     BadInput,
 )
-from export.config import ExportConfig
-from export.gates.run import Form, GateSubject, served_logits
 from export.manifest import check_gates, fingerprint
 from export.publish import add_version, files_of, link_or_copy, write_manifest
 from export.repository import Snapshot, current, served_version, verify, version_folder
 from storage.files import write_atomically
-from train.data.split import essence
-from train.operating.choice import Labelled, Wish
-from train.operating.document import Thresholds, read_thresholds, thresholds_of
-from train.validation import probability_of
+from train.operating.document import Thresholds, read_thresholds
 
 _REMEDY = "run `make export` to publish a new version"
-
-
-def of_form(config: ExportConfig, subject: GateSubject, form: Form) -> Thresholds:
-    """Of the validation split, as the served code scores it with this form.
-
-    Raises BadInput for a --threshold-precision that is not reachable.
-    """
-    rows = subject.split.validation
-    logits = np.nan_to_num(served_logits(subject, form))
-    groups = [essence(subject.texts[row]) for row in rows]
-    return thresholds_of(
-        Labelled.of(subject.labels[rows], probability_of(logits), groups),
-        source="validation split",
-        scores=f"the {form.precision.upper()} graph",
-        wish=Wish(config.threshold_precision, config.prevalence),
-    )
 
 
 def published_thresholds(repository: Path, version: int | None = None) -> Thresholds | None:

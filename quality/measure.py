@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from quality.metrics import Values, bootstrap, interval
 from quality.misspell import KINDS, misspell_all
 from quality.models import Model, load_model, models_here
 from storage.files import sha256_of
+from storage.machine import hardware, versions
 from train.artifacts import WEIGHTS_FILE
 from train.data.load import Comments, load_comments
 from train.data.split import Split, comments_of_run, overlap
@@ -25,6 +27,7 @@ from train.methods.calibration import Platt, fit_platt, fit_temperature, quality
 from train.validation import RELIABILITY_BINS, probability_of, reliability_bin
 
 VALIDATION = "validation"
+_PACKAGES = ("torch", "onnxruntime", "numpy", "scikit-learn", "scipy")
 DEFAULT = f"{DECISION_THRESHOLD:g}"
 """Name of the threshold that every artifact decides by."""
 Logits = dict[str, np.ndarray]
@@ -65,6 +68,9 @@ def measure(config: QualityConfig) -> QualityReport:
     training = [trained_on.texts[row] for row in split.train]
     document: dict[str, Any] = {
         "bench": "quality",
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": versions(*_PACKAGES),
         "run": {
             "checkpoint_sha256": sha256_of(config.run / WEIGHTS_FILE),
             "trained_on": trained_on.source,
@@ -266,12 +272,12 @@ def _curated(
     found: dict[str, Any] = {}
     for name, own in logits.items():
         rates = {
-            rule: group_rates(comments, own >= logit, **chance)
+            rule: group_rates(comments, own >= logit)
             for rule, logit in thresholds[name].items()
             if logit is not None
         }
         found[name] = {
-            "rates": {rule: _intervals(values) for rule, values in rates.items()},
+            "rates": rates,
             "pairs": _intervals(pair_shifts(comments, own, **chance)),
         }
     return found

@@ -58,11 +58,16 @@ def bootstrap(
 
 
 def interval(values: np.ndarray) -> dict[str, float | None]:
-    """The value and the 95 % percentile interval; None where it is not defined."""
+    """The value and the 95 % percentile interval; None where it is not defined.
+
+    A statistic that resampling moves one way, such as ECE, may lie beyond its own percentiles: the
+    interval then reaches up to the value.
+    """
     low, high = np.nan, np.nan
     if np.isfinite(values[1:]).any():
         # A ratio may be infinite: between two such values there is nothing to interpolate.
         low, high = np.nanpercentile(values[1:], [2.5, 97.5], method="nearest")
+        low, high = np.fmin(low, values[0]), np.fmax(high, values[0])
     shown = {"value": values[0], "low": low, "high": high}
     return {name: float(x) if np.isfinite(x) else None for name, x in shown.items()}
 
@@ -120,12 +125,6 @@ def at_threshold(labels: np.ndarray, decided: np.ndarray, weights: np.ndarray) -
         "recall": _ratio(tp, tp + fn, np.nan),
         "fpr": _ratio(fp, fp + tn, np.nan),
     }
-
-
-def error_rates(labels: np.ndarray, decided: np.ndarray, weights: np.ndarray) -> Values:
-    """False-positive and false-negative rate of bool [n] decisions; NaN where undefined."""
-    tp, fp, fn, tn = _confusion(labels, decided, weights)
-    return {"fpr": _ratio(fp, fp + tn, np.nan), "fnr": _ratio(fn, fn + tp, np.nan)}
 
 
 # --- Identities --------------------------------------------------------------------------

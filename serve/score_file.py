@@ -110,6 +110,8 @@ def _told(report: Report, config: ScoreFileConfig) -> str:
         f"{report.rows:,} rows of {config.file} by version {report.version}, {new:,} of them now "
         f"in {seconds:.1f} s ({new / max(1e-9, seconds):,.0f}/s): {report.out}"
     ]
+    if report.threshold is not None:
+        lines.append(f"flagged from {report.threshold:g} on")
     if report.quarantined:
         lines.append(
             f"{report.quarantined:,} rows have no score; "

@@ -52,13 +52,21 @@ def told(found: Thresholds) -> list[str]:
 
 def table(found: Thresholds, more: Sequence[ForGoal] = ()) -> str:
     """The decision and every goal by share of toxic comments, for a terminal."""
-    rows: list[Sequence[str]] = [_HEAD]
-    rows += [_row("decides", found.decision.threshold, effect) for effect in found.decision.at]
-    rows += [_goal_row(one) for one in (*more, *found.goals)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[2] = max(len(row[2]) for row in rows if row[3])  # words may run into empty cells
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    cells = rows(found, more)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths[2] = max(len(row[2]) for row in cells if row[3])  # words may run into empty cells
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
     return "\n".join([*lines, f"({found.assumption}; intervals are 95 %)"])
+
+
+def rows(found: Thresholds, more: Sequence[ForGoal] = ()) -> list[Sequence[str]]:
+    """Cells of the table, its head first."""
+    decided = found.decision
+    return [
+        _HEAD,
+        *(_row("decides", decided.threshold, effect) for effect in decided.at),
+        *(_goal_row(one) for one in (*more, *found.goals)),
+    ]
 
 
 def _goal_row(one: ForGoal) -> Sequence[str]:
