@@ -95,17 +95,19 @@ class Judged:
     def lacks(self, goal: Goal) -> str:
         """Why the goal is not reached: NOT_REACHABLE, TOO_FEW, or empty where it is.
 
-        Not where the comments that it was judged on refute it: the target is beyond the interval.
-        And nobody knows where the interval goes down to half of the wanted precision.
+        Not reachable if the comments that it was judged on refute it: the target is beyond the
+        interval. Too few where they flag next to none, where the interval goes down to half of the
+        wanted precision, or where twice the alarms come.
         """
-        effect = self.effect(goal.prevalence)
+        effect, target = self.effect(goal.prevalence), goal.target
+        alarms, precision = effect.alarms_per_1000, effect.precision
+        if self.recall.count + self.false_positive_rate.count < LEAST_FLAGGED:
+            return TOO_FEW
+        assert alarms.value is not None and alarms.low is not None  # neither share is of none
+        assert precision.low is not None and precision.high is not None  # some are flagged
         if goal.kind == "alarms":
-            low = effect.alarms_per_1000.low
-            return NOT_REACHABLE if low is None or low > goal.target else ""
-        low, high = effect.precision.low, effect.precision.high
-        if low is None or high is None or high < goal.target:
-            return NOT_REACHABLE
-        return TOO_FEW if low < goal.target / 2 else ""
+            return NOT_REACHABLE if alarms.low > target else TOO_FEW * (alarms.value > 2 * target)
+        return NOT_REACHABLE if precision.high < target else TOO_FEW * (precision.low < target / 2)
 
     def effect(self, prevalence: float) -> Effect:
         """By prior shift."""

@@ -47,7 +47,8 @@ class Curve:
         """float64 [K], NaN where a threshold flags nothing."""
         flagged = self.flagged_share(prevalence)
         hits = prevalence * self.true_positives / self.toxic
-        return np.divide(hits, flagged, out=np.full(len(hits), np.nan), where=flagged > 0)
+        found = np.divide(hits, flagged, out=np.full(len(hits), np.nan), where=flagged > 0)
+        return np.minimum(found, 1.0)  # else rounding may exceed it
 
     def thinned(self, most: int = MOST_POINTS) -> Curve:
         """At most about so many points: dense where few are flagged, as precision moves there."""

@@ -77,14 +77,17 @@ def _score(top: Share, bottom: Share, ratio: float) -> float:
     count, both = top.count + bottom.count, top.of + bottom.of
     linear = ratio * (top.of + bottom.count) + top.count + bottom.of
     root = math.sqrt(max(0.0, linear**2 - 4 * ratio * both * count))
-    share = 2 * ratio * count / (linear + root)
-    missed = top.count - top.of * share
-    if abs(missed) <= 1e-12 * max(1.0, top.count):
+    share = min(1.0, 2 * ratio * count / (linear + root))
+    return _surprise(top, share) + _surprise(bottom, min(1.0, share / ratio))
+
+
+def _surprise(found: Share, share: float) -> float:
+    """Chi-squared of a count where that share was to be expected."""
+    missed = found.count - found.of * share
+    if abs(missed) <= 1e-12 * found.of:
         return 0.0
-    if share >= 1:
-        return math.inf
-    spread = 1 + top.of * (ratio - share) / (bottom.of * (1 - share))
-    return missed**2 / (top.of * share * (1 - share)) * spread
+    spread = found.of * share * (1 - share)
+    return missed**2 / spread if spread > 0 else math.inf
 
 
 def mixed(prevalence: float, toxic: Share, harmless: Share) -> Estimate:

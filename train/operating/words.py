@@ -33,8 +33,10 @@ def summary(found: Thresholds) -> list[str]:
             "the intervals, not the values, and label more"
         )
     lines.append(f"decides from {decision.threshold:g} on ({decision.rule})")
-    if found.calibration:
-        own = found.calibration
+    own = found.calibration
+    if own and (own.slope, own.offset) == (1.0, 0.0):
+        lines.append("the scores do not rise with these labels: no calibration fits them")
+    elif own:
         lines.append(
             f"calibration of these comments: slope {own.slope:.3f}, offset {own.offset:+.3f}; on "
             f"folds that it was not fitted on ECE {own.ece[0]:.4f} before, {own.ece[1]:.4f} after"
