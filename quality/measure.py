@@ -68,9 +68,7 @@ def measure(config: QualityConfig) -> QualityReport:
     training = [trained_on.texts[row] for row in split.train]
     document: dict[str, Any] = {
         "bench": "quality",
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(),
-        "versions": versions(*_PACKAGES),
+        **_made(),
         "run": {
             "checkpoint_sha256": sha256_of(config.run / WEIGHTS_FILE),
             "trained_on": trained_on.source,
@@ -103,9 +101,17 @@ def measure(config: QualityConfig) -> QualityReport:
             for name, comments in sets.items()
             if name != VALIDATION
         }
-    document["bars"] = bars(document)
-    document["bars"] |= _check(config, document, list(models.values()))
+    document["bars"] = bars(document) | _check(config, document, list(models.values()))
     return QualityReport(document, sets, logits)
+
+
+def _made() -> dict[str, Any]:
+    """When, where and with what it is measured."""
+    return {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": versions(*_PACKAGES),
+    }
 
 
 def _check(config: QualityConfig, document: dict[str, Any], models: list[Model]) -> dict[str, Any]:

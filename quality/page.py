@@ -159,7 +159,8 @@ def _scrolling(title: str, content: str) -> str:
 def group_heat(document: Mapping[str, Any]) -> Iterator[Heat]:
     """Error rates of the groups of each curated set: a row a group, by model and threshold."""
     for name, of_set in document["curated"].items():
-        columns, names = [], {}
+        columns: list[tuple[str, str]] = []
+        names: dict[str, None] = {}
         for model, found in of_set.items():
             for rule, rates in found["rates"].items():
                 for rate in ("fpr", "fnr"):

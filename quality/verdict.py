@@ -10,14 +10,14 @@ from quality.measure import DEFAULT, VALIDATION
 State = Literal["pass", "miss", "note"]
 
 
-class Line(NamedTuple):
+class VerdictLine(NamedTuple):
     """One finding."""
 
     state: State
     words: str
 
 
-def verdict(document: Mapping[str, Any]) -> list[Line]:
+def verdict(document: Mapping[str, Any]) -> list[VerdictLine]:
     """Of the first model: its bars first, then how it ranks, decides and treats groups."""
     first = next(iter(document["models"]))
     lines = [_bars(document, first), *_missed(document)]
@@ -26,22 +26,22 @@ def verdict(document: Mapping[str, Any]) -> list[Line]:
     return [*lines, *_not_measured(document)]
 
 
-def _bars(document: Mapping[str, Any], first: str) -> Line:
+def _bars(document: Mapping[str, Any], first: str) -> VerdictLine:
     bars = document["bars"].values()
     held = sum(bar["holds"] for bar in bars)
-    return Line(
+    return VerdictLine(
         "pass" if held == len(bars) else "miss", f"{first}: {held} of {len(bars)} bars hold"
     )
 
 
-def _missed(document: Mapping[str, Any]) -> Iterator[Line]:
+def _missed(document: Mapping[str, Any]) -> Iterator[VerdictLine]:
     for name, bar in document["bars"].items():
         if not bar["holds"]:
             value = "infinite" if bar["value"] is None else f"{bar['value']:.4g}"
-            yield Line("miss", f"{name} is {value}, asked was {bar['bar']:g}")
+            yield VerdictLine("miss", f"{name} is {value}, asked was {bar['bar']:g}")
 
 
-def _ranking(document: Mapping[str, Any], first: str) -> Iterator[Line]:
+def _ranking(document: Mapping[str, Any], first: str) -> Iterator[VerdictLine]:
     """AUROC on each set, and whether a baseline is beaten beyond chance."""
     baselines = [m for m, about in document["models"].items() if about["kind"] == "baseline"]
     for name, of_set in document["results"].items():
@@ -57,27 +57,27 @@ def _ranking(document: Mapping[str, Any], first: str) -> Iterator[Line]:
             else:
                 words += f", level with {other}"
                 state = "note" if state == "pass" else state
-        yield Line(state, words)
+        yield VerdictLine(state, words)
 
 
-def _decisions(document: Mapping[str, Any], first: str) -> Iterator[Line]:
+def _decisions(document: Mapping[str, Any], first: str) -> Iterator[VerdictLine]:
     """Whether scores reach the usual threshold, and the calibration error."""
     metrics = document["results"][VALIDATION][first]["metrics"]
     recall, ece = metrics[f"recall at {DEFAULT}"], metrics["ece"]
     if not recall["value"]:
         words = f"no toxic comment of {VALIDATION} is flagged at {DEFAULT}; use another threshold"
-        yield Line("miss", words)
-    yield Line("note", f"calibration error on {VALIDATION}: {_interval(ece)}")
+        yield VerdictLine("miss", words)
+    yield VerdictLine("note", f"calibration error on {VALIDATION}: {_interval(ece)}")
     unreached = [rule for rule, chosen in document["thresholds"][first].items() if not chosen]
     if unreached:
-        yield Line("note", f"not reachable on {VALIDATION}: {', '.join(unreached)}")
+        yield VerdictLine("note", f"not reachable on {VALIDATION}: {', '.join(unreached)}")
 
 
-def _not_measured(document: Mapping[str, Any]) -> Iterator[Line]:
+def _not_measured(document: Mapping[str, Any]) -> Iterator[VerdictLine]:
     flags = {"curated": "--curated", "misspelled": "--misspell", "checklist": "--checklist"}
     missing = [flag for key, flag in flags.items() if not document.get(key)]
     if missing:
-        yield Line("note", f"not measured, for want of {', '.join(missing)}")
+        yield VerdictLine("note", f"not measured, for want of {', '.join(missing)}")
 
 
 def _interval(found: Mapping[str, float | None]) -> str:

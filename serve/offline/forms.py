@@ -38,7 +38,8 @@ class ScoreColumns:
     @property
     def flagged(self) -> np.ndarray:
         """Bool [rows], by the doubles that the server's JSON has."""
-        return self.probability.astype(np.float64) >= self.threshold
+        threshold = np.inf if self.threshold is None else self.threshold
+        return self.probability.astype(np.float64) >= threshold
 
     def columns(self) -> list[list[Any]]:
         """Values of SCORES, and of FLAGGED where it is asked for.

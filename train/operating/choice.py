@@ -58,10 +58,14 @@ class Goal:
         return float(curve.threshold[found[-1]]) if len(found) else None
 
 
+_TARGETS: dict[GoalKind, tuple[float, ...]] = {
+    "precision": PRECISIONS,
+    "alarms": ALARMS_PER_1000,
+}
 GOALS = tuple(
     Goal(kind, target, prevalence)
     for prevalence in PREVALENCES
-    for kind, targets in (("precision", PRECISIONS), ("alarms", ALARMS_PER_1000))
+    for kind, targets in _TARGETS.items()
     for target in targets
 )
 """Those that are always looked for."""

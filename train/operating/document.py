@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -34,7 +34,9 @@ ASSUMPTION = (
     "false-positive rate are, whatever the share of toxic comments"
 )
 _CONFIG = ConfigDict(defer_build=True)
-_Share = Field(ge=0, le=1)
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Count = Annotated[int, Field(ge=0)]
+_Positive = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -45,11 +47,11 @@ class Counted:
     """Such as "validation split"."""
     scores: str
     """What scored them."""
-    toxic: int = Field(ge=1)
-    harmless: int = Field(ge=1)
-    highest: float = _Share
+    toxic: _Positive
+    harmless: _Positive
+    highest: _Share
     """Highest probability of any."""
-    folds: int = Field(ge=0)
+    folds: _Count
     """Thresholds were judged on so many folds that they were not chosen on; 0: on the very
     comments that they were chosen on."""
 
@@ -67,10 +69,10 @@ class Points:
 class Decision:
     """The threshold that a version decides by."""
 
-    threshold: float = _Share
-    rule: str = ""
+    threshold: _Share
+    rule: str
     """How it was chosen."""
-    at: tuple[Effect, ...] = ()
+    at: tuple[Effect, ...]
     """What it does, by share of toxic comments; the first is that of the counted comments."""
 
 
