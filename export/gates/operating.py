@@ -7,7 +7,7 @@ import numpy as np
 from export.config import ExportConfig
 from export.gates.run import Form, GateSubject, served_logits
 from train.data.split import essence
-from train.operating.choice import Labelled, Wish
+from train.operating.choice import Labelled, Wish, default_threshold
 from train.operating.document import Thresholds, thresholds_of
 from train.validation import probability_of
 
@@ -17,12 +17,26 @@ def of_form(config: ExportConfig, subject: GateSubject, form: Form) -> Threshold
 
     Raises BadInput for a --threshold-precision that is not reachable.
     """
-    rows = subject.split.validation
-    logits = np.nan_to_num(served_logits(subject, form))
-    groups = [essence(subject.texts[row]) for row in rows]
     return thresholds_of(
-        Labelled.of(subject.labels[rows], probability_of(logits), groups),
+        _labelled(subject, served_logits(subject, form)),
         source="validation split",
         scores=f"the {form.precision.upper()} graph",
-        wish=Wish(config.threshold_precision, config.prevalence),
+        wish=_wish(config),
     )
+
+
+def check_wish(config: ExportConfig, subject: GateSubject) -> None:
+    """Before the work: raise BadInput for what PyTorch's own scores do not reach."""
+    if config.threshold_precision is not None:
+        default_threshold(_labelled(subject, subject.validation_logits), _wish(config))
+
+
+def _wish(config: ExportConfig) -> Wish:
+    return Wish(config.threshold_precision, config.prevalence)
+
+
+def _labelled(subject: GateSubject, logits: np.ndarray) -> Labelled:
+    """Of the validation split's `logits` [n]."""
+    rows = subject.split.validation
+    groups = [essence(subject.texts[row]) for row in rows]
+    return Labelled.of(subject.labels[rows], probability_of(np.nan_to_num(logits)), groups)
