@@ -31,9 +31,10 @@ from contract import (
     BadInput,
     GateFailed,
 )
+from export import publish as publishing
+from export import rethreshold, switch
 from export.manifest import decision_threshold
 from export.model_config import CONFIG_FILE
-from export.publish import publish
 from export.repository import current, load_scorer, read_artifact, served_files, verify
 from export.rethreshold import publish_thresholds, published_thresholds
 from export.signing import make_keys
@@ -352,7 +353,45 @@ def test_a_version_that_may_not_serve_gets_no_thresholds(
     with pytest.raises(BadInput, match="damaged"):
         publish_thresholds(repository, 1, thresholds)
     assert sorted(p.name for p in (repository / PUBLIC_MODEL).iterdir() if p.is_dir()) == ["1", "2"]
-    assert publish is not None and current(repository) == 2
+    assert current(repository) == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "step", "call"),
+    [
+        *((rethreshold, "link_or_copy", n) for n in (1, 4)),
+        (rethreshold, "write_atomically", 1),
+        *((publishing, step, 1) for step in ("write_atomically", "announce", "put_folder")),
+        (switch, "write_atomically", 2),
+    ],
+)
+def test_a_failure_at_any_step_changes_nothing(
+    repository: Path,
+    thresholds: Thresholds,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    step: str,
+    call: int,
+) -> None:
+    def everything() -> dict[Path, bytes]:
+        files = (path for path in sorted(repository.rglob("*")) if path.is_file())
+        return {path: path.read_bytes() for path in files if path.name != ".lock"}
+
+    before, real, calls = everything(), getattr(module, step), 0
+
+    def failing(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise OSError(28, "No space left on device", str(args[0]))
+        return real(*args)
+
+    monkeypatch.setattr(module, step, failing)
+    with pytest.raises(BadInput, match="No space left on device"):
+        publish_thresholds(repository, 1, thresholds)
+    monkeypatch.undo()
+    assert everything() == before
+    assert publish_thresholds(repository, 1, thresholds) == 2
 
 
 # --- The command -------------------------------------------------------------------------
