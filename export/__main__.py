@@ -27,14 +27,13 @@ from console.options import parse_config, run
 from contract import BadInput, GateFailed
 from export.config import ExportConfig
 from export.gates import rates
-from export.gates.operating import check_wish, of_form
+from export.gates.operating import checked_subject, of_form
 from export.gates.parity import Finding, onnx_runner
 from export.gates.placement import Placement
 from export.gates.run import (
     Form,
     GateSubject,
     form_gates,
-    load_subject,
     reference_gates,
     tensorrt_gates,
     torchscript_gate,
@@ -92,8 +91,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 def _export(config: ExportConfig, device: str) -> dict[str, Any]:
     began = time.monotonic()
-    subject = load_subject(config)
-    check_wish(config, subject)
+    subject = checked_subject(config)
     attention = subject.checkpoint.model.config.attention
     if device == "cuda" and attention != "softmax":
         raise BadInput(

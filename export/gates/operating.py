@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from export.config import ExportConfig
-from export.gates.run import Form, GateSubject, served_logits
+from export.gates.run import Form, GateSubject, load_subject, served_logits
 from train.data.split import essence
 from train.operating.choice import Labelled, Wish, default_threshold
 from train.operating.document import Thresholds, thresholds_of
@@ -25,10 +25,15 @@ def of_form(config: ExportConfig, subject: GateSubject, form: Form) -> Threshold
     )
 
 
-def check_wish(config: ExportConfig, subject: GateSubject) -> None:
-    """Before the work: raise BadInput for what PyTorch's own scores do not reach."""
+def checked_subject(config: ExportConfig) -> GateSubject:
+    """What is exported; before the work, BadInput for what PyTorch's own scores do not reach.
+
+    Raises as `load_subject` does, too.
+    """
+    subject = load_subject(config)
     if config.threshold_precision is not None:
         default_threshold(_labelled(subject, subject.validation_logits), _wish(config))
+    return subject
 
 
 def _wish(config: ExportConfig) -> Wish:
