@@ -49,7 +49,12 @@ MAX_WINDOWS = 16
 LABEL_THRESHOLD = 0.5
 """A comment is toxic when at least half of its annotators said so (Jigsaw's own rule)."""
 DECISION_THRESHOLD = 0.5
-"""Probability from which a comment counts as toxic in accuracy, precision, recall and F1."""
+"""Probability from which a comment counts as toxic in accuracy, precision, recall and F1, and in
+a version whose artifact has no threshold of its own."""
+THRESHOLD = "threshold"
+"""In answers; as a parameter in the public model's config.pbtxt: that of the version's artifact."""
+FLAGGED = "flagged"
+"""In answers: whether the probability is at least the threshold."""
 
 # --- Encoder graph: ids in, logit out ----------------------------------------------------
 INPUT_IDS = "input_ids"
@@ -126,6 +131,8 @@ ORT_FILE = "libonnxruntime.so"
 """ONNX Runtime's shared library, the one that the gates ran with."""
 ARTIFACT_FILE = "artifact.json"
 """What the version is: precision, max_len, tolerances, files with their sha256, gates passed."""
+THRESHOLDS_FILE = "thresholds.json"
+"""Operating curve, thresholds for goals, the one that decides; older versions have none."""
 SIGNATURE_FILE = "artifact.sig"
 """Ed25519 signature of ARTIFACT_FILE's bytes, 64 bytes, where the version was signed."""
 SERVING_FILE = "serving.json"

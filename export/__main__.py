@@ -27,13 +27,13 @@ from console.options import parse_config, run
 from contract import BadInput, GateFailed
 from export.config import ExportConfig
 from export.gates import rates
+from export.gates.operating import checked_subject, of_form
 from export.gates.parity import Finding, onnx_runner
 from export.gates.placement import Placement
 from export.gates.run import (
     Form,
     GateSubject,
     form_gates,
-    load_subject,
     reference_gates,
     tensorrt_gates,
     torchscript_gate,
@@ -50,6 +50,7 @@ from storage.locks import LOCK_FILE, locked
 from storage.system_errors import refusing_disk_errors
 from train.artifacts import METRICS_FILE, WEIGHTS_FILE
 from train.methods.qat import table_lines
+from train.operating.words import told
 
 _LENGTHS = 10_000
 """Training comments whose lengths fix the attention groups."""
@@ -90,7 +91,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 def _export(config: ExportConfig, device: str) -> dict[str, Any]:
     began = time.monotonic()
-    subject = load_subject(config)
+    subject = checked_subject(config)
     attention = subject.checkpoint.model.config.attention
     if device == "cuda" and attention != "softmax":
         raise BadInput(
@@ -320,6 +321,8 @@ def _publish(
         "comments_per_s": round(comments_per_s),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    thresholds = of_form(config, subject, form)
+    print(*told(thresholds), sep="\n")
     version = publish(
         config.repository,
         onnx_path=form.path,
@@ -329,6 +332,7 @@ def _publish(
         cache_bytes=config.cache_bytes,
         instances=config.instances,
         sign_key=config.sign_key,
+        thresholds=thresholds,
     )
     folder = config.repository / contract.PUBLIC_MODEL / str(version)
     return {

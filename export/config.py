@@ -19,6 +19,7 @@ _PRECISION: JsonDict = {"group": "Precision and device"}
 _CASCADE: JsonDict = {"group": "Cascade"}
 _LONG: JsonDict = {"group": "Long comments"}
 _SERVING: JsonDict = {"group": "Serving"}
+_THRESHOLD: JsonDict = {"group": "Default threshold"}
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,22 @@ class ExportConfig:
         description="file of an Ed25519 private key that signs the version; see export.signing",
         json_schema_extra=_SERVING,
     )
+    threshold_precision: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="precision that the default threshold is chosen for, such as 0.9; left out: "
+        "0.5 decides, or where no validation score reaches it, what has half of its alarms right",
+        json_schema_extra=_THRESHOLD,
+    )
+    prevalence: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of toxic comments where it will serve, such as 0.01; left out: that of "
+        "the validation split",
+        json_schema_extra=_THRESHOLD,
+    )
     torchscript: bool = Field(
         False, description="also write and check model.torchscript.pt", json_schema_extra=_OUTPUT
     )
@@ -134,6 +151,14 @@ class ExportConfig:
                 "text would fall between two windows; set a smaller --stride"
             )
         return LongText.by(self.long_text, stride)
+
+    @model_validator(mode="after")
+    def _prevalence_is_of_a_precision(self) -> ExportConfig:
+        if self.prevalence is not None and self.threshold_precision is None:
+            raise ValueError(
+                f"--prevalence is {self.prevalence:g}, expected --threshold-precision with it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stride_is_of_windows(self) -> ExportConfig:

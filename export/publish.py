@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ from contract import (
     RAGGED_MODEL,
     REQUIRE_SIGNATURE,
     SERVING_FILE,
+    THRESHOLDS_FILE,
     TOKENIZER_FILE,
     BadInput,
 )
 from core import build
 from core.binding import onnxruntime_library
 from core.build import LIBRARY
-from export.manifest import SERVED, Artifact, fingerprint, validated
+from export.manifest import BESIDE, SERVED, Artifact, fingerprint, validated
 from export.model_config import MODELS, Tuning
 from export.repository import Snapshot, numbered
 from export.serving import ServedVersion, serving_path
@@ -47,6 +48,7 @@ from export.switch import (
 )
 from storage.files import json_text, put_folder, sha256_of, staging, write_atomically
 from storage.revision import source_commit
+from train.operating.document import Thresholds
 
 _CORES = os.cpu_count() or 1
 _FAST_COMMENTS_PER_S, _FAST_WINDOW_MS = 10_000, 2.0
@@ -62,6 +64,12 @@ class Sources:
     ragged: Path
     served: Path
     tokenizer: Path
+    thresholds: Thresholds | None = None
+
+
+Fill = Callable[[Snapshot | None, int, Mapping[str, Path]], dict[str, Any]]
+"""Puts the files of a version in its staged folders, by model; given what is published, and its
+number. Returns what its artifact.json says."""
 
 
 def publish(
@@ -76,6 +84,7 @@ def publish(
     cache_bytes: int = contract.DEFAULT_CACHE_BYTES,
     keep_versions: int = 3,
     sign_key: Path | None = None,
+    thresholds: Thresholds | None = None,
 ) -> int:
     """Add one version, make it the one that serves and return its number.
 
@@ -92,20 +101,47 @@ def publish(
         cache_bytes: memory of a server for the logits of repeated comments, 0 for none.
         keep_versions: versions that stay: the new one, the one that served before it, the newest.
         sign_key: file of the private key that signs it, see `export.signing`.
+        thresholds: where it decides, and what else is known of it; left out: at
+            contract.DECISION_THRESHOLD.
 
     Raises BadInput when it cannot; what served before then serves on.
     """
-    _require_key(sign_key)
     # On a CPU the ragged form: no padding is made for a batch of mixed lengths. For a GPU
     # the dense one: its shapes are known before the run.
     by_device = onnx_path if artifact["device"] == "cuda" else ragged_path
-    sources = Sources(onnx_path, ragged_path, served_path or by_device, tokenizer_path)
+    sources = Sources(onnx_path, ragged_path, served_path or by_device, tokenizer_path, thresholds)
+
+    def fill(found: Snapshot | None, version: int, staged: Mapping[str, Path]) -> dict[str, Any]:
+        known = found.versions if found else []
+        return _fill(repository, known, sources, staged, {**artifact, "version": version})
+
+    return add_version(
+        repository,
+        fill,
+        instances=instances,
+        cache_bytes=cache_bytes,
+        keep_versions=keep_versions,
+        sign_key=sign_key,
+    )
+
+
+def add_version(
+    repository: Path,
+    fill: Fill,
+    *,
+    instances: int | None,
+    cache_bytes: int,
+    keep_versions: int,
+    sign_key: Path | None,
+) -> int:
+    """Add the version that `fill` makes, as `publish` says; returns its number."""
+    _require_key(sign_key)
     with writing(repository) as found, contextlib.ExitStack() as stack:
         known = found.versions if found else []
         version = _next_version(repository, found)
         # Inside the model's own folder, where Triton skips names that are not numbers.
         staged = {model: stack.enter_context(staging(repository / model)) for model in MODELS}
-        document = _fill(repository, known, sources, staged, {**artifact, "version": version})
+        document = fill(found, version, staged)
         if sign_key:
             sign(staged[PUBLIC_MODEL], staged[PUBLIC_MODEL], sign_key)
         if key := required_key(None):
@@ -160,29 +196,44 @@ def _fill(
 ) -> dict[str, Any]:
     """Put every file of a version in its staged folder; returns what artifact.json says."""
     public, encoder, ragged = (staged[m] for m in (PUBLIC_MODEL, ENCODER_MODEL, RAGGED_MODEL))
-    _copy(sources.onnx, encoder / ONNX_FILE)
-    _copy(sources.ragged, ragged / ONNX_FILE)
+    copy(sources.onnx, encoder / ONNX_FILE)
+    copy(sources.ragged, ragged / ONNX_FILE)
     own = {sources.onnx: encoder, sources.ragged: ragged}.get(sources.served)
     if own:
-        _link_or_copy(own / ONNX_FILE, public / ONNX_FILE)
+        link_or_copy(own / ONNX_FILE, public / ONNX_FILE)
     else:
-        _copy(sources.served, public / ONNX_FILE)
-    _copy(sources.tokenizer, public / TOKENIZER_FILE)
-    _copy(build.library(), public / LIBRARY)
+        copy(sources.served, public / ONNX_FILE)
+    copy(sources.tokenizer, public / TOKENIZER_FILE)
+    copy(build.library(), public / LIBRARY)
+    if sources.thresholds:
+        write_atomically(public / THRESHOLDS_FILE, sources.thresholds.to_text())
+        decided = {PUBLIC_MODEL: sources.thresholds.decision.threshold}
+        artifact = {**artifact, "thresholds": {**artifact.get("thresholds", {}), **decided}}
     _put_runtime(repository, known, public / ORT_FILE)
     commit = source_commit()
     document = {
         **artifact,
         **({"commit": commit} if commit else {}),
-        "files": {name: fingerprint(public / name) for name in SERVED},
+        "files": files_of(public),
         "encoder": fingerprint(encoder / ONNX_FILE),
         "ragged": fingerprint(ragged / ONNX_FILE),
         "core": build.described(),
     }
-    text = json_text(document)
-    validated(Artifact, text.encode(), public / ARTIFACT_FILE)
-    write_atomically(public / ARTIFACT_FILE, text)
+    write_manifest(public, document)
     return document
+
+
+def files_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of each file of a version that the manifest lists."""
+    names = (*SERVED, *(name for name in BESIDE if (folder / name).is_file()))
+    return {name: fingerprint(folder / name) for name in names}
+
+
+def write_manifest(folder: Path, document: dict[str, Any]) -> None:
+    """Write artifact.json. Raises BadInput for a document that it may not be."""
+    text = json_text(document)
+    validated(Artifact, text.encode(), folder / ARTIFACT_FILE)
+    write_atomically(folder / ARTIFACT_FILE, text)
 
 
 def default_tuning(device: str, artifact: Mapping[str, Any]) -> Tuning:
@@ -200,16 +251,18 @@ def default_tuning(device: str, artifact: Mapping[str, Any]) -> Tuning:
 
 
 # --- Files -------------------------------------------------------------------------------
-def _copy(source: Path, target: Path) -> None:
+def copy(source: Path, target: Path) -> None:
+    """Copy a file; whoever runs a server can read it."""
     shutil.copyfile(source, target)
     target.chmod(0o644)  # whatever the umask: a server's user reads it
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name of a file, where the filesystem has such."""
     try:
         target.hardlink_to(source)
     except OSError:  # a filesystem without hard links
-        _copy(source, target)
+        copy(source, target)
 
 
 def _put_runtime(repository: Path, known: list[int], target: Path) -> None:
@@ -219,8 +272,8 @@ def _put_runtime(repository: Path, known: list[int], target: Path) -> None:
     for version in reversed(known):
         shared = repository / PUBLIC_MODEL / str(version) / ORT_FILE
         if shared.is_file() and not shared.is_symlink() and sha256_of(shared) == sha256:
-            return _link_or_copy(shared, target)
-    return _copy(source, target)
+            return link_or_copy(shared, target)
+    return copy(source, target)
 
 
 def _require_key(sign_key: Path | None) -> None:

@@ -92,6 +92,11 @@ def served_files(repository: Path, version: int | None = None) -> dict[str, str]
     return {ARTIFACT_FILE: served.artifact_sha256, **files}
 
 
+def served_version(repository: Path, version: int | None = None) -> ServedVersion:
+    """How a version, the current one by default, is served or was last. Raises BadInput."""
+    return _served(repository, version)
+
+
 def served_tuning(repository: Path) -> Tuning:
     """How the current version is served. Raises BadInput when none is."""
     return _state(repository, _required(repository)).served.tuning

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from quality.metrics import share, threshold_for_precision
+from train.operating.curve import shortest_between
 
 CURVE = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Old thresholds of the curve."""
@@ -23,20 +24,6 @@ class Point:
     """None where no threshold does it."""
     decided: np.ndarray | None
     """bool [n]."""
-
-
-def shortest_between(low: float, high: float) -> float:
-    """The decimal of the fewest digits between two scores, `high` where there is none.
-
-    So a threshold that a person copies by hand decides as the exact one does, and a site that acts
-    on scores above it as one that acts from it on.
-    """
-    for digits in range(1, 18):
-        unit = 10.0**digits
-        found = round(math.floor(low * unit) / unit + 1 / unit, digits)
-        if low < found < high:
-            return found
-    return high
 
 
 def keeping_alarms(old_flagged: int, new: np.ndarray) -> float | None:

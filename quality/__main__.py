@@ -16,7 +16,8 @@ import json
 from console.options import parse_config, run
 from quality.config import QualityConfig
 from quality.measure import measure
-from quality.report import screen, write_page
+from quality.page import write_page
+from quality.report import screen
 from storage.files import write_json
 
 

@@ -7,15 +7,17 @@ flag names), `group`, and, where two comments differ in the identity alone, `pai
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from contract import DECISION_THRESHOLD, BadInput
-from quality.metrics import Values, bootstrap, error_rates
+from quality.metrics import Values, bootstrap, share
 from train.data.load import Comments, load_comments
 from train.data.tables import column_names
+from train.operating.intervals import Share, ratio
 from train.validation import probability_of
 
 GROUP, PAIR = "group", "pair_id"
@@ -59,28 +61,29 @@ def load_curated(paths: Sequence[str], **columns: Any) -> dict[str, Comments]:
     return sets
 
 
-def group_rates(comments: Comments, decided: np.ndarray, *, resamples: int, seed: int) -> Values:
+def group_rates(comments: Comments, decided: np.ndarray) -> dict[str, dict[str, Any]]:
     """False-positive and false-negative rates of bool [n] decisions: of all, then of each group.
 
-    Of two groups also `fpr_ratio`: the higher false-positive rate over the lower one.
+    Each with its Wilson interval. Of two groups also `fpr_ratio`: the higher false-positive rate
+    over the lower one, with the interval of Koopman for independent groups; its value is None where
+    the lower rate is 0. A rate of no comments is left out, and a ratio of two zeros.
     """
     groups = comments.extra[GROUP]
     names = list(dict.fromkeys(groups))
-
-    def rates(weights: np.ndarray) -> Values:
-        values = error_rates(comments.labels, decided, weights)
-        for name in names:
-            chosen = groups == name
-            of_group = error_rates(comments.labels[chosen], decided[chosen], weights[:, chosen])
-            values |= {f"{rate}.{name}": value for rate, value in of_group.items()}
-        if len(names) == 2:
-            a, b = (values[f"fpr.{name}"] for name in names)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                values["fpr_ratio"] = np.maximum(a, b) / np.minimum(a, b)
-        return values
-
-    values = bootstrap(rates, len(decided), resamples=resamples, seed=seed)
-    return {name: rate for name, rate in values.items() if np.isfinite(rate).any()}
+    toxic, every = comments.labels > 0.5, np.ones(len(decided), bool)
+    found: dict[str, dict[str, Any]] = {}
+    for suffix, chosen in [("", every), *((f".{name}", groups == name) for name in names)]:
+        for rate, wrong, of in (("fpr", decided, ~toxic), ("fnr", ~decided, toxic)):
+            total = int((of & chosen).sum())
+            if total:
+                found[f"{rate}{suffix}"] = share(int((wrong & of & chosen).sum()), total)
+    rates = [found[f"fpr.{name}"] for name in names if f"fpr.{name}" in found]
+    if len(names) == len(rates) == 2:
+        low, high = sorted(rates, key=lambda rate: float(rate["value"]))
+        estimate = ratio(Share(high["count"], high["of"]), Share(low["count"], low["of"]))
+        if estimate.low is not None:
+            found["fpr_ratio"] = asdict(estimate)
+    return found
 
 
 def pair_shifts(comments: Comments, logits: np.ndarray, *, resamples: int, seed: int) -> Values:

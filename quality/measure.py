@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from quality.misspell import KINDS, misspell_all
 from quality.models import Model, load_model, models_here
 from quality.sources import VALIDATION, of_validation, rows_by_source, sets_of_sources
 from storage.files import sha256_of
+from storage.machine import hardware, versions
 from train.artifacts import WEIGHTS_FILE
 from train.data.load import Comments, load_comments
 from train.data.sources import is_sources_file
@@ -26,6 +28,7 @@ from train.data.tokenizer import Tokenizer
 from train.methods.calibration import Platt, fit_platt, fit_temperature, quality
 from train.validation import RELIABILITY_BINS, probability_of, reliability_bin
 
+_PACKAGES = ("torch", "onnxruntime", "numpy", "scikit-learn", "scipy")
 DEFAULT = f"{DECISION_THRESHOLD:g}"
 """Name of the threshold that every artifact decides by."""
 Logits = dict[str, np.ndarray]
@@ -66,6 +69,7 @@ def measure(config: QualityConfig) -> QualityReport:
     training = [trained_on.texts[row] for row in split.train]
     document: dict[str, Any] = {
         "bench": "quality",
+        **_made(),
         "run": {
             "checkpoint_sha256": sha256_of(config.run / WEIGHTS_FILE),
             "trained_on": trained_on.source,
@@ -98,9 +102,17 @@ def measure(config: QualityConfig) -> QualityReport:
             for name, comments in sets.items()
             if not of_validation(name)
         }
-    document["bars"] = bars(document)
-    document["bars"] |= _check(config, document, list(models.values()))
+    document["bars"] = bars(document) | _check(config, document, list(models.values()))
     return QualityReport(document, sets, logits)
+
+
+def _made() -> dict[str, Any]:
+    """When, where and with what it is measured."""
+    return {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": versions(*_PACKAGES),
+    }
 
 
 def _check(config: QualityConfig, document: dict[str, Any], models: list[Model]) -> dict[str, Any]:
@@ -278,12 +290,12 @@ def _curated(
     found: dict[str, Any] = {}
     for name, own in logits.items():
         rates = {
-            rule: group_rates(comments, own >= logit, **chance)
+            rule: group_rates(comments, own >= logit)
             for rule, logit in thresholds[name].items()
             if logit is not None
         }
         found[name] = {
-            "rates": {rule: _intervals(values) for rule, values in rates.items()},
+            "rates": rates,
             "pairs": _intervals(pair_shifts(comments, own, **chance)),
         }
     return found

@@ -8,13 +8,14 @@ are a few matrix products and sorted sums, and tests hold the plain row against 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from contract import DECISION_THRESHOLD, LABEL_THRESHOLD
+from train.operating.intervals import Share
 from train.validation import expected_calibration_error, probability_of
 
 Values = dict[str, np.ndarray]
@@ -57,11 +58,16 @@ def bootstrap(
 
 
 def interval(values: np.ndarray) -> dict[str, float | None]:
-    """The value and the 95 % percentile interval; None where it is not defined."""
+    """The value and the 95 % percentile interval; None where it is not defined.
+
+    A statistic that resampling moves one way, such as ECE, may lie beyond its own percentiles: the
+    interval then reaches up to the value.
+    """
     low, high = np.nan, np.nan
     if np.isfinite(values[1:]).any():
         # A ratio may be infinite: between two such values there is nothing to interpolate.
         low, high = np.nanpercentile(values[1:], [2.5, 97.5], method="nearest")
+        low, high = np.fmin(low, values[0]), np.fmax(high, values[0])
     shown = {"value": values[0], "low": low, "high": high}
     return {name: float(x) if np.isfinite(x) else None for name, x in shown.items()}
 
@@ -71,8 +77,7 @@ def share(count: int, total: int) -> dict[str, Any]:
     found: dict[str, Any] = {"count": count, "of": total}
     if not total:
         return {**found, "value": None, "low": None, "high": None}
-    span = binomtest(count, total).proportion_ci(0.95, method="wilson")
-    return {**found, "value": count / total, "low": float(span.low), "high": float(span.high)}
+    return {**found, **asdict(Share(count, total).estimate())}
 
 
 # --- Metrics -----------------------------------------------------------------------------
@@ -120,12 +125,6 @@ def at_threshold(labels: np.ndarray, decided: np.ndarray, weights: np.ndarray) -
         "recall": _ratio(tp, tp + fn, np.nan),
         "fpr": _ratio(fp, fp + tn, np.nan),
     }
-
-
-def error_rates(labels: np.ndarray, decided: np.ndarray, weights: np.ndarray) -> Values:
-    """False-positive and false-negative rate of bool [n] decisions; NaN where undefined."""
-    tp, fp, fn, tn = _confusion(labels, decided, weights)
-    return {"fpr": _ratio(fp, fp + tn, np.nan), "fnr": _ratio(fn, fn + tp, np.nan)}
 
 
 # --- Identities --------------------------------------------------------------------------

@@ -1,31 +1,18 @@
-"""The document of an evaluation as tables for the screen, and as one HTML page with its plots."""
+"""The document of an evaluation as tables, for the screen and for the page (`quality.page`)."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from quality import checklist
-from quality.measure import DEFAULT, QualityReport
+from quality.measure import DEFAULT
 from quality.sources import VALIDATION
-from storage.files import write_atomically
+from quality.verdict import verdict
 
 _METRICS = ("average_precision", "accuracy", "precision", "recall", "f1", "ece")
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em }
-table { border-collapse: collapse; font-size: 13px } h2 { margin-top: 2em }
-th, td { padding: .2em .7em; text-align: right; border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { text-align: left } img { max-width: 100% }
-"""
 Table = tuple[str, pd.DataFrame]
 """Title and cells, all of them text."""
 
@@ -35,7 +22,9 @@ def screen(document: Mapping[str, Any]) -> str:
     """What to read first: the groups and the identities one by one are in the page."""
     tables = [*labelled(document), *calibration(document), *fairness(document)]
     tables += [*misspelled(document), *capabilities(document), bar_table(document)]
-    return "\n\n".join(f"{title}\n{cells.to_string(index=False)}" for title, cells in tables)
+    texts = [f"{title}\n{cells.to_string(index=False)}" for title, cells in tables]
+    said = "\n".join(f"{line.state:4}  {line.words}" for line in verdict(document))
+    return "\n\n".join([f"verdict\n{said}", *texts])
 
 
 def labelled(document: Mapping[str, Any]) -> Iterator[Table]:
@@ -94,29 +83,6 @@ def calibration(document: Mapping[str, Any]) -> Iterator[Table]:
     yield "calibration: temperature, and slope and offset, fitted on validation", pd.DataFrame(rows)
 
 
-def identities(document: Mapping[str, Any]) -> Iterator[Table]:
-    """Subgroup, BPSN and BNSP AUC by identity, of the sets that have identity columns."""
-    for name, of_set in document["results"].items():
-        keys = [key for key in next(iter(of_set.values()))["metrics"] if "_auc." in key]
-        names = dict.fromkeys(key.partition(".")[2] for key in keys)
-        rows = [
-            {
-                "model": model,
-                "identity": identity,
-                **{
-                    kind.upper().replace("_", " "): _interval(
-                        found["metrics"][f"{kind}_auc.{identity}"]
-                    )
-                    for kind in ("subgroup", "bpsn", "bnsp")
-                },
-            }
-            for identity in names
-            for model, found in of_set.items()
-        ]
-        if rows:
-            yield f"identities in {name}, AUC", pd.DataFrame(rows)
-
-
 def fairness(document: Mapping[str, Any]) -> Iterator[Table]:
     """One table a curated set: the error rates of its two groups, or the range over many."""
     for name, of_set in document["curated"].items():
@@ -140,18 +106,6 @@ def fairness(document: Mapping[str, Any]) -> Iterator[Table]:
             row |= {key.replace("_", " "): _number(value) for key, value in found["pairs"].items()}
             rows.append(row)
         yield f"{name}, decisions at {DEFAULT}", pd.DataFrame(rows)
-
-
-def groups(document: Mapping[str, Any]) -> Iterator[Table]:
-    """Error rates of every group of the curated sets, at every threshold."""
-    for name, of_set in document["curated"].items():
-        rows = [
-            {"model": model, "threshold": rule, "rate": rate, "value": _interval(value)}
-            for model, found in of_set.items()
-            for rule, rates in found["rates"].items()
-            for rate, value in rates.items()
-        ]
-        yield f"{name}, by group and threshold", pd.DataFrame(rows)
 
 
 def misspelled(document: Mapping[str, Any]) -> Iterator[Table]:
@@ -187,7 +141,7 @@ def wrong_sentences(document: Mapping[str, Any]) -> Iterator[Table]:
         yield f"checklist: what {first} gets wrong", pd.DataFrame(rows)
 
 
-_CHECKLIST = (capabilities, wrong_sentences)
+CHECKLIST = (capabilities, wrong_sentences)
 
 
 def bar_table(document: Mapping[str, Any]) -> Table:
@@ -214,68 +168,3 @@ def _interval(shown: Mapping[str, float | None], *, signed: bool = False, digits
     form = f"{'+' if signed else ''}.{digits}f"
     value, low, high = ("-" if shown[k] is None else f"{shown[k]:{form}}" for k in shown)
     return f"{value} [{low}, {high}]"
-
-
-# --- The page --------------------------------------------------------------------------------
-def write_page(measured: QualityReport, path: Path) -> None:
-    """Write one HTML file that needs no other."""
-    document = measured.document
-    parts = ["<h1>Evaluation</h1>", _about(document)]
-    parts += [_table(bar_table(document))]
-    parts += [_table(table) for table in labelled(document)]
-    for name, comments in measured.sets.items():
-        image = base64.b64encode(_curves(document, name, comments.labels, measured.logits[name]))
-        parts.append(
-            f"<h2>{html.escape(name)}</h2>"
-            f'<img alt="curves" src="data:image/png;base64,{image.decode()}">'
-        )
-    for tables in (thresholds, calibration, identities, fairness, misspelled, *_CHECKLIST, groups):
-        parts += [_table(table) for table in tables(document)]
-    title = "<title>Evaluation</title>"
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8">{title}<style>{_STYLE}</style>'
-    write_atomically(path, "\n".join([head, *parts, "</html>\n"]))
-
-
-def _about(document: Mapping[str, Any]) -> str:
-    trained_on = html.escape(Path(document["run"]["trained_on"]["name"]).name)
-    return (
-        f"<p>Trained on {trained_on}; thresholds, and the maps of the calibration table, from its "
-        f"validation split. Intervals are 95 %, by bootstrap over the comments "
-        f"({document['resamples']:,} resamples); differences are paired with the first model's. "
-        "The reliability diagrams show the share of toxic comments by predicted probability, "
-        "dashed before the calibration that a checkpoint carries.</p>"
-    )
-
-
-def _table(table: Table) -> str:
-    title, cells = table
-    return f"<h2>{html.escape(title)}</h2>{cells.to_html(index=False, border=0)}"
-
-
-def _curves(
-    document: Mapping[str, Any], name: str, labels: np.ndarray, logits: Mapping[str, np.ndarray]
-) -> bytes:
-    """ROC and precision-recall curves and the reliability diagram of one set, as a PNG."""
-    figure = Figure(figsize=(15, 4.8), layout="constrained")
-    roc, pr, reliability = figure.subplots(1, 3)
-    for model, own in logits.items():
-        fpr, tpr, _ = roc_curve(labels, own)
-        (drawn,) = roc.plot(fpr, tpr, label=model)
-        precision, recall, _ = precision_recall_curve(labels, own)
-        pr.plot(recall, precision)
-        for way, line in (("before", "--"), ("served", "o-")):
-            bins = document["calibration"][name][model][way]["reliability"]
-            points = ([found[key] for found in bins] for key in ("probability", "toxic_share"))
-            reliability.plot(*points, line, color=drawn.get_color(), markersize=4)
-    reliability.plot([0, 1], [0, 1], ":", color="gray")
-    roc.set(xlabel="false-positive rate", ylabel="recall", title="ROC")
-    roc.set_xscale("symlog", linthresh=0.01)
-    roc.set_xlim(0, 1)
-    pr.set(xlabel="recall", ylabel="precision", title="Precision and recall")
-    reliability.set(xlabel="predicted probability", ylabel="toxic share", title="Reliability")
-    for axes in (roc, pr, reliability):
-        axes.grid(alpha=0.3)
-    roc.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()

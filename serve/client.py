@@ -29,6 +29,7 @@ from contract import (
     PROBABILITY,
     PUBLIC_MODEL,
     TEXT,
+    THRESHOLD,
     BadInput,
     ToxicityError,
 )
@@ -83,6 +84,26 @@ def score_comments(
         logit=_joined(answers, LOGIT, np.float32),
         model_version=[raw.decode() for raw in _joined(answers, MODEL_VERSION, np.object_)],
     )
+
+
+def served_threshold(*, protocol: Protocol = "http", url: str | None = None) -> float | None:
+    """Probability from which the served version flags a comment; None where it does not say.
+
+    That is an older version, or a server that does not tell its configuration. Raises as
+    `score_comments` does when the server is not there.
+    """
+    url = _checked(DEFAULT_URL[protocol] if url is None else url)
+    try:
+        with connect(protocol, url) as client:
+            if protocol == "grpc":
+                found = client.get_model_config(PUBLIC_MODEL, as_json=True)["config"]
+            else:
+                found = client.get_model_config(PUBLIC_MODEL)
+        return float(found["parameters"][THRESHOLD]["string_value"])
+    except (InferenceServerException, LookupError, ValueError, TypeError):
+        return None
+    except (OSError, HTTPException) as error:
+        raise _unreachable(url, str(error)) from error
 
 
 def requests_of(encoded: Sequence[bytes]) -> Iterator[list[bytes]]:

@@ -16,7 +16,7 @@ from serve.refusals import NO_SERVER, api_rules, refuse, refuse_grpc
 
 _MODEL_PATH = rf"/v2/models/{PUBLIC_MODEL}(/versions/[0-9]+)?"
 _INFER = rf"^{_MODEL_PATH}/(infer|generate|generate_stream)$"
-_READ = rf"^(/v2/?|/v2/health/live|{_MODEL_PATH}|{_MODEL_PATH}/stats|/v2/models/stats)$"
+_READ = rf"^(/v2/?|/v2/health/live|{_MODEL_PATH}(/stats|/config)?|/v2/models/stats)$"
 _READY = rf"^(/v2/health/ready|{_MODEL_PATH}/ready)$"
 _APP_POST = f"^({app.SCORE_PATH}|{app.MODERATION_PATH}|{app.ANALYZE_PATH}|{app.SUGGEST_PATH})$"
 _APP_READ = f"^({app.SCORE_PATH}|{app.HEALTH_PATH}|{app.OPENAPI_PATH})$".replace(".", r"\.")
@@ -70,6 +70,7 @@ _SIZE_WORDS = (
     "Inference-Header-Content-Length is not one number, expected the length of the JSON; send it"
 )
 GRPC_OPEN = (
+    "ModelConfig",
     "ModelInfer",
     "ModelMetadata",
     "ModelReady",
@@ -229,7 +230,7 @@ def path_rules(servers: Sequence[str]) -> list[str]:
         *app_paths(),
         f"acl control path -m reg {_CONTROL}",
         f"acl control path -m reg {_MODEL_CONTROL}",
-        refuse(403, "this is not open on this port; see docs/security.md", "control"),
+        refuse(403, "this is not open on this port; see docs/security.md", "control !read"),
         *(f"http-request return status 200 if ready {{ srv_is_up({one}) }}" for one in servers),
         refuse(503, NO_SERVER, "ready"),
         refuse(404, "there is nothing at this path", "!infer !read !app"),

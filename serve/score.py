@@ -18,8 +18,16 @@ from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
 from console.options import parse_config, run
-from contract import DECISION_THRESHOLD, LOGIT, MODEL_VERSION, PROBABILITY, TEXT
-from serve.client import Protocol, score_comments
+from contract import (
+    DECISION_THRESHOLD,
+    FLAGGED,
+    LOGIT,
+    MODEL_VERSION,
+    PROBABILITY,
+    TEXT,
+    THRESHOLD,
+)
+from serve.client import Protocol, score_comments, served_threshold
 
 _INPUT: JsonDict = {"group": "Comments"}
 _SERVER: JsonDict = {"group": "Server"}
@@ -69,28 +77,41 @@ def _main() -> None:
     if texts == ("-",) and "-" in flags:
         texts = tuple(_lines(sys.stdin.buffer))
     scores = score_comments(texts, protocol=config.protocol, url=config.url)
+    threshold = served_threshold(protocol=config.protocol, url=config.url)
+    at = DECISION_THRESHOLD if threshold is None else threshold
     if not config.json:
-        print(f"{PROBABILITY}  {LOGIT:>9}  version  {TEXT}")
+        print(f"{PROBABILITY}  {LOGIT:>9}  version  {FLAGGED}  {TEXT}")
     for row, text in enumerate(texts):
         probability, logit = float(scores.probability[row]), float(scores.logit[row])
         version = scores.model_version[row]
         if config.json:
             answer = {PROBABILITY: probability, LOGIT: logit, MODEL_VERSION: version, TEXT: text}
+            answer |= {FLAGGED: probability >= at, THRESHOLD: at}
             print(json.dumps(answer, ensure_ascii=False))
         else:
-            print(f"{probability:{len(PROBABILITY)}.4f}  {logit:9.4f}  {version:>7}  {text}")
-    if not config.json and (words := none_toxic(scores.probability)):
-        print(words, file=sys.stderr)
+            scored = f"{probability:{len(PROBABILITY)}.4f}  {logit:9.4f}  {version:>7}"
+            print(f"{scored}  {'yes' if probability >= at else 'no':<{len(FLAGGED)}}  {text}")
+    if not config.json:
+        for words in (from_where(threshold), none_toxic(scores.probability, at)):
+            if words:
+                print(words, file=sys.stderr)
 
 
-def none_toxic(probabilities: Iterable[float]) -> str | None:
+def from_where(threshold: float | None) -> str:
+    """From which probability on a comment is flagged, and who says so."""
+    if threshold is not None:
+        return f"flagged from {threshold:g} on, the threshold of the version"
+    return f"flagged from {DECISION_THRESHOLD:g} on, for the version states no threshold of its own"
+
+
+def none_toxic(probabilities: Iterable[float], threshold: float = DECISION_THRESHOLD) -> str | None:
     """What to say when of several comments none counts as toxic; None otherwise."""
     values = [float(value) for value in probabilities]
-    if len(values) < 2 or max(values) >= DECISION_THRESHOLD:
+    if len(values) < 2 or max(values) >= threshold:
         return None
     return (
-        f"none of the {len(values)} comments reaches {DECISION_THRESHOLD:g}, from where one counts "
-        f"as toxic; the highest is {max(values):.4f}, and `toxicity eval` shows other thresholds"
+        f"none of the {len(values)} comments reaches {threshold:g}, from where one counts as "
+        f"toxic; the highest is {max(values):.4f}, and `toxicity thresholds` shows other thresholds"
     )
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from console.options import parse_config
 from contract import BadInput, ToxicityError
+from export.manifest import decision_threshold
 from export.repository import verify, version_folder
 from serve.offline.config import (
     ScoreFileConfig,
@@ -59,7 +60,10 @@ def score_file(config: ScoreFileConfig) -> Report:
         artifact = verify(config.repository, config.version)
         folder = version_folder(config.repository, artifact["version"])
         parts = beside(out, ".parts")
-        job = Job(folder, parts, form_of(out), source.names, text_column, keep)
+        threshold = config.threshold
+        if config.decide and threshold is None:
+            threshold = decision_threshold(artifact)
+        job = Job(folder, parts, form_of(out), source.names, text_column, keep, threshold)
         processes = config.processes or default_processes(artifact["device"])
         with alone(config, out, job):
             before = stamp(config.file)
@@ -106,6 +110,8 @@ def _told(report: Report, config: ScoreFileConfig) -> str:
         f"{report.rows:,} rows of {config.file} by version {report.version}, {new:,} of them now "
         f"in {seconds:.1f} s ({new / max(1e-9, seconds):,.0f}/s): {report.out}"
     ]
+    if report.threshold is not None:
+        lines.append(f"flagged from {report.threshold:g} on")
     if report.quarantined:
         lines.append(
             f"{report.quarantined:,} rows have no score; "

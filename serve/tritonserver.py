@@ -20,9 +20,9 @@ LOG_FILE = "tritonserver.log"
 STACK_BYTES = 1 << 30
 """Stack of each server thread. A JSON body of 8 MB ended the whole of release 24.10 under the usual
 limit of 8 MB, and did not under this one. Address space only; a page counts once it is touched."""
-RESTRICTED = "model-repository,model-config,shared-memory,trace,logging"
+RESTRICTED = "model-repository,shared-memory,trace,logging"
 """What `--http-restricted-api` and `--grpc-restricted-protocol` call all but inference, metadata,
-health and statistics."""
+the model's configuration, which has its decision threshold, health and statistics."""
 KEY_HEADER = "toxicity-key"
 CLOSED = "\n"
 """A key that no request can carry: a header's value has no line feed."""

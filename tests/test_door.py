@@ -125,8 +125,8 @@ HTTP_PATTERNS = {
 """Of the server's own router. Each has its endpoints in OPEN or CLOSED."""
 OPEN = {
     **{("GET", path): 200 for path in ("/v2", "/v2/health/live", "/v2/health/ready", MODEL)},
-    **{("GET", f"{MODEL}{path}"): 200 for path in ("/ready", "/stats", "/versions/1")},
-    **{("GET", f"{MODEL}/versions/1/{path}"): 200 for path in ("ready", "stats")},
+    **{("GET", f"{MODEL}{path}"): 200 for path in ("/ready", "/stats", "/config", "/versions/1")},
+    **{("GET", f"{MODEL}/versions/1/{path}"): 200 for path in ("ready", "stats", "config")},
     ("GET", "/v2/models/stats"): 200,
     ("POST", INFER): 200,
     ("POST", f"{MODEL}/versions/1/infer"): 200,
@@ -146,7 +146,8 @@ APP_OPEN = {
 }
 """Of the application; its pages lie below /ui/."""
 CLOSED = [
-    *(f"{MODEL}{path}" for path in ("/config", "/trace/setting", "/versions/1/config")),
+    *(f"{MODEL}{path}" for path in ("/trace/setting", "/versions/1/trace/setting")),
+    "/v2/models/x/config",
     *("/v2/logging", "/v2/trace/setting", "/v2/repository/index", "/v2/repository/x/index"),
     *(
         f"/v2/repository/models/{model}/{verb}"

@@ -10,6 +10,7 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from export.config import ExportConfig
+from export.thresholds import ThresholdsConfig
 from export.versions import VersionsConfig
 from migrate.config import MigrateConfig
 from quality.config import QualityConfig
@@ -18,7 +19,10 @@ from serve.offline.config import ScoreFileConfig
 from serve.score import ScoreConfig
 from train.artifacts import WEIGHTS_FILE
 
-CONFIGS = (ExportConfig, MigrateConfig, QualityConfig, ScoreConfig, ScoreFileConfig, VersionsConfig)
+CONFIGS = (
+    *(ExportConfig, MigrateConfig, QualityConfig, ScoreConfig, ScoreFileConfig),
+    *(ThresholdsConfig, VersionsConfig),
+)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

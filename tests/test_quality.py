@@ -21,7 +21,6 @@ from export.publish import publish
 from export.repository import load_scorer
 from quality import metrics
 from quality.__main__ import main
-from quality.card import words
 from quality.curated import group_rates, load_curated, pair_shifts
 from quality.measure import bars
 from quality.metrics import bootstrap, interval
@@ -146,13 +145,17 @@ def test_group_rates_and_pair_shifts(tmp_path: Path) -> None:
     logits = np.full(40, -2.0, np.float32)
     logits[np.arange(1, 30, 2)] = 2.0
     logits[np.arange(0, 10, 2)] = 2.0
-    rates = group_rates(comments, logits >= 0, **CHANCE)
-    assert rates["fpr"][0] == 0.5
-    assert (rates["fpr.named"][0], rates["fpr.other"][0]) == (0.75, 0.25)
-    assert rates["fpr_ratio"][0] == pytest.approx(3)
+    rates = group_rates(comments, logits >= 0)
+    assert rates["fpr"]["value"] == 0.5
+    assert (rates["fpr.named"]["value"], rates["fpr.other"]["value"]) == (0.75, 0.25)
+    assert rates["fpr.named"]["low"] < 0.75 < rates["fpr.named"]["high"]
+    ratio = rates["fpr_ratio"]
+    assert ratio["value"] == pytest.approx(3) and 1 < ratio["low"] < 3 < ratio["high"]
     assert "fnr" not in rates
-    low, high = (interval(rates["fpr_ratio"])[k] for k in ("low", "high"))
-    assert low is not None and high is not None and 1 < low < 3 < high
+    # One group without an alarm: the ratio is infinite, its lower bound is not.
+    none = group_rates(comments, (logits >= 0) & (comments.extra["group"] == "named"))["fpr_ratio"]
+    assert none["value"] is none["high"] is None and none["low"] > 1
+    assert "fpr_ratio" not in group_rates(comments, np.zeros(40, bool))
     shifts = pair_shifts(comments, logits, **CHANCE)
     assert shifts["pair_flipped"][0] == 0.5  # 10 of 20 pairs
     expected = (probability_of(np.array(2.0)) - probability_of(np.array(-2.0))) / 2
@@ -392,12 +395,6 @@ def test_card_has_the_figures_of_its_version(
     refused = carded("--evaluation", other, *given)
     assert refused.returncode == 2
     assert refused.stderr.startswith(f"error: {other} has no figures of version 1 of")
-
-
-def test_precision_at_another_prevalence_is_bayes() -> None:
-    alarms, precision = words.expected(0.01, recall=0.8, fpr=0.02)
-    assert alarms == pytest.approx(8 + 19.8)
-    assert precision == pytest.approx(8 / 27.8)
 
 
 def test_bars_are_broken_by_bad_figures() -> None:

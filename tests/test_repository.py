@@ -177,8 +177,8 @@ def test_versions_share_one_runtime_but_not_one_that_was_altered(
     ("module", "step", "call"),
     [
         *((publishing, "put_folder", n) for n in (1, 2, 3)),
-        *((publishing, "_copy", n) for n in (1, 2, 3)),
-        *((publishing, step, 1) for step in ("_link_or_copy", "write_atomically", "announce")),
+        *((publishing, "copy", n) for n in (1, 2, 3)),
+        *((publishing, step, 1) for step in ("link_or_copy", "write_atomically", "announce")),
         *((switch, "write_atomically", n) for n in (1, 2, 3, 4)),
     ],
 )

@@ -26,7 +26,7 @@ from sklearn.metrics import roc_auc_score
 
 from bench.faults import child as fault_child
 from console.options import make_config, run
-from contract import CLS_ID, PAD_ID, TOKENIZER_FILE, BadInput
+from contract import CLS_ID, PAD_ID, THRESHOLDS_FILE, TOKENIZER_FILE, BadInput
 from train.__main__ import main
 from train.artifacts import (
     CONFIG_FILE,
@@ -60,6 +60,7 @@ def test_finished_run_is_complete_and_learned(trained_run: Path) -> None:
         TOKENIZER_FILE,
         SPLIT_FILE,
         METRICS_FILE,
+        THRESHOLDS_FILE,
         CURVES_FILE,
     }
     assert not trained_run.with_name(trained_run.name + ".partial").exists()

@@ -76,6 +76,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             fixed={"action": "rollback"},
             flags=_SIGNED,
         ),
+        "thresholds": Entry(
+            *("export.thresholds", "export.thresholds:ThresholdsConfig"),
+            "where a version decides, and what that does; new thresholds from your own labels",
+        ),
         "keygen": Entry(
             *_VERSIONS,
             "make the pair of keys that signs versions",

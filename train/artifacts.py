@@ -1,8 +1,9 @@
 """Files of a training run: checkpoints without pickle, progress, and loading them back.
 
 A finished run is a folder with `model.safetensors`, `config.json`, `tokenizer.json`,
-`split.json`, `metrics.json` and `curves.png`. It appears whole or not at all: the run works in
-`<out>.partial`, fills a folder there when it ends, and one rename makes that `<out>`.
+`split.json`, `metrics.json`, `thresholds.json` and `curves.png`. It appears whole or not at all:
+the run works in `<out>.partial`, fills a folder there when it ends, and one rename makes that
+`<out>`.
 """
 
 from __future__ import annotations

@@ -12,20 +12,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from contract import TOKENIZER_FILE
+from contract import THRESHOLDS_FILE, TOKENIZER_FILE
 from storage.files import remove
 from train import artifacts, by_source
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.curves import plot_curves
 from train.data.batches import TokenizedOnTheFly
+from train.data.split import essence
 from train.distributed import Processes
 from train.examples import Examples
 from train.methods import calibration, distill, qat
+from train.operating.choice import Labelled
+from train.operating.document import Thresholds, thresholds_of
+from train.operating.words import told
 from train.resume import Work
 from train.start import Network
 from train.throughput import flops_per_token, matmul_peak
-from train.validation import classification_metrics, logits_of
+from train.validation import classification_metrics, logits_of, probability_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ def finish(run: Finished, began: float, say: Callable[[str], None]) -> None:
     calibration.fold_in(encoder, chosen.fit)
     results = _results(run, labels, logits, chosen.fit)
     results["calibration_chosen"] = {"name": chosen.name, "held_out": chosen.held_out}
+    thresholds = _thresholds(run, labels, chosen.fit(logits))
 
     folder = run.work.folder / artifacts.FINISHED_FOLDER
     if folder.exists():
@@ -70,10 +75,13 @@ def finish(run: Finished, began: float, say: Callable[[str], None]) -> None:
     artifacts.write_json(folder / artifacts.CONFIG_FILE, _record(run, results, chosen.fit))
     artifacts.write_json(folder / artifacts.SPLIT_FILE, run.corpus.split.to_json())
     artifacts.write_json(folder / artifacts.METRICS_FILE, results)
+    artifacts.write_atomically(folder / THRESHOLDS_FILE, thresholds.to_text())
     plot_curves(results["history"], folder / artifacts.CURVES_FILE)
     artifacts.finish(run.work.folder, out)
 
     for line in _lines(results, None if soft else chosen, len(labels)):
+        say(line)
+    for line in told(thresholds):
         say(line)
     say(
         f"{out}: best epoch {results['best_epoch']}, "
@@ -81,6 +89,14 @@ def finish(run: Finished, began: float, say: Callable[[str], None]) -> None:
         f"{100 * results['matmul_peak_share']:.0f} % of the matmul peak, "
         f"{time.monotonic() - began:.0f} s in all"
     )
+
+
+def _thresholds(run: Finished, labels: np.ndarray, logits: np.ndarray) -> Thresholds:
+    """Of the validation split, whose calibrated `logits` [n] these are."""
+    texts = run.corpus.comments.texts
+    groups = [essence(texts[row]) for row in run.corpus.split.validation]
+    labelled = Labelled.of(labels, probability_of(logits), groups)
+    return thresholds_of(labelled, source="validation split", scores="PyTorch")
 
 
 def _results(

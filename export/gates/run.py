@@ -186,7 +186,7 @@ def form_gates(
     subject: GateSubject, form: Form, traced: Path, seed: int
 ) -> tuple[list[Finding], Placement]:
     """Every gate of one form, and where its nodes ran."""
-    served = _served(subject, form)
+    served = served_logits(subject, form)
     feeds = parity.feeds_of(subject.sample)
     placed = placement_of(form.path, feeds, form.device)
     if form.precision == "fp32":
@@ -297,7 +297,7 @@ def _qat_gates(subject: GateSubject, served: np.ndarray) -> list[Finding]:
     ]
 
 
-def _served(subject: GateSubject, form: Form) -> np.ndarray:
+def served_logits(subject: GateSubject, form: Form) -> np.ndarray:
     """float32 [n] logits of the validation texts from the very code that a server runs."""
     texts = [subject.texts[row] for row in subject.split.validation]
     return _scorer(subject, form).score(texts).logit

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from console.options import parse_config, run
 from contract import ONNX_FILE, BadInput
 from export.repository import current, verify
+from export.rethreshold import published_thresholds
 from quality.card.page import page
 from quality.card.words import card
 from storage.files import read_json, write_atomically
@@ -61,7 +62,8 @@ def main() -> None:
         "label_policy": config.label_policy,
         "contact": config.contact,
     }
-    text = card(manifest, document, names[0], told)
+    thresholds = published_thresholds(config.repository, manifest["version"])
+    text = card(manifest, document, names[0], told, thresholds)
     write_atomically(config.out / "card.md", text)
     write_atomically(config.out / "card.html", page(text, config.name))
     print(f"wrote {config.out / 'card.md'} and {config.out / 'card.html'}")

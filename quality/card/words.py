@@ -8,17 +8,22 @@ from typing import Any
 
 import jinja2
 
+from export.manifest import decision_threshold
 from quality import checklist
+from train.operating import words
+from train.operating.document import Thresholds
 
-PREVALENCES = (0.5, 0.1, 0.01, 0.001)
-"""Shares of toxic comments that the thresholds are stated for."""
 _WEAK = 0.5
 _GROUPS_SHOWN = 12
 _TEMPLATE = "card.md.jinja"
 
 
 def card(
-    manifest: Mapping[str, Any], document: Mapping[str, Any], model: str, told: Mapping[str, str]
+    manifest: Mapping[str, Any],
+    document: Mapping[str, Any],
+    model: str,
+    told: Mapping[str, str],
+    thresholds: Thresholds | None = None,
 ) -> str:
     """The card as Markdown.
 
@@ -27,6 +32,7 @@ def card(
         document: an evaluation that has `model`.
         model: the version's name in it.
         told: title, licence, label policy and contact, as the user gave them.
+        thresholds: those of the version; an older one has none.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -46,7 +52,10 @@ def card(
         trained_on=Path(document["run"]["trained_on"]["name"]).name,
         sets=_sets(document, model),
         baselines=_baselines(document),
-        alarms=_alarms(document, model),
+        decides=decision_threshold(manifest),
+        thresholds=thresholds,
+        threshold_lines=words.summary(thresholds) if thresholds else [],
+        threshold_rows=words.rows(thresholds) if thresholds else [],
         groups=_groups(document, model),
         misspelled=document.get("misspelled", {}),
         checklist=_checklist(document, model),
@@ -76,37 +85,6 @@ def _sets(document: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
 
 def _baselines(document: Mapping[str, Any]) -> list[str]:
     return [name for name, about in document["models"].items() if about["kind"] == "baseline"]
-
-
-def expected(prevalence: float, recall: float, fpr: float) -> tuple[float, float]:
-    """Alarms per 1,000 comments and precision at another share of toxic comments.
-
-    By prior shift: recall and false-positive rate are taken to be the same at every prevalence,
-    which holds only if toxic and harmless comments are each like those that were measured.
-    """
-    hits, false = prevalence * recall, (1 - prevalence) * fpr
-    flagged = hits + false
-    return 1000 * flagged, hits / flagged if flagged else float("nan")
-
-
-def _alarms(document: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
-    """By threshold: recall and false-positive rate on the validation split, and what follows."""
-    metrics = next(iter(document["results"].values()))[model]["metrics"]
-    rows = []
-    for rule, chosen in document["thresholds"][model].items():
-        if not chosen:
-            continue
-        recall, fpr = (metrics[f"{name} at {rule}"]["value"] for name in ("recall", "fpr"))
-        rows.append(
-            {
-                "rule": rule,
-                "probability": chosen["probability"],
-                "recall": recall,
-                "fpr": fpr,
-                "at": [(share, *expected(share, recall, fpr)) for share in PREVALENCES],
-            }
-        )
-    return rows
 
 
 def _groups(document: Mapping[str, Any], model: str) -> list[dict[str, Any]]:

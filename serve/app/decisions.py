@@ -20,6 +20,7 @@ class Decisions(msgspec.Struct, frozen=True):
     """Of one version."""
 
     thresholds: dict[str, float] = {}
+    """By output; chosen by `train.operating`, or absent from an older version."""
     languages: tuple[str, ...] = ()
 
     @property

@@ -80,7 +80,7 @@ def _endpoints(services: Services) -> dict[tuple[str, str], JsonEndpoint]:
     scorer, versions = services.scorer, services.versions
     typed = typed_endpoint(scorer, on=services.settings.get_score)
     return {
-        ("POST", SCORE_PATH): JsonEndpoint(score_endpoint(scorer), plain),
+        ("POST", SCORE_PATH): JsonEndpoint(score_endpoint(scorer, versions), plain),
         ("GET", SCORE_PATH): JsonEndpoint(typed, plain),
         ("POST", MODERATION_PATH): JsonEndpoint(
             moderation_endpoint(scorer, versions), moderation_error

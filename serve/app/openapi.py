@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serve.app import moderation, perspective_messages
+from serve.app.score import ScoreRequest
 from serve.app.settings import (
     ANALYZE_PATH,
     HEALTH_PATH,
@@ -49,14 +50,20 @@ def openapi(settings: AppSettings) -> dict[str, Any]:
             moderation.Request,
             perspective_messages.AnalyzeRequest,
             perspective_messages.SuggestRequest,
+            ScoreRequest,
         ],
         ref_template="#/components/schemas/{name}",
     )
-    scored = _object(probability={"anyOf": [_NUMBER, {"type": "array", "items": _NUMBER}]})
-    text = {"anyOf": [_STRING, _TEXTS]}
+    scored = _object(
+        probability=_one_or_several(_NUMBER),
+        model_version=_STRING,
+        flagged=_one_or_several(_BOOLEAN),
+        threshold=_NUMBER,
+    )
+    bodies = {"anyOf": [asked[3], _STRING, _TEXTS]}
     paths = {
         SCORE_PATH: {
-            "post": _operation("Score a comment, or several", scored, _object(text=text)),
+            "post": _operation("Score a comment, or several", scored, bodies),
         },
         MODERATION_PATH: {
             "post": _operation("OpenAI's moderation request", _moderated(), asked[0]),
@@ -106,6 +113,10 @@ def _json(schema: Any) -> dict[str, Any]:
 
 def _object(**members: Any) -> dict[str, Any]:
     return {"type": "object", "properties": members}
+
+
+def _one_or_several(kind: Any) -> dict[str, Any]:
+    return {"anyOf": [kind, {"type": "array", "items": kind}]}
 
 
 def _map(values: Any) -> dict[str, Any]:

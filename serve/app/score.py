@@ -2,49 +2,76 @@
 
 {"text": "you are kind"}  ->  {"probability": 0.01, "model_version": "1"}
 {"text": ["...", "..."]}, or just ["...", "..."]  ->  {"probability": [0.01, 0.9], ...}
+{"text": "...", "decide": true}  ->  the same with {"flagged": false, "threshold": 0.62}
+
+"decide" asks for the decision by the threshold of the version that answered, "threshold": 0.8 for
+that by a threshold of the client's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Any
 from urllib.parse import parse_qs
 
 import msgspec
 
-from contract import MODEL_VERSION, PROBABILITY
+from contract import FLAGGED, MODEL_VERSION, PROBABILITY, THRESHOLD
+from serve.app.decisions import Versions
 from serve.app.http import Endpoint, Scope
 from serve.app.refusals import Refusal
 from serve.app.scorer import BatchingScorer
 
+_Threshold = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
-class _Request(msgspec.Struct):
+
+class ScoreRequest(msgspec.Struct, omit_defaults=True):
+    """What is asked, where it is more than a comment or a list of them."""
+
     text: str | list[str]
+    decide: bool = False
+    threshold: _Threshold | None = None
 
 
-_decoder = msgspec.json.Decoder(_Request | list[str] | str)
+_decoder = msgspec.json.Decoder(ScoreRequest | list[str] | str)
+_EXPECTED = (
+    'the body is not {"text": "..."}, {"text": ["...", ...]} or ["...", ...], perhaps with '
+    '"decide": true or "threshold": a number from 0 to 1'
+)
 
 
-def score_endpoint(scorer: BatchingScorer) -> Endpoint:
+def score_endpoint(scorer: BatchingScorer, versions: Versions) -> Endpoint:
     """What answers `POST /score`."""
 
-    async def score(body: bytes, scope: Scope) -> dict[str, object]:
+    async def score(body: bytes, scope: Scope) -> dict[str, Any]:
         del scope
         try:
             asked = _decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Refusal(
-                400, 'the body is not {"text": "..."}, {"text": ["...", ...]} or ["...", ...]'
-            ) from error
-        text = asked.text if isinstance(asked, _Request) else asked
-        return await answer(scorer, text)
+            raise Refusal(400, _EXPECTED) from error
+        if not isinstance(asked, ScoreRequest):
+            return await answer(scorer, asked)
+        found = await answer(scorer, asked.text)
+        if asked.decide or asked.threshold is not None:
+            _decide(found, asked.threshold, versions)
+        return found
 
     return score
+
+
+def _decide(found: dict[str, Any], asked: float | None, versions: Versions) -> None:
+    """Add the decision to an answer, by the asked threshold or by that of its version."""
+    threshold = versions.of(found[MODEL_VERSION]).threshold if asked is None else asked
+    scores = found[PROBABILITY]
+    single = isinstance(scores, float)
+    found[FLAGGED] = scores >= threshold if single else [score >= threshold for score in scores]
+    found[THRESHOLD] = threshold
 
 
 def typed_endpoint(scorer: BatchingScorer, *, on: bool) -> Endpoint:
     """What answers `GET /score?text=`, where that is on."""
 
-    async def score(body: bytes, scope: Scope) -> dict[str, object]:
+    async def score(body: bytes, scope: Scope) -> dict[str, Any]:
         del body
         if not on:
             raise Refusal(
@@ -64,7 +91,7 @@ def typed_endpoint(scorer: BatchingScorer, *, on: bool) -> Endpoint:
     return score
 
 
-async def answer(scorer: BatchingScorer, text: str | Sequence[str]) -> dict[str, object]:
+async def answer(scorer: BatchingScorer, text: str | Sequence[str]) -> dict[str, Any]:
     """The document for one comment, or for several. Raises Refusal."""
     single = isinstance(text, str)
     found = await scorer.score([text] if isinstance(text, str) else text)

@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
-from contract import BadInput
+from contract import FLAGGED, BadInput
 from serve.offline.forms import SCORES
 from serve.offline.job import OutputForm
 from serve.offline.rows import STDIN, Source
@@ -53,6 +53,19 @@ class ScoreFileConfig:
     ids_only: bool = Field(
         False,
         description="write the number of the row, from 0, in place of the input's columns",
+        json_schema_extra=_OUTPUT,
+    )
+    decide: bool = Field(
+        False,
+        description=f"write a column '{FLAGGED}' too: whether the probability is at least the "
+        "version's threshold",
+        json_schema_extra=_OUTPUT,
+    )
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="probability to decide by instead, such as 0.8; --decide is then on",
         json_schema_extra=_OUTPUT,
     )
     repository: Path = Field(
@@ -129,11 +142,12 @@ def chosen_columns(config: ScoreFileConfig, source: Source) -> tuple[str, tuple[
         )
     keep = None if config.ids_only else config.keep_columns or source.names
     counts = Counter((text_column, *source.names))
+    written = (*SCORES, FLAGGED) if config.decide or config.threshold is not None else SCORES
     for name in keep or ():
-        if name in SCORES:
+        if name in written:
             raise BadInput(
                 f"{config.file} has a column {name!r} already, expected none of "
-                f"{', '.join(SCORES)}; leave it out with --keep-columns or --ids-only"
+                f"{', '.join(written)}; leave it out with --keep-columns or --ids-only"
             )
         if counts[name] > 1 + (name == text_column):
             raise BadInput(

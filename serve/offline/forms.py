@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contract import LOGIT, MODEL_VERSION, PROBABILITY
+from contract import FLAGGED, LOGIT, MODEL_VERSION, PROBABILITY
 from serve.offline.job import Job
 from serve.offline.rows import Chunk
 from train.data.tables import as_bytes
@@ -32,11 +32,24 @@ class ScoreColumns:
     logit: np.ndarray
     version: str
     missing: Iterable[int]
+    threshold: float | None = None
+    """Probability from which a row is flagged; None for no such column."""
+
+    @property
+    def flagged(self) -> np.ndarray:
+        """Bool [rows], by the doubles that the server's JSON has."""
+        threshold = np.inf if self.threshold is None else self.threshold
+        return self.probability.astype(np.float64) >= threshold
 
     def columns(self) -> list[list[Any]]:
-        """Values of SCORES: a float as the double that it is, as JSON from the server has it."""
+        """Values of SCORES, and of FLAGGED where it is asked for.
+
+        A float is the double that it is, as JSON from the server has it.
+        """
         found: list[list[Any]] = [self.probability.tolist(), self.logit.tolist()]
         found.append([self.version] * len(self.logit))
+        if self.threshold is not None:
+            found.append(self.flagged.tolist())
         for row in self.missing:
             for column in found:
                 column[row] = None
@@ -54,7 +67,7 @@ def written(chunk: Chunk, batch: Any, job: Job, scores: ScoreColumns) -> tuple[i
     rows = zip(*columns, *scores.columns(), strict=True)
     if job.form == "csv":
         return escaped, "".join(map(csv_line, rows)).encode()
-    names = output_names(job.keep)
+    names = output_names(job)
     lines = (json.dumps(dict(zip(names, row, strict=True)), **_JSON) + "\n" for row in rows)
     return escaped, "".join(lines).encode()
 
@@ -62,9 +75,10 @@ def written(chunk: Chunk, batch: Any, job: Job, scores: ScoreColumns) -> tuple[i
 _JSON: dict[str, Any] = {"ensure_ascii": False, "default": str, "allow_nan": False}
 
 
-def output_names(keep: tuple[str, ...] | None) -> tuple[str, ...]:
+def output_names(job: Job) -> tuple[str, ...]:
     """Columns of the output."""
-    return (*((ROW,) if keep is None else keep), *SCORES)
+    decided = () if job.threshold is None else (FLAGGED,)
+    return (*((ROW,) if job.keep is None else job.keep), *SCORES, *decided)
 
 
 def csv_line(values: Iterable[Any]) -> str:
@@ -81,6 +95,8 @@ def csv_line(values: Iterable[Any]) -> str:
 def _as_text(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, list | dict):
         return json.dumps(value, **_JSON)
     return str(value)
@@ -153,8 +169,9 @@ def parquet_schema(job: Job, types: dict[str, Any] | None) -> Any:
         fields = [pa.field(ROW, pa.int64())]
     else:
         fields = [pa.field(name, types[name] if types else pa.string()) for name in job.keep]
-    kinds = (pa.float32(), pa.float32(), pa.string())
-    return pa.schema([*fields, *map(pa.field, SCORES, kinds)])
+    kinds = (pa.float32(), pa.float32(), pa.string(), pa.bool_())
+    names = output_names(job)[len(fields) :]
+    return pa.schema([*fields, *map(pa.field, names, kinds)])
 
 
 def _parquet(columns: list[Any], job: Job, scores: ScoreColumns) -> bytes:
@@ -162,7 +179,8 @@ def _parquet(columns: list[Any], job: Job, scores: ScoreColumns) -> bytes:
     valid[list(scores.missing)] = False
     version = pa.array([scores.version if ok else None for ok in valid], pa.string())
     floats = [pa.array(values, mask=~valid) for values in (scores.probability, scores.logit)]
-    table = pa.table([*columns, *floats, version], names=list(output_names(job.keep)))
+    decided = [] if scores.threshold is None else [pa.array(scores.flagged, mask=~valid)]
+    table = pa.table([*columns, *floats, version, *decided], names=list(output_names(job)))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return sink.getvalue().to_pybytes()

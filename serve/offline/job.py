@@ -21,6 +21,8 @@ class Job:
     text_column: str
     keep: tuple[str, ...] | None
     """Those that go into the output; None for the row's number in their place."""
+    threshold: float | None = None
+    """Probability from which a row is flagged; None where no decision is written."""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def _copier(job: Job, file: Any, schema: Any) -> Callable[[Any], None]:
 
         return copy_table
     if job.form == "csv":
-        file.write(csv_line(output_names(job.keep)).encode())
+        file.write(csv_line(output_names(job)).encode())
 
     def copy(part: Any) -> None:
         if part is not None:

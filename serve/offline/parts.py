@@ -61,13 +61,15 @@ def go_on_or_begin(config: ScoreFileConfig, job: Job, artifact: dict[str, Any]) 
         "artifact_sha256": sha256_of(job.version_folder / ARTIFACT_FILE),
         "onnx_sha256": artifact["files"][ONNX_FILE]["sha256"],
         "form": job.form,
+        "threshold": job.threshold,
         "chunk": {"rows": CHUNK_ROWS, "bytes": CHUNK_BYTES},
     }
     state = json.loads(json.dumps(state))
     path = job.parts / STATE_FILE
     if path.is_file():
         began = read_json(path, _BEGIN_AGAIN)
-        for name, expected in began.items():
+        for name in {**began, **state}:
+            expected = began.get(name)
             if state.get(name) != expected:
                 raise BadInput(
                     f"{job.parts} was begun with {name} {json.dumps(expected)}, and now it is "

@@ -29,6 +29,8 @@ class Report:
     escaped: int
     """Fields of other columns that were not UTF-8: their bytes stand as \\xNN."""
     blank_lines: int
+    threshold: float | None
+    """Probability from which rows are flagged; None where none are."""
     resumed_rows: int
     """Done before this run."""
     processes: int
@@ -102,6 +104,7 @@ class Run:
         return Report(
             out=str(out),
             version=int(self.job.version_folder.name),
+            threshold=self.job.threshold,
             blank_lines=self.source.blank_lines,
             processes=self.processes,
             start_s=self._start_s,

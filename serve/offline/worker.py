@@ -85,7 +85,7 @@ def score_chunk(scorer: NativeScorer, chunk: Chunk, job: Job) -> Done:
     scored = [row for row in range(chunk.rows) if row not in reasons]
     logit, chance = np.zeros(chunk.rows, np.float32), np.zeros(chunk.rows, np.float32)
     logit[scored], chance[scored] = found.logit, probability(found.logit)
-    scores = ScoreColumns(chance, logit, job.version_folder.name, reasons.keys())
+    scores = ScoreColumns(chance, logit, job.version_folder.name, reasons.keys(), job.threshold)
     escaped, data = written(chunk, batch, job, scores)
     quarantine: list[dict[str, Any]] = []
     for row, reason in sorted(reasons.items()):

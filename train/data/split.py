@@ -170,7 +170,7 @@ _ESSENTIAL = _Essential()
 
 
 def essence(text: str) -> str:
-    """Its letters, digits and emoji: the same for texts that differ in form alone."""
+    """What two texts have in common that differ in case, punctuation and spaces alone."""
     folded = text.casefold()
     return folded.translate(_ESSENTIAL) or "".join(folded.split())
 
