@@ -116,6 +116,19 @@ BYTES_A_ROW = 4096
 """So many bytes of text count as one more row of the encoder's batch when a request is admitted:
 reading them takes about as long."""
 
+# --- Histograms: what a server counts of itself, and a version's profile ------------------
+DURATION_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Seconds."""
+BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Comments that were scored together."""
+SCORE_BINS = 20
+"""Bins of the same width from 0 to 1."""
+TOKEN_BOUNDS = (8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+"""Tokens of a comment, [CLS] included."""
+SERVED_THRESHOLD = "decision_threshold"
+"""Parameter in the public model's config.pbtxt: probability from which the server counts a comment
+as flagged."""
+
 STARTS_VARIABLE = "TOXICITY_STARTS"
 """Environment of a server: how many times its supervisor has started it; a metric shows it."""
 
@@ -128,6 +141,8 @@ ARTIFACT_FILE = "artifact.json"
 """What the version is: precision, max_len, tolerances, files with their sha256, gates passed."""
 SIGNATURE_FILE = "artifact.sig"
 """Ed25519 signature of ARTIFACT_FILE's bytes, 64 bytes, where the version was signed."""
+PROFILE_FILE = "profile.json"
+"""How the version scored its validation split (export/profile.py); older versions have none."""
 SERVING_FILE = "serving.json"
 """In the public model's folder: which version serves and how, and the published ones' sha256."""
 REQUIRE_SIGNATURE = "TOXICITY_REQUIRE_SIGNATURE"
