@@ -127,7 +127,11 @@ TOKEN_BOUNDS = (8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 """Tokens of a comment, [CLS] included."""
 SERVED_THRESHOLD = "decision_threshold"
 """Parameter in the public model's config.pbtxt: probability from which the server counts a comment
-as flagged."""
+as flagged, DECISION_THRESHOLD where it is left out."""
+HISTOGRAMS = "histograms"
+"""Parameter there, for measuring what they cost: "0" for none."""
+ARRIVAL_HEADER = "toxicity-arrival"
+"""Header by which haproxy tells a server when a request came, in microseconds of Unix time."""
 
 STARTS_VARIABLE = "TOXICITY_STARTS"
 """Environment of a server: how many times its supervisor has started it; a metric shows it."""
