@@ -49,7 +49,10 @@ MAX_WINDOWS = 16
 LABEL_THRESHOLD = 0.5
 """A comment is toxic when at least half of its annotators said so (Jigsaw's own rule)."""
 DECISION_THRESHOLD = 0.5
-"""Probability from which a comment counts as toxic in accuracy, precision, recall and F1."""
+"""Probability from which a comment counts as toxic in accuracy, precision, recall and F1, and in
+a version whose artifact has no threshold of its own."""
+THRESHOLD = "threshold"
+"""Parameter in the public model's config.pbtxt: probability from which the version flags."""
 
 # --- Encoder graph: ids in, logit out ----------------------------------------------------
 INPUT_IDS = "input_ids"
@@ -125,9 +128,6 @@ SCORE_BINS = 20
 """Bins of the same width from 0 to 1."""
 TOKEN_BOUNDS = (8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 """Tokens of a comment, [CLS] included."""
-SERVED_THRESHOLD = "decision_threshold"
-"""Parameter in the public model's config.pbtxt: probability from which the server counts a comment
-as flagged, DECISION_THRESHOLD where it is left out."""
 HISTOGRAMS = "histograms"
 """Parameter there, for measuring what they cost: "0" for none."""
 ARRIVAL_HEADER = "toxicity-arrival"

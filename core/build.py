@@ -51,7 +51,7 @@ _CONSTANTS = (
         "OVERLOADED_WAIT_S",
         "CACHE_BYTES",
         "MAX_BATCH",
-        "SERVED_THRESHOLD",
+        "THRESHOLD",
         "DECISION_THRESHOLD",
         "HISTOGRAMS",
         "ARRIVAL_HEADER",

@@ -21,10 +21,13 @@ from pydantic.dataclasses import dataclass
 
 from contract import (
     ARTIFACT_FILE,
+    DECISION_THRESHOLD,
     MAX_LEN,
     MAX_WINDOWS,
     ONNX_FILE,
     ORT_FILE,
+    PROFILE_FILE,
+    PUBLIC_MODEL,
     TOKENIZER_FILE,
     BadInput,
     GateFailed,
@@ -35,6 +38,8 @@ from export.tuning import LAZILY, LongTextRule
 REMEDY = "run `make export` to publish a new version"
 SERVED = (LIBRARY, ONNX_FILE, ORT_FILE, TOKENIZER_FILE)
 """Files of a version that a server loads, beside the manifest."""
+BESIDE = (PROFILE_FILE,)
+"""Files that a version may have, and that the manifest covers then."""
 MAX_DOCUMENT_BYTES = 1 << 20
 """Longest artifact.json or serving.json that is read."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -81,13 +86,15 @@ class Artifact:
     core: dict[str, Any] = Field(default_factory=dict)
     calibration: dict[str, Any] | None = None
     cascade: dict[str, Any] | None = None
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    """Probability from which a comment is flagged, by output."""
     checkpoint_sha256: Sha256 | None = None
     created: str | None = None
     commit: str | None = None
 
     @model_validator(mode="after")
     def _lists_what_is_served(self) -> Artifact:
-        for name in sorted(set(SERVED) ^ self.files.keys()):
+        for name in sorted((set(SERVED) ^ self.files.keys()) - set(BESIDE)):
             raise ValueError(f"files {'has' if name in self.files else 'is without'} {name}")
         if self.long_text.windows > 1 and self.long_text.stride >= self.max_len:
             raise ValueError(f"long_text.stride is not below max_len, {self.max_len}")
@@ -146,6 +153,11 @@ def check_files(folder: Path, expected: Mapping[str, Mapping[str, Any]], *others
                 f"{folder / name} is damaged: it has {found['bytes']} bytes, expected "
                 f"{said['bytes']}; {REMEDY}"
             )
+
+
+def decision_threshold(artifact: Mapping[str, Any]) -> float:
+    """Probability from which a version flags a comment; DECISION_THRESHOLD for an older one."""
+    return float(artifact.get("thresholds", {}).get(PUBLIC_MODEL, DECISION_THRESHOLD))
 
 
 def check_gates(artifact: Mapping[str, Any], path: Path) -> None:

@@ -43,7 +43,7 @@ def render(
     configs = (
         ragged_config(tuning.instances, device, batch),
         encoder_config(tuning.instances, device, batch),
-        public_config(tuning, device, cache_bytes),
+        public_config(tuning, device, cache_bytes, artifact.get("thresholds")),
     )
     for config in configs:
         config.version_policy.specific.versions.append(version)
@@ -80,7 +80,10 @@ def _shown(value: Any) -> str:
 
 # --- Models ------------------------------------------------------------------------------
 def public_config(
-    tuning: Tuning, device: str = "cpu", cache_bytes: int = contract.DEFAULT_CACHE_BYTES
+    tuning: Tuning,
+    device: str = "cpu",
+    cache_bytes: int = contract.DEFAULT_CACHE_BYTES,
+    thresholds: Mapping[str, float] | None = None,
 ) -> pb.ModelConfig:
     """Text -> score with `tuning.instances` sessions of one thread, for the core."""
     config = pb.ModelConfig(
@@ -100,6 +103,8 @@ def public_config(
         config.dynamic_batching.max_queue_delay_microseconds = int(1e3 * tuning.window_ms)
     config.parameters[contract.CACHE_BYTES].string_value = str(cache_bytes)
     config.parameters[contract.MAX_BATCH].string_value = str(tuning.max_batch)
+    if thresholds and PUBLIC_MODEL in thresholds:  # for clients, and for what the core counts
+        config.parameters[contract.THRESHOLD].string_value = f"{thresholds[PUBLIC_MODEL]!r}"
     return config
 
 

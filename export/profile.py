@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
-from scipy.stats import binomtest
 
 from contract import PROFILE_FILE, SCORE_BINS, TOKEN_BOUNDS
 from export.manifest import read_regular, validated
@@ -34,7 +33,7 @@ class Rate(NamedTuple):
 
 @dataclass(frozen=True, config=LAZILY)
 class CalibrationBin:
-    """Comments whose score is from `low` up to `high`, the last bin's included."""
+    """Comments whose score is above `low` up to `high`, as in the bins of `score_bins`."""
 
     low: Share
     high: Share
@@ -113,6 +112,8 @@ def rate(count: int, of: int) -> Rate | None:
     """`count` / `of` with its 95 % interval by Wilson (1927); None where `of` is 0."""
     if not of:
         return None
+    from scipy.stats import binomtest  # slow to import: not for who only reads counts
+
     span = binomtest(count, of).proportion_ci(0.95, method="wilson")
     return Rate(count / of, float(span.low), float(span.high))
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from contract import (
     ENCODER_MODEL,
     ONNX_FILE,
     ORT_FILE,
+    PROFILE_FILE,
     PUBLIC_MODEL,
     RAGGED_MODEL,
     REQUIRE_SIGNATURE,
@@ -31,8 +32,9 @@ from contract import (
 from core import build
 from core.binding import onnxruntime_library
 from core.build import LIBRARY
-from export.manifest import SERVED, Artifact, fingerprint, validated
+from export.manifest import BESIDE, SERVED, Artifact, fingerprint, validated
 from export.model_config import MODELS, Tuning
+from export.profile import Profile
 from export.repository import Snapshot, numbered
 from export.serving import ServedVersion, serving_path
 from export.signing import check_signature, load_private_key, required_key
@@ -62,6 +64,7 @@ class Sources:
     ragged: Path
     served: Path
     tokenizer: Path
+    profile: Profile | None = None
 
 
 def publish(
@@ -76,6 +79,7 @@ def publish(
     cache_bytes: int = contract.DEFAULT_CACHE_BYTES,
     keep_versions: int = 3,
     sign_key: Path | None = None,
+    profile: Profile | None = None,
 ) -> int:
     """Add one version, make it the one that serves and return its number.
 
@@ -92,6 +96,7 @@ def publish(
         cache_bytes: memory of a server for the logits of repeated comments, 0 for none.
         keep_versions: versions that stay: the new one, the one that served before it, the newest.
         sign_key: file of the private key that signs it, see `export.signing`.
+        profile: how it scored its validation split; the version number is put in.
 
     Raises BadInput when it cannot; what served before then serves on.
     """
@@ -99,7 +104,7 @@ def publish(
     # On a CPU the ragged form: no padding is made for a batch of mixed lengths. For a GPU
     # the dense one: its shapes are known before the run.
     by_device = onnx_path if artifact["device"] == "cuda" else ragged_path
-    sources = Sources(onnx_path, ragged_path, served_path or by_device, tokenizer_path)
+    sources = Sources(onnx_path, ragged_path, served_path or by_device, tokenizer_path, profile)
     with writing(repository) as found, contextlib.ExitStack() as stack:
         known = found.versions if found else []
         version = _next_version(repository, found)
@@ -170,11 +175,15 @@ def _fill(
     _copy(sources.tokenizer, public / TOKENIZER_FILE)
     _copy(build.library(), public / LIBRARY)
     _put_runtime(repository, known, public / ORT_FILE)
+    if sources.profile:
+        profile = replace(sources.profile, version=artifact["version"])
+        write_atomically(public / PROFILE_FILE, json_text(asdict(profile)))
     commit = source_commit()
+    names = (*SERVED, *(name for name in BESIDE if (public / name).is_file()))
     document = {
         **artifact,
         **({"commit": commit} if commit else {}),
-        "files": {name: fingerprint(public / name) for name in SERVED},
+        "files": {name: fingerprint(public / name) for name in names},
         "encoder": fingerprint(encoder / ONNX_FILE),
         "ragged": fingerprint(ragged / ONNX_FILE),
         "core": build.described(),

@@ -110,7 +110,7 @@ void Version::read_config(TRITONBACKEND_Model* model) {
     const Json config = Json::parse(json, "the model's configuration");
     max_batch_ = static_cast<int>(parameter(config, MAX_BATCH, 1, MAX_BATCH_SIZE));
     const std::int64_t cache_bytes = parameter(config, CACHE_BYTES, 0, kMostCacheBytes);
-    threshold_ = share_parameter(config, SERVED_THRESHOLD, DECISION_THRESHOLD);
+    threshold_ = share_parameter(config, THRESHOLD, DECISION_THRESHOLD);
     if (given_parameter(config, HISTOGRAMS)) histograms_ = parameter(config, HISTOGRAMS, 0, 1) != 0;
     if (cache_bytes) cache_ = std::make_shared<LogitCache>(static_cast<std::size_t>(cache_bytes));
 }
