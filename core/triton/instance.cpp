@@ -90,20 +90,20 @@ void Instance::execute(TRITONBACKEND_Request** handles, std::uint32_t count) noe
 double Instance::waited_s(const Request& request, std::int64_t now_us) const {
     std::uint32_t count = 0;
     if (!triton.ok(triton.BACKEND_RequestParameterCount(request.handle, &count))) return -1;
+    const char* arrived = nullptr;
     for (std::uint32_t i = 0; i < count; i++) {
         const char* name = nullptr;
         int type = 0;
         const void* value = nullptr;
         if (!triton.ok(triton.BACKEND_RequestParameter(request.handle, i, &name, &type, &value))) return -1;
-        if (type != static_cast<int>(kParameterString) || std::strcmp(name, ARRIVAL_HEADER)) continue;
-        const std::int64_t arrived_us = std::strtoll(static_cast<const char*>(value), nullptr, 10);
-        const std::int64_t waited_us = now_us - arrived_us;
-        // The two clocks are one, but haproxy reads it before it does a round of work.
-        return waited_us > kLongestWait_us || waited_us < -kLongestWait_us
-                   ? -1
-                   : 1e-6 * static_cast<double>(std::max<std::int64_t>(0, waited_us));
+        // The last one: Triton puts headers behind the parameters that a client names.
+        if (type == static_cast<int>(kParameterString) && !std::strcmp(name, ARRIVAL_HEADER))
+            arrived = static_cast<const char*>(value);
     }
-    return -1;
+    if (!arrived) return -1;
+    const std::int64_t waited_us = now_us - std::strtoll(arrived, nullptr, 10);
+    if (waited_us > kLongestWait_us || waited_us < -kLongestWait_us) return -1;
+    return 1e-6 * static_cast<double>(std::max<std::int64_t>(0, waited_us));
 }
 
 // Reads the comments of a request. Throws BadInput for one that cannot be scored.
@@ -216,9 +216,11 @@ void Instance::count(const std::vector<Request*>& scored, const std::vector<floa
     if (!metrics) return;
     const auto add = [&](Metric metric, auto amount) { metrics->add(metric, static_cast<double>(amount)); };
     const auto comments = static_cast<std::int64_t>(logits.size());
-    const auto flagged = std::count_if(logits.begin(), logits.end(), [&](float logit) {
-        return static_cast<double>(probability(logit)) >= version_.threshold();
-    });
+    std::vector<double> scores(logits.size());
+    std::transform(logits.begin(), logits.end(), scores.begin(),
+                   [](float logit) { return static_cast<double>(probability(logit)); });
+    const auto flagged = std::count_if(scores.begin(), scores.end(),
+                                       [&](double score) { return score >= version_.threshold(); });
     add(Metric::batches, 1);
     add(Metric::requests, scored.size());
     add(Metric::comments, comments);
@@ -238,14 +240,14 @@ void Instance::count(const std::vector<Request*>& scored, const std::vector<floa
         add(Metric::misses, comments - counts.hits);
         metrics->set(Metric::cached_bytes, static_cast<double>(cache->used_bytes()));
     }
-    if (metrics->has_histograms()) observe(scored, logits, lengths, times);
+    if (metrics->has_histograms()) observe(scored, scores, lengths, times);
     const std::uint64_t now = now_ns();
     metrics->set(Metric::capacity,
                  version_.capacity_after(comments, 1e-9 * static_cast<double>(now - times.began_ns),
                                          1e-9 * static_cast<double>(now)));
 }
 
-void Instance::observe(const std::vector<Request*>& scored, const std::vector<float>& logits,
+void Instance::observe(const std::vector<Request*>& scored, const std::vector<double>& scores,
                        const std::vector<std::int32_t>& lengths, const Times& times) const {
     const Metrics& metrics = *version_.metrics();
     const auto seconds = [&](std::uint64_t until_ns) {
@@ -258,9 +260,9 @@ void Instance::observe(const std::vector<Request*>& scored, const std::vector<fl
             metrics.observe(Metric::queue_s, request->waited_s + seconds(times.start_ns));
         metrics.observe(Metric::compute_s, times.compute_s());
     }
-    metrics.observe(Metric::batch_comments, static_cast<double>(logits.size()));
-    for (std::size_t i = 0; i < logits.size(); i++) {
-        metrics.observe(Metric::score, static_cast<double>(probability(logits[i])));
+    metrics.observe(Metric::batch_comments, static_cast<double>(scores.size()));
+    for (std::size_t i = 0; i < scores.size(); i++) {
+        metrics.observe(Metric::score, scores[i]);
         metrics.observe(Metric::comment_tokens, static_cast<double>(lengths[i]));
     }
 }

@@ -52,7 +52,7 @@ class Instance {
                  std::size_t count, std::size_t bytes) const;
     void count(const std::vector<Request*>& scored, const std::vector<float>& logits,
                const std::vector<std::int32_t>& lengths, const Counts& counts, const Times& times) const;
-    void observe(const std::vector<Request*>& scored, const std::vector<float>& logits,
+    void observe(const std::vector<Request*>& scored, const std::vector<double>& scores,
                  const std::vector<std::int32_t>& lengths, const Times& times) const;
 
     TRITONBACKEND_ModelInstance* handle_;
