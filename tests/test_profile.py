@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import itertools
 import json
 import unicodedata
 from collections.abc import Callable
@@ -111,7 +113,7 @@ def test_export_counts_its_validation_split(exported: Exported) -> None:
     edges = [0, *SCORE_BOUNDS]
     by_hand = [
         int(((score > low) & (score <= high) | (low == 0) & (score == 0)).sum())
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in itertools.pairwise(edges)
     ]
     assert list(profile.score_bins) == by_hand
     assert profile.token_bins == counts_upto(found.lengths, TOKEN_BOUNDS)
@@ -146,11 +148,12 @@ def test_errors_of_groups_are_counted(exported: Exported, tmp_path: Path) -> Non
     config, _ = exported
     comments, split = comments_of_run(config.checkpoint)
     rows = split.validation[:60]
-    lines = ["text,label,group"] + [
-        f'"{comments.texts[row]}",{int(comments.labels[row])},{("one", "two", "three")[i % 3]}'
-        for i, row in enumerate(rows)
-    ]
-    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    with (tmp_path / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "group"])
+        for i, row in enumerate(rows):
+            group = ("one", "two", "three")[i % 3]
+            writer.writerow([comments.texts[row], int(comments.labels[row]), group])
     curated = load_curated([str(tmp_path)])
     scorer, threshold = load_scorer(config.repository), 0.3
     texts = [comments.texts[row] for row in rows]
