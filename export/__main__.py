@@ -136,10 +136,8 @@ def _export(config: ExportConfig, device: str) -> dict[str, Any]:
         print(*table_lines(quantization, len(subject.validation)), sep="\n")
     failed = broken[chosen.precision]
     if not failed:
-        rate = measured[chosen.precision]
-        report["published"] = _publish(
-            config, subject, chosen, needed[chosen.precision], report, rate, curated
-        )
+        passed, rate = needed[chosen.precision], measured[chosen.precision]
+        report["published"] = _publish(config, subject, chosen, passed, report, rate, curated)
     report["seconds"] = round(time.monotonic() - began, 1)
     _write_report(config.out, report)
     if failed:

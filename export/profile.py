@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -18,12 +18,12 @@ from contract import PROFILE_FILE, SCORE_BINS, TOKEN_BOUNDS
 from export.manifest import read_regular, validated
 from export.tuning import LAZILY
 
-FORMAT = 1
+FORMAT: Final = 1
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Rate(NamedTuple):
+class ShareInterval(NamedTuple):
     """A share with its 95 % interval by Wilson (1927)."""
 
     value: float
@@ -56,12 +56,12 @@ class GroupErrors:
     false_negatives: Count
 
     @property
-    def fpr(self) -> Rate | None:
+    def fpr(self) -> ShareInterval | None:
         """False-positive rate; None without a negative."""
         return rate(self.false_positives, self.negatives)
 
     @property
-    def fnr(self) -> Rate | None:
+    def fnr(self) -> ShareInterval | None:
         """False-negative rate; None without a positive."""
         return rate(self.false_negatives, self.positives)
 
@@ -92,7 +92,7 @@ class Profile:
     groups: tuple[GroupErrors, ...] = ()
 
     @property
-    def flagged_share(self) -> Rate | None:
+    def flagged_share(self) -> ShareInterval | None:
         """Share of the comments that were flagged, the alarm rate; None without comments."""
         return rate(self.flagged, self.comments)
 
@@ -108,14 +108,14 @@ class Profile:
         return self
 
 
-def rate(count: int, of: int) -> Rate | None:
+def rate(count: int, of: int) -> ShareInterval | None:
     """`count` / `of` with its 95 % interval by Wilson (1927); None where `of` is 0."""
     if not of:
         return None
     from scipy.stats import binomtest  # slow to import: not for who only reads counts
 
     span = binomtest(count, of).proportion_ci(0.95, method="wilson")
-    return Rate(count / of, float(span.low), float(span.high))
+    return ShareInterval(count / of, float(span.low), float(span.high))
 
 
 def read_profile(folder: Path, files: Mapping[str, Any]) -> Profile | None:

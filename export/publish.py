@@ -101,10 +101,8 @@ def publish(
     Raises BadInput when it cannot; what served before then serves on.
     """
     _require_key(sign_key)
-    # On a CPU the ragged form: no padding is made for a batch of mixed lengths. For a GPU
-    # the dense one: its shapes are known before the run.
-    by_device = onnx_path if artifact["device"] == "cuda" else ragged_path
-    sources = Sources(onnx_path, ragged_path, served_path or by_device, tokenizer_path, profile)
+    served = served_path or _by_device(artifact["device"], onnx_path, ragged_path)
+    sources = Sources(onnx_path, ragged_path, served, tokenizer_path, profile)
     with writing(repository) as found, contextlib.ExitStack() as stack:
         known = found.versions if found else []
         version = _next_version(repository, found)
@@ -129,6 +127,14 @@ def publish(
         with contextlib.suppress(OSError):  # it is published; the next one removes the rest
             prune(repository, [*known, version], state, keep_versions)
     return version
+
+
+def _by_device(device: str, onnx_path: Path, ragged_path: Path) -> Path:
+    """On a CPU the ragged form: no padding is made for a batch of mixed lengths.
+
+    For a GPU the dense one: its shapes are known before the run.
+    """
+    return onnx_path if device == "cuda" else ragged_path
 
 
 def _next_version(repository: Path, found: Snapshot | None) -> int:

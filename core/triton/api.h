@@ -74,7 +74,7 @@ constexpr std::uint32_t kResponseFinal = 1, kReleaseAll = 1, kParameterString = 
     X(SERVER_MetricIncrement, TRITONSERVER_Metric*, double)                                          \
     X(SERVER_MetricSet, TRITONSERVER_Metric*, double)
 
-// The same, of release 24.08 and newer: nullptr in an older server, which then has no histograms.
+// The same, of 24.10 and newer releases: nullptr in a server without them, which has no histograms.
 #define TOXICITY_HISTOGRAM_CALLS(X)                                                                  \
     X(SERVER_MetricArgsNew, TRITONSERVER_MetricArgs**)                                               \
     X(SERVER_MetricArgsSetHistogram, TRITONSERVER_MetricArgs*, const double*, std::uint64_t)         \
