@@ -101,8 +101,8 @@ def publish(
     Raises BadInput when it cannot; what served before then serves on.
     """
     _require_key(sign_key)
-    served = served_path or _by_device(artifact["device"], onnx_path, ragged_path)
-    sources = Sources(onnx_path, ragged_path, served, tokenizer_path, profile)
+    graph = served_path or _by_device(artifact["device"], onnx_path, ragged_path)
+    sources = Sources(onnx_path, ragged_path, graph, tokenizer_path, profile)
     with writing(repository) as found, contextlib.ExitStack() as stack:
         known = found.versions if found else []
         version = _next_version(repository, found)
