@@ -52,7 +52,8 @@ DECISION_THRESHOLD = 0.5
 """Probability from which a comment counts as toxic in accuracy, precision, recall and F1, and in
 a version whose artifact has no threshold of its own."""
 THRESHOLD = "threshold"
-"""In answers; as a parameter in the public model's config.pbtxt: that of the version's artifact."""
+"""In answers; as a parameter in the public model's config.pbtxt: probability from which the
+version flags."""
 FLAGGED = "flagged"
 """In answers: whether the probability is at least the threshold."""
 
@@ -121,6 +122,20 @@ BYTES_A_ROW = 4096
 """So many bytes of text count as one more row of the encoder's batch when a request is admitted:
 reading them takes about as long."""
 
+# --- Histograms: what a server counts of itself, and a version's profile ------------------
+DURATION_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Seconds."""
+BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Comments that were scored together."""
+SCORE_BINS = 20
+"""Bins of the same width from 0 to 1."""
+TOKEN_BOUNDS = (8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+"""Tokens of a comment, [CLS] included."""
+HISTOGRAMS = "histograms"
+"""Parameter there, for measuring what they cost: "0" for none."""
+ARRIVAL_HEADER = "toxicity-arrival"
+"""Header by which haproxy tells a server when a request came, in microseconds of Unix time."""
+
 STARTS_VARIABLE = "TOXICITY_STARTS"
 """Environment of a server: how many times its supervisor has started it; a metric shows it."""
 
@@ -135,6 +150,8 @@ THRESHOLDS_FILE = "thresholds.json"
 """Operating curve, thresholds for goals, the one that decides; older versions have none."""
 SIGNATURE_FILE = "artifact.sig"
 """Ed25519 signature of ARTIFACT_FILE's bytes, 64 bytes, where the version was signed."""
+PROFILE_FILE = "profile.json"
+"""How the version scored its validation split (export/profile.py); older versions have none."""
 SERVING_FILE = "serving.json"
 """In the public model's folder: which version serves and how, and the published ones' sha256."""
 REQUIRE_SIGNATURE = "TOXICITY_REQUIRE_SIGNATURE"

@@ -39,13 +39,16 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "warm_up": (_I, [_P]),
     "cached_bytes": (_L, [_P]),
     "windows": (_I, [_P, _TEXT, _L, _P]),
-    "score": (_I, [_P, _TEXT, _P, _L, _P, _P, _P]),
+    "score": (_I, [_P, _TEXT, _P, _L, _P, _P, _P, _P]),
     "probability": (None, [_P, _L, _P]),
     "admission_open": (_P, []),
     "admission_close": (None, [_P]),
     "ended": (None, [_P, ctypes.c_double]),
     "admit": (_I, [_P, _P, _L, ctypes.c_double, _L, _L, _P, _P]),
     "observe": (None, [_P, _I, ctypes.c_double]),
+    "capacity_open": (_P, []),
+    "capacity_close": (None, [_P]),
+    "capacity_after": (ctypes.c_double, [_P, _L, ctypes.c_double, ctypes.c_double]),
     "sha256": (_I, [_TEXT, _L, _P]),
 }
 
@@ -124,6 +127,8 @@ class Scores:
 
     logit: NDArray[np.float32]
     """float32 [B]."""
+    lengths: NDArray[np.int32]
+    """int32 [B], tokens of each comment as far as it is read, [CLS] included."""
     tokens: int
     """Tokens that ran through the encoder, [CLS] included."""
     cut: int
@@ -132,6 +137,12 @@ class Scores:
     """Comments that were read in more than one window."""
     hits: int
     """Comments whose logit was known already, or is another's of this call; 0 without a cache."""
+    words: int
+    """Words of all comments, as far as they are read."""
+    unknown_words: int
+    """Of them, those that the vocabulary does not have."""
+    respelled_words: int
+    """Of them, disguised ones that were read as known words."""
     tokenizer_cpu_s: float
     encoder_cpu_s: float
     """CPU seconds of this thread: ids of the texts, then their logits, known ones included."""
@@ -173,16 +184,16 @@ class NativeScorer:
         """Logits of any number of comments, none included; an empty comment is valid."""
         parts = [_bytes(text) for text in texts]
         ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        logit_B, counts = np.empty(len(parts), np.float32), np.zeros(4, np.int64)
-        cpu_s = np.zeros(2)
+        logit_B, lengths_B = np.empty(len(parts), np.float32), np.empty(len(parts), np.int32)
+        counts, cpu_s = np.zeros(7, np.int64), np.zeros(2)
         _checked(
             _core().toxicity_score(
                 *(self._handle, b"".join(parts), ends.ctypes.data, len(parts)),
-                *(logit_B.ctypes.data, counts.ctypes.data, cpu_s.ctypes.data),
+                *(logit_B.ctypes.data, lengths_B.ctypes.data),
+                *(counts.ctypes.data, cpu_s.ctypes.data),
             )
         )
-        tokens, cut, windowed, hits = counts.tolist()
-        return Scores(logit_B, tokens, cut, windowed, hits, *cpu_s.tolist())
+        return Scores(logit_B, lengths_B, *counts.tolist(), *cpu_s.tolist())
 
     def windows(self, texts: Sequence[str]) -> int:
         """Rows of the encoder's batches that comments will be; only long ones are tokenized."""
@@ -236,6 +247,20 @@ class Admission:
     def ended(self, now: float) -> None:
         """The call that was admitted last is answered."""
         _core().toxicity_ended(self._handle, now)
+
+
+class Capacity:
+    """What a server's instance could do by what it does (core/src/capacity.h)."""
+
+    def __init__(self) -> None:
+        self._handle = _P(_core().toxicity_capacity_open())
+
+    def __del__(self) -> None:
+        _core().toxicity_capacity_close(self._handle)
+
+    def after(self, comments: int, busy_s: float, now_s: float) -> float:
+        """Comments a busy second of the last minute, once a call ended at `now_s`."""
+        return float(_core().toxicity_capacity_after(self._handle, comments, busy_s, now_s))
 
 
 def probability(logit: NDArray[np.float32]) -> NDArray[np.float32]:

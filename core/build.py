@@ -51,6 +51,14 @@ _CONSTANTS = (
         "OVERLOADED_WAIT_S",
         "CACHE_BYTES",
         "MAX_BATCH",
+        "THRESHOLD",
+        "DECISION_THRESHOLD",
+        "HISTOGRAMS",
+        "ARRIVAL_HEADER",
+        "DURATION_BOUNDS",
+        "BATCH_BOUNDS",
+        "SCORE_BINS",
+        "TOKEN_BOUNDS",
     ),
     *("ONNX_FILE", "TOKENIZER_FILE", "ARTIFACT_FILE", "ORT_FILE"),
 )
@@ -217,9 +225,12 @@ def contract_header() -> str:
     lines = ["// From contract.py, by core/build.py.", "#pragma once", "", "namespace toxicity {"]
     for name in _CONSTANTS:
         value = getattr(contract, name)
-        kind = {int: "long long", float: "double", str: "char"}[type(value)]
+        kind = {int: "long long", float: "double", str: "char", tuple: "double"}[type(value)]
+        several = "[]" if isinstance(value, str | tuple) else ""
         text = json.dumps(value)
-        lines.append(f"constexpr {kind} {name}{'[]' if kind == 'char' else ''} = {text};")
+        if isinstance(value, tuple):
+            text = "{" + ", ".join(str(float(one)) for one in value) + "}"
+        lines.append(f"constexpr {kind} {name}{several} = {text};")
     return "\n".join([*lines, "}  // namespace toxicity", ""])
 
 

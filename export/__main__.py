@@ -35,6 +35,7 @@ from export.gates.run import (
     GateSubject,
     form_gates,
     reference_gates,
+    scorer_of,
     tensorrt_gates,
     torchscript_gate,
 )
@@ -43,12 +44,16 @@ from export.graph.groups import groups_for
 from export.graph.qdq import TENSORRT_FILE, write_qdq
 from export.graph.torchscript import TORCHSCRIPT_FILE, write_torchscript
 from export.graph.trace import trace
+from export.profile import Profile
 from export.publish import publish
+from export.reference import profile_of
 from export.signing import load_private_key
 from storage.files import clear_unfinished, read_json, sha256_of, write_json
 from storage.locks import LOCK_FILE, locked
 from storage.system_errors import refusing_disk_errors
 from train.artifacts import METRICS_FILE, WEIGHTS_FILE
+from train.data.curated import load_curated
+from train.data.load import Comments
 from train.methods.qat import table_lines
 from train.operating.words import told
 
@@ -91,6 +96,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 def _export(config: ExportConfig, device: str) -> dict[str, Any]:
     began = time.monotonic()
+    curated = load_curated(config.curated)  # not after the work
     subject = checked_subject(config)
     attention = subject.checkpoint.model.config.attention
     if device == "cuda" and attention != "softmax":
@@ -130,10 +136,8 @@ def _export(config: ExportConfig, device: str) -> dict[str, Any]:
         print(*table_lines(quantization, len(subject.validation)), sep="\n")
     failed = broken[chosen.precision]
     if not failed:
-        rate = measured[chosen.precision]
-        report["published"] = _publish(
-            config, subject, chosen, needed[chosen.precision], report, rate
-        )
+        passed, rate = needed[chosen.precision], measured[chosen.precision]
+        report["published"] = _publish(config, subject, chosen, passed, report, rate, curated)
     report["seconds"] = round(time.monotonic() - began, 1)
     _write_report(config.out, report)
     if failed:
@@ -303,6 +307,7 @@ def _publish(
     needed: Sequence[Finding],
     report: Mapping[str, Any],
     comments_per_s: float,
+    curated: Mapping[str, Comments],
 ) -> dict[str, Any]:
     """What the report says of the published version."""
     artifact = {
@@ -333,6 +338,7 @@ def _publish(
         instances=config.instances,
         sign_key=config.sign_key,
         thresholds=thresholds,
+        profile=_profile(subject, form, curated, thresholds.decision.threshold),
     )
     folder = config.repository / contract.PUBLIC_MODEL / str(version)
     return {
@@ -340,6 +346,19 @@ def _publish(
         "version": version,
         "files": {path.name: _described(path) for path in sorted(folder.iterdir())},
     }
+
+
+def _profile(
+    subject: GateSubject, form: Form, curated: Mapping[str, Comments], threshold: float
+) -> Profile:
+    rows = subject.split.validation
+    return profile_of(
+        scorer_of(subject, form),
+        [subject.texts[row] for row in rows],
+        subject.labels[rows],
+        threshold=threshold,
+        curated=curated,
+    )
 
 
 def _described(path: Path) -> dict[str, Any]:

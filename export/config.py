@@ -69,6 +69,12 @@ class ExportConfig:
         description="file of the training comments, if they moved since; left out: where they were",
         json_schema_extra=_INPUT,
     )
+    curated: tuple[str, ...] = Field(
+        (),
+        description="files of comments in groups, or a folder that holds some, whose errors the "
+        "version's reference profile has",
+        json_schema_extra=_INPUT,
+    )
     long_text: LongTextRule = Field(
         "cut",
         description="what becomes of a comment beyond the checkpoint's max_len: cut there, or read "

@@ -26,6 +26,7 @@ from contract import (
     MAX_WINDOWS,
     ONNX_FILE,
     ORT_FILE,
+    PROFILE_FILE,
     PUBLIC_MODEL,
     THRESHOLDS_FILE,
     TOKENIZER_FILE,
@@ -38,7 +39,7 @@ from export.tuning import LAZILY, LongTextRule
 REMEDY = "run `make export` to publish a new version"
 SERVED = (LIBRARY, ONNX_FILE, ORT_FILE, TOKENIZER_FILE)
 """Files of a version that a server loads, beside the manifest."""
-BESIDE = (THRESHOLDS_FILE,)
+BESIDE = (PROFILE_FILE, THRESHOLDS_FILE)
 """Files that a version may have, and that the manifest covers then."""
 MAX_DOCUMENT_BYTES = 1 << 20
 """Longest artifact.json or serving.json that is read."""

@@ -103,7 +103,7 @@ def public_config(
         config.dynamic_batching.max_queue_delay_microseconds = int(1e3 * tuning.window_ms)
     config.parameters[contract.CACHE_BYTES].string_value = str(cache_bytes)
     config.parameters[contract.MAX_BATCH].string_value = str(tuning.max_batch)
-    if thresholds and PUBLIC_MODEL in thresholds:  # for clients; the core decides nothing
+    if thresholds and PUBLIC_MODEL in thresholds:  # for clients, and for what the core counts
         config.parameters[contract.THRESHOLD].string_value = f"{thresholds[PUBLIC_MODEL]!r}"
     return config
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from contract import (
     ENCODER_MODEL,
     ONNX_FILE,
     ORT_FILE,
+    PROFILE_FILE,
     PUBLIC_MODEL,
     RAGGED_MODEL,
     REQUIRE_SIGNATURE,
@@ -34,6 +35,7 @@ from core.binding import onnxruntime_library
 from core.build import LIBRARY
 from export.manifest import BESIDE, SERVED, Artifact, fingerprint, validated
 from export.model_config import MODELS, Tuning
+from export.profile import Profile
 from export.repository import Snapshot, numbered
 from export.serving import ServedVersion, serving_path
 from export.signing import check_signature, load_private_key, required_key
@@ -65,6 +67,7 @@ class Sources:
     served: Path
     tokenizer: Path
     thresholds: Thresholds | None = None
+    profile: Profile | None = None
 
 
 Fill = Callable[[Snapshot | None, int, Mapping[str, Path]], dict[str, Any]]
@@ -85,6 +88,7 @@ def publish(
     keep_versions: int = 3,
     sign_key: Path | None = None,
     thresholds: Thresholds | None = None,
+    profile: Profile | None = None,
 ) -> int:
     """Add one version, make it the one that serves and return its number.
 
@@ -103,13 +107,12 @@ def publish(
         sign_key: file of the private key that signs it, see `export.signing`.
         thresholds: where it decides, and what else is known of it; left out: at
             contract.DECISION_THRESHOLD.
+        profile: how it scored its validation split; the version number is put in.
 
     Raises BadInput when it cannot; what served before then serves on.
     """
-    # On a CPU the ragged form: no padding is made for a batch of mixed lengths. For a GPU
-    # the dense one: its shapes are known before the run.
-    by_device = onnx_path if artifact["device"] == "cuda" else ragged_path
-    sources = Sources(onnx_path, ragged_path, served_path or by_device, tokenizer_path, thresholds)
+    graph = served_path or _by_device(artifact["device"], onnx_path, ragged_path)
+    sources = Sources(onnx_path, ragged_path, graph, tokenizer_path, thresholds, profile)
 
     def fill(found: Snapshot | None, version: int, staged: Mapping[str, Path]) -> dict[str, Any]:
         known = found.versions if found else []
@@ -162,6 +165,14 @@ def add_version(
     return version
 
 
+def _by_device(device: str, onnx_path: Path, ragged_path: Path) -> Path:
+    """On a CPU the ragged form: no padding is made for a batch of mixed lengths.
+
+    For a GPU the dense one: its shapes are known before the run.
+    """
+    return onnx_path if device == "cuda" else ragged_path
+
+
 def _next_version(repository: Path, found: Snapshot | None) -> int:
     """A number that no version had; says when the list is lost, and which ones cannot serve."""
     if found is None and os.path.lexists(listing := serving_path(repository)):
@@ -210,6 +221,9 @@ def _fill(
         decided = {PUBLIC_MODEL: sources.thresholds.decision.threshold}
         artifact = {**artifact, "thresholds": {**artifact.get("thresholds", {}), **decided}}
     _put_runtime(repository, known, public / ORT_FILE)
+    if sources.profile:
+        profile = replace(sources.profile, version=artifact["version"])
+        write_atomically(public / PROFILE_FILE, json_text(asdict(profile)))
     commit = source_commit()
     document = {
         **artifact,

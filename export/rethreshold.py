@@ -7,6 +7,7 @@ graph, tokenizer, core and ONNX Runtime, byte by byte, and with the gates that t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,21 @@ from contract import (
     ARTIFACT_FILE,
     ENCODER_MODEL,
     ONNX_FILE,
+    PROFILE_FILE,
     PUBLIC_MODEL,
     RAGGED_MODEL,
     THRESHOLDS_FILE,
     BadInput,
 )
 from export.manifest import check_gates, fingerprint
+from export.profile import at_another_threshold, read_profile
 from export.publish import add_version, files_of, link_or_copy, write_manifest
 from export.repository import Snapshot, current, served_version, verify, version_folder
-from storage.files import write_atomically
+from storage.files import json_text, write_atomically
 from train.operating.document import Thresholds, read_thresholds
 
+_RESTATED = frozenset({PROFILE_FILE, THRESHOLDS_FILE})
+"""Files that say where a version decides: those that are made anew."""
 _REMEDY = "run `make export` to publish a new version"
 
 
@@ -64,15 +69,19 @@ def publish_thresholds(
             source = repository / model / str(version) / ONNX_FILE
             link_or_copy(source, staged[model] / ONNX_FILE)
         public = staged[PUBLIC_MODEL]
-        for name in before["files"].keys() - {THRESHOLDS_FILE}:
-            link_or_copy(version_folder(repository, version) / name, public / name)
+        folder, threshold = version_folder(repository, version), thresholds.decision.threshold
+        for name in before["files"].keys() - _RESTATED:
+            link_or_copy(folder / name, public / name)
         write_atomically(public / THRESHOLDS_FILE, thresholds.to_text())
+        if profile := read_profile(folder, before["files"]):
+            restated = at_another_threshold(profile, number, threshold)
+            write_atomically(public / PROFILE_FILE, json_text(asdict(restated)))
         files = files_of(public)
         _require_same(files, before["files"], version)
         for model, graph in ((ENCODER_MODEL, "encoder"), (RAGGED_MODEL, "ragged")):
             there = {ONNX_FILE: fingerprint(staged[model] / ONNX_FILE)}
             _require_same(there, {ONNX_FILE: before[graph]}, version)
-        decided = {PUBLIC_MODEL: thresholds.decision.threshold}
+        decided = {PUBLIC_MODEL: threshold}
         document = {
             **before,
             "version": number,
@@ -97,7 +106,7 @@ def publish_thresholds(
 def _require_same(
     files: Mapping[str, Mapping[str, Any]], before: Mapping[str, Mapping[str, Any]], version: int
 ) -> None:
-    for name in before.keys() - {THRESHOLDS_FILE}:
+    for name in before.keys() - _RESTATED:
         if files.get(name) != before[name]:
             raise BadInput(
                 f"{name} of version {version} changed while it was copied, expected the published "

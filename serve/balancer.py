@@ -284,7 +284,7 @@ def _inner(door: Door) -> list[str]:
     """For the application alone; what it asks was judged when it came."""
     return [
         f"bind unix@{inner_socket(door.front_folder)} mode 600",
-        rules.whole_body("TRUE"),
+        *rules.taken_whole("TRUE"),
         f"default_backend {HTTP_BACKEND}",
     ]
 

@@ -64,6 +64,7 @@ _SHAPE_WORDS = (
     f"the body is not JSON of at most {_MEMBERS + 1} members and tensors an object or list, "
     "expected an inference request of the KServe v2 protocol; send fewer, nested as it says"
 )
+_ARRIVED = f"http-request set-header {contract.ARRIVAL_HEADER} %[date(0,us)]"
 _FREE_BYTES = 4096
 """Up to here a body may be anything: it costs little, and the server says better what is wrong."""
 _SIZE_WORDS = (
@@ -306,10 +307,15 @@ def whole_body(condition: str) -> str:
     return f"http-request wait-for-body time {contract.BODY_TIMEOUT_S}s if {condition}"
 
 
+def taken_whole(condition: str) -> list[str]:
+    """Hold a body whole where the condition is true, and tell the server when it was there."""
+    return [whole_body(condition), f"{_ARRIVED} if {condition}"]
+
+
 def body_rules(condition: str) -> list[str]:
     """Hold a body whole where the condition is true, and refuse what its form may not be."""
     return [
-        whole_body(condition),
+        *taken_whole(condition),
         f"acl free req.body_size le {_FREE_BYTES}",
         "acl binary req.hdr(inference-header-content-length) -m found",
         "acl one_size req.fhdr_cnt(inference-header-content-length) eq 1",
@@ -347,6 +353,7 @@ def grpc_rules(keys_map: Path | None) -> list[str]:
         *keys,
         refuse_grpc(7, "this is not open on this port", f"!{{ path {paths} }}"),
         f"http-request wait-for-body time {contract.BODY_TIMEOUT_S}s",
+        _ARRIVED,
         refuse_grpc(
             8,
             f"the message has more than {most} bytes; send fewer comments",

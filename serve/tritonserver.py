@@ -13,7 +13,7 @@ from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
 
-from contract import PUBLIC_MODEL, BadInput
+from contract import ARRIVAL_HEADER, PUBLIC_MODEL, BadInput
 from serve import view
 
 LOG_FILE = "tritonserver.log"
@@ -61,6 +61,8 @@ def command(
     for service, address in (("http", http), ("metrics", metrics), ("grpc", grpc)):
         if address:
             arguments += [f"--{service}-address={address[0]}", f"--{service}-port={address[1]}"]
+        if address and service != "metrics" and http[0].startswith("unix:"):  # haproxy alone asks
+            arguments.append(f"--{service}-header-forward-pattern=^{ARRIVAL_HEADER}$")
     if http_key:
         arguments.append(f"--http-restricted-api={RESTRICTED}:{KEY_HEADER}={http_key}")
     if grpc and grpc_key:

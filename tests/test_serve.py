@@ -234,7 +234,8 @@ def test_overload_is_refused_in_words_and_passes(slow: triton.ServeConfig) -> No
     assert refused and all("overloaded" in reason for reason in refused)
     assert [status for status, _ in results].count(200) + len(refused) == len(bodies)
     assert _post(config, _body(["calm again"]))[0] == 200
-    assert f'toxicity_requests_refused_total{{version="1"}} {len(refused)}' in _metrics(config)
+    counted = f'toxicity_requests_refused_total{{reason="overloaded",version="1"}} {len(refused)}'
+    assert counted in _metrics(config)
 
 
 def test_requests_whose_clients_gave_up_are_dropped(slow: triton.ServeConfig) -> None:

@@ -201,6 +201,10 @@ BENCH: dict[str, dict[str, Entry]] = {
             *("bench.serving.cache", "bench.serving.cache:CacheBenchConfig"),
             "what the cache of repeated comments costs and saves",
         ),
+        "histograms": Entry(
+            *("bench.serving.histograms", "bench.serving.histograms:HistogramBenchConfig"),
+            "what the histograms on the metrics port cost",
+        ),
         "peers": Entry(
             *("bench.serving.peers", "bench.serving.peers:PeersConfig"),
             "ours beside FastAPI, LitServe and the plain graph on Triton",

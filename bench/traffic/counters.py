@@ -57,6 +57,8 @@ def server_counters(server: Server) -> Totals:
         found = set()
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
+                if sample.labels.get("reason") not in (None, "overloaded"):
+                    continue  # a request that was wrong
                 if sample.name in COUNTERS and sample.labels.get("model") in (None, PUBLIC_MODEL):
                     name = COUNTERS[sample.name]
                     found.add(name)

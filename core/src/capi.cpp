@@ -8,6 +8,7 @@
 #include <string>
 
 #include "admission.h"
+#include "capacity.h"
 #include "contract.h"
 #include "errors.h"
 #include "scorer.h"
@@ -142,20 +143,23 @@ TOXICITY_API int toxicity_windows(void* scorer, const char* text, std::int64_t l
         [&] { *rows = static_cast<Scorer*>(scorer)->windows(checked(text, length)); });
 }
 
-// Text i is from `ends[i - 1]`, or 0, to `ends[i]`. `counts` and `cpu_s` as in scorer.h.
+// Text i is from `ends[i - 1]`, or 0, to `ends[i]`. `lengths`, `counts` and `cpu_s` as in scorer.h.
 TOXICITY_API int toxicity_score(void* scorer, const char* texts, const std::int64_t* ends,
-                                std::int64_t n, float* logits, std::int64_t counts[4],
-                                double cpu_s[2]) {
+                                std::int64_t n, float* logits, std::int32_t* lengths,
+                                std::int64_t counts[7], double cpu_s[2]) {
     return guarded([&] {
         std::vector<std::string_view> views;
         std::int64_t start = 0;
         for (std::int64_t i = 0; i < n; start = ends[i++])
             views.push_back(checked(texts + start, ends[i] - start));
-        const Counts found = static_cast<Scorer*>(scorer)->score(views, logits);
+        const Counts found = static_cast<Scorer*>(scorer)->score(views, logits, lengths);
         counts[0] = found.tokens;
         counts[1] = found.cut;
         counts[2] = found.windowed;
         counts[3] = found.hits;
+        counts[4] = found.words.all;
+        counts[5] = found.words.unknown;
+        counts[6] = found.words.respelled;
         cpu_s[0] = found.tokenizer_cpu_s;
         cpu_s[1] = found.encoder_cpu_s;
     });
@@ -182,6 +186,13 @@ TOXICITY_API void toxicity_observe(void* admission, int rows, double seconds) {
 }
 TOXICITY_API void toxicity_ended(void* admission, double now_s) {
     static_cast<Admission*>(admission)->ended(now_s);
+}
+
+TOXICITY_API void* toxicity_capacity_open() { return new (std::nothrow) Capacity(); }
+TOXICITY_API void toxicity_capacity_close(void* capacity) { delete static_cast<Capacity*>(capacity); }
+TOXICITY_API double toxicity_capacity_after(void* capacity, std::int64_t comments, double busy_s,
+                                            double now_s) {
+    return static_cast<Capacity*>(capacity)->after(comments, busy_s, now_s);
 }
 
 // The checksum that the backend compares with the manifest: 64 hexadecimal digits and a zero.

@@ -225,7 +225,8 @@ int letters_alone(const std::uint8_t* at, const std::uint8_t* end) {
 }  // namespace
 
 std::uint8_t* Respelling::join_spelled_out(std::uint8_t* const begin, std::uint8_t* const end,
-                                           int most, const WordTable& words) const {
+                                           int most, const WordTable& words,
+                                           int& joined) const {
     const std::uint8_t* from = begin;
     std::uint8_t* to = begin;
     for (; from < end; from++) {
@@ -259,6 +260,7 @@ std::uint8_t* Respelling::join_spelled_out(std::uint8_t* const begin, std::uint8
         if (has_letters(alone.data(), static_cast<std::size_t>(letters)))
             found = cut_into_words({read.data(), start.data(), letters}, 1, words, ids, &lengths);
         const std::uint8_t* const behind = from + 2 * letters;
+        joined += found > 0;
         if (!found) {
             std::memmove(to, from, static_cast<std::size_t>(behind - from));
             to += behind - from;

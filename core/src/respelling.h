@@ -29,10 +29,10 @@ class Respelling {
     // `vocabulary` is by id and outlives this, as `words` and `characters` do.
     Respelling(const Json& document, const std::vector<std::string>& vocabulary);
 
-    // Step a, in place: the text is folded, between two spaces; at most `most` runs are joined. Gives
-    // the new end.
+    // Step a, in place: the text is folded, between two spaces; at most `most` runs are looked at.
+    // Gives the new end, and how many were joined.
     std::uint8_t* join_spelled_out(std::uint8_t* begin, std::uint8_t* end, int most,
-                                   const WordTable& words) const;
+                                   const WordTable& words, int& joined) const;
     // Whether a chunk with this byte may hold a disguised word.
     bool may_disguise(std::uint8_t byte) const { return disguises_[byte]; }
     // Whether the byte belongs to a run of step b.

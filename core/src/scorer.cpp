@@ -73,17 +73,19 @@ std::string_view Scorer::key(const Comment& comment) const {
             sizeof(std::int32_t) * static_cast<std::size_t>(comment.length)};
 }
 
-Counts Scorer::score(const std::vector<std::string_view>& texts, float* logits) {
+Counts Scorer::score(const std::vector<std::string_view>& texts, float* logits,
+                     std::int32_t* lengths) {
     Counts counts;
     const double began = thread_cpu_s();
     std::vector<Comment> comments;
     comments.reserve(texts.size());
     all_ids_.clear();
     for (const std::string_view text : texts) {
-        counts.cut += tokenizer_->encode(text, most_ids_, ids_);
+        counts.cut += tokenizer_->encode(text, most_ids_, ids_, &counts.words);
         comments.push_back({all_ids_.size(), static_cast<int>(ids_.size())});
         all_ids_.insert(all_ids_.end(), ids_.begin(), ids_.end());
         counts.windowed += comments.back().length > max_len_;
+        if (lengths) lengths[comments.size() - 1] = comments.back().length;
     }
     const double tokenized = thread_cpu_s();
     counts.tokenizer_cpu_s = tokenized - began;

@@ -36,6 +36,7 @@ struct Counts {
     std::int64_t tokens = 0;    // that ran through the encoder, [CLS] included
     std::int64_t cut = 0;       // comments cut at `max_len`, or behind their last window
     std::int64_t windowed = 0;  // comments read in more than one window
+    Words words;                // of all comments, as far as they are read
     std::int64_t hits = 0;      // comments whose logit was known, or is another's of this call
     double tokenizer_cpu_s = 0, encoder_cpu_s = 0;  // of this thread, known logits included
 };
@@ -52,8 +53,10 @@ class Scorer {
 
     // Rows of the encoder's batches that a comment will be.
     int windows(std::string_view text);
-    // Logits of any number of valid texts, none included; an empty one is valid.
-    Counts score(const std::vector<std::string_view>& texts, float* logits);
+    // Logits of any number of valid texts, none included; an empty one is valid. `lengths`, where it
+    // is given, becomes the ids of each.
+    Counts score(const std::vector<std::string_view>& texts, float* logits,
+                 std::int32_t* lengths = nullptr);
     std::size_t cached_bytes() const { return cache_ ? cache_->used_bytes() : 0; }
     // Real text of several lengths and batch sizes, so that no first user waits.
     void warm_up();

@@ -84,6 +84,15 @@ class Tokenizer::Ids {
     }
     // One more than fits is kept, which says that the text was cut.
     bool full() const { return ids_.size() > most_; }
+    const Words& words() const { return words_; }
+    // A word was put, unless a part of it did not fit.
+    void count(bool unknown, bool respelled) {
+        if (full()) return;
+        words_.all++;
+        words_.unknown += unknown;
+        words_.respelled += respelled;
+    }
+    void count_joined(int runs) { words_.respelled += runs; }
     void put(std::int32_t id) {
         if (full()) return;
         if (joinable_ && !phrase_of_.empty()) {
@@ -104,6 +113,7 @@ class Tokenizer::Ids {
     std::vector<std::int32_t>& ids_;
     std::size_t most_;
     bool joinable_ = false;
+    Words words_;
 };
 
 Tokenizer::Tokenizer(std::string_view json) : Tokenizer(parse_tokenizer(json)) {}
@@ -158,17 +168,18 @@ std::vector<std::string> Tokenizer::read_vocabulary(const Json& document) {
     return vocabulary;
 }
 
-bool Tokenizer::encode(std::string_view utf8, int most, std::vector<std::int32_t>& ids) const {
+bool Tokenizer::encode(std::string_view utf8, int most, std::vector<std::int32_t>& ids,
+                       Words* words) const {
     const std::size_t first = kHeadBytes * static_cast<std::size_t>(most);
     const std::size_t head = utf8.size() > first ? head_of(utf8, first) : utf8.size();
     for (const std::size_t size : {head, utf8.size()}) {
         Ids found(*this, ids, most);
         read(utf8.substr(0, size), found, most);
-        if (found.full()) {
-            ids.pop_back();
-            return true;
-        }
-        if (size == utf8.size()) break;
+        const bool cut = found.full();
+        if (!cut && size != utf8.size()) continue;
+        if (cut) ids.pop_back();
+        if (words) *words += found.words();
+        return cut;
     }
     return false;
 }
@@ -179,7 +190,11 @@ void Tokenizer::read(std::string_view utf8, Ids& ids, int most) const {
     text[0] = ' ';
     std::uint8_t* end = characters_.fold(utf8, text + 1);
     *end++ = ' ';
-    if (respelling_) end = respelling_->join_spelled_out(text, end, most, words_);
+    if (respelling_) {
+        int joined = 0;
+        end = respelling_->join_spelled_out(text, end, most, words_, joined);
+        ids.count_joined(joined);
+    }
     std::memset(end, 0, WordKey::kRead);
     // A chunk ends at a separator or a frequent mark, and before the last `!` of several. None of
     // these is a mark of a disguised word but that one; any other mark is split off within a chunk.
@@ -201,7 +216,12 @@ void Tokenizer::read(std::string_view utf8, Ids& ids, int most) const {
 
 void Tokenizer::read_chunk(const std::uint8_t* chunk, std::size_t length, Ids& ids) const {
     const std::int32_t id = words_.find(chunk, length);
-    if (id != WordTable::kAbsent) return ids.put(id);
+    if (id != WordTable::kAbsent) {
+        ids.put(id);
+        const std::uint8_t* behind = chunk;
+        if (is_word_at(behind, chunk + length)) ids.count(false, false);
+        return;
+    }
     bool ascii = true, disguises = false;
     for (std::size_t i = 0; i < length; i++) {
         ascii = ascii && chunk[i] < 0x80;
@@ -225,6 +245,7 @@ void Tokenizer::read_runs(const std::uint8_t* chunk, std::size_t length, Ids& id
         }
         read_tokens(run, found.start, ids);
         ids.put(found.id);
+        ids.count(false, true);
         read_tokens(run + found.end, i - start - found.end, ids);
     }
 }
@@ -247,11 +268,9 @@ void Tokenizer::read_tokens(const std::uint8_t* text, std::size_t length, Ids& i
         int several = 0;
         if (id == WordTable::kAbsent && word && respelling_)
             several = respelling_->read_unknown(token, size, ascii, words_, characters_, read);
-        if (!several) {
-            ids.put(id == WordTable::kAbsent ? UNK_ID : id);
-            continue;
-        }
+        if (!several) ids.put(id == WordTable::kAbsent ? UNK_ID : id);
         for (int i = 0; i < several; i++) ids.put(read[static_cast<std::size_t>(i)]);
+        if (word) ids.count(id == WordTable::kAbsent && !several, several > 0);
     }
 }
 

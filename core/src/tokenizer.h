@@ -47,6 +47,20 @@
 
 namespace toxicity {
 
+// Words of a text: tokens of word characters, read whole before the text was cut.
+struct Words {
+    std::int64_t all = 0;
+    std::int64_t unknown = 0;    // that are [UNK]
+    std::int64_t respelled = 0;  // that steps b to d have read, and runs that step a joined, beyond the cut too
+
+    Words& operator+=(const Words& more) {
+        all += more.all;
+        unknown += more.unknown;
+        respelled += more.respelled;
+        return *this;
+    }
+};
+
 class Tokenizer {
   public:
     // tokenizer.json as training writes it. Throws BadInput for anything else.
@@ -56,8 +70,10 @@ class Tokenizer {
     std::int32_t vocabulary_size() const { return vocabulary_size_; }
 
     // Puts the ids of `utf8` into `ids`, [CLS] first, 1 to `most` of them; true when it was cut.
-    // `utf8` is valid, surrogates allowed; it is read no further than the ids fit.
-    bool encode(std::string_view utf8, int most, std::vector<std::int32_t>& ids) const;
+    // `utf8` is valid, surrogates allowed; it is read no further than the ids fit. Its words are added
+    // to `words`.
+    bool encode(std::string_view utf8, int most, std::vector<std::int32_t>& ids,
+                Words* words = nullptr) const;
 
     // Appends the tokens of steps 1 and 2, each with a space behind it.
     void split(std::string_view utf8, std::string& tokens) const;

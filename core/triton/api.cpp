@@ -23,6 +23,11 @@ const char* TritonApi::load() {
     if (!find(name, "TRITON" #name)) return "TRITON" #name;
     TOXICITY_BACKEND_CALLS(TOXICITY_FIND)
 #undef TOXICITY_FIND
+    bool histograms = true;
+#define TOXICITY_FIND(name, ...) histograms = find(name, "TRITON" #name) && histograms;
+    TOXICITY_HISTOGRAM_CALLS(TOXICITY_FIND)
+#undef TOXICITY_FIND
+    if (!histograms) SERVER_MetricObserve = nullptr;
     if (!find(ErrorNew, "TRITONSERVER_ErrorNew")) return "TRITONSERVER_ErrorNew";
     if (!find(ErrorDelete, "TRITONSERVER_ErrorDelete")) return "TRITONSERVER_ErrorDelete";
     if (!find(ErrorMessage, "TRITONSERVER_ErrorMessage")) return "TRITONSERVER_ErrorMessage";

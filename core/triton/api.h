@@ -11,6 +11,7 @@ struct TRITONSERVER_Error;
 struct TRITONSERVER_Message;
 struct TRITONSERVER_MetricFamily;
 struct TRITONSERVER_Metric;
+struct TRITONSERVER_MetricArgs;
 struct TRITONSERVER_Parameter;
 struct TRITONBACKEND_Input;
 struct TRITONBACKEND_Output;
@@ -25,7 +26,7 @@ namespace toxicity {
 enum class ErrorCode : int { unknown, internal, not_found, invalid_arg, unavailable, unsupported, already_exists, cancelled };
 enum class MemoryType : int { cpu, cpu_pinned, gpu };
 enum class InstanceKind : int { automatic, cpu, gpu, model };
-enum class MetricKind : int { counter, gauge };
+enum class MetricKind : int { counter, gauge, histogram };
 constexpr std::uint32_t kTypeFloat = 11, kTypeBytes = 13;  // TRITONSERVER_DataType
 constexpr std::uint32_t kResponseFinal = 1, kReleaseAll = 1, kParameterString = 0;
 
@@ -49,6 +50,9 @@ constexpr std::uint32_t kResponseFinal = 1, kReleaseAll = 1, kParameterString = 
     X(BACKEND_RequestInput, TRITONBACKEND_Request*, const char*, TRITONBACKEND_Input**)              \
     X(BACKEND_RequestOutputCount, TRITONBACKEND_Request*, std::uint32_t*)                            \
     X(BACKEND_RequestOutputName, TRITONBACKEND_Request*, std::uint32_t, const char**)                \
+    X(BACKEND_RequestParameterCount, TRITONBACKEND_Request*, std::uint32_t*)                          \
+    X(BACKEND_RequestParameter, TRITONBACKEND_Request*, std::uint32_t, const char**, int*,           \
+      const void**)                                                                                  \
     X(BACKEND_RequestIsCancelled, TRITONBACKEND_Request*, bool*)                                     \
     X(BACKEND_RequestRelease, TRITONBACKEND_Request*, std::uint32_t)                                 \
     X(BACKEND_InputProperties, TRITONBACKEND_Input*, const char**, std::uint32_t*,                   \
@@ -70,10 +74,20 @@ constexpr std::uint32_t kResponseFinal = 1, kReleaseAll = 1, kParameterString = 
     X(SERVER_MetricIncrement, TRITONSERVER_Metric*, double)                                          \
     X(SERVER_MetricSet, TRITONSERVER_Metric*, double)
 
+// The same, of 24.10 and newer releases: nullptr in a server without them, which has no histograms.
+#define TOXICITY_HISTOGRAM_CALLS(X)                                                                  \
+    X(SERVER_MetricArgsNew, TRITONSERVER_MetricArgs**)                                               \
+    X(SERVER_MetricArgsSetHistogram, TRITONSERVER_MetricArgs*, const double*, std::uint64_t)         \
+    X(SERVER_MetricArgsDelete, TRITONSERVER_MetricArgs*)                                             \
+    X(SERVER_MetricNewWithArgs, TRITONSERVER_Metric**, TRITONSERVER_MetricFamily*,                   \
+      const TRITONSERVER_Parameter**, std::uint64_t, const TRITONSERVER_MetricArgs*)                 \
+    X(SERVER_MetricObserve, TRITONSERVER_Metric*, double)
+
 // The functions, found once. A call gives what Triton gave.
 struct TritonApi {
 #define TOXICITY_DECLARE(name, ...) TRITONSERVER_Error* (*name)(__VA_ARGS__) = nullptr;
     TOXICITY_BACKEND_CALLS(TOXICITY_DECLARE)
+    TOXICITY_HISTOGRAM_CALLS(TOXICITY_DECLARE)
 #undef TOXICITY_DECLARE
     TRITONSERVER_Error* (*ErrorNew)(int, const char*) = nullptr;
     void (*ErrorDelete)(TRITONSERVER_Error*) = nullptr;
@@ -83,6 +97,7 @@ struct TritonApi {
 
     // The name of a function that this server lacks, or nullptr.
     const char* load();
+    bool has_histograms() const { return SERVER_MetricObserve; }
 
     TRITONSERVER_Error* error(ErrorCode code, const std::string& words) const {
         return ErrorNew(static_cast<int>(code), words.c_str());

@@ -3,6 +3,7 @@
 #include <time.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "contract.h"
@@ -21,6 +22,21 @@ std::uint64_t now_ns() {
     timespec now{};
     clock_gettime(CLOCK_MONOTONIC, &now);
     return static_cast<std::uint64_t>(now.tv_sec) * 1000000000u + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+// Microseconds of Unix time.
+std::int64_t unix_us() {
+    timespec now{};
+    clock_gettime(CLOCK_REALTIME, &now);
+    return static_cast<std::int64_t>(now.tv_sec) * 1000000 + now.tv_nsec / 1000;
+}
+
+constexpr std::int64_t kLongestWait_us = 3600ll * 1000000;  // a longer one is a clock that was set
+
+Metric metric_of(ErrorCode code) {
+    if (code == ErrorCode::unavailable) return Metric::overloaded;
+    if (code == ErrorCode::invalid_arg) return Metric::invalid;
+    return code == ErrorCode::cancelled ? Metric::cancelled : Metric::failed;
 }
 
 int gpu_of(TRITONBACKEND_ModelInstance* handle, const Version& version) {
@@ -43,11 +59,10 @@ Instance::Instance(TRITONBACKEND_ModelInstance* handle, const Version& version)
     for (int shift = 0; shift < 32; shift += 8)
         version_item_ += static_cast<char>(number.size() >> shift & 0xFF);
     version_item_ += number;
+    version_.count_instance(1);
 }
 
-void Instance::count(Metric metric, double amount) const {
-    if (const Metrics* metrics = version_.metrics()) metrics->add(metric, amount);
-}
+Instance::~Instance() { version_.count_instance(-1); }
 
 void Instance::execute(TRITONBACKEND_Request** handles, std::uint32_t count) noexcept {
     const std::uint64_t began = now_ns();
@@ -69,6 +84,26 @@ void Instance::execute(TRITONBACKEND_Request** handles, std::uint32_t count) noe
     const std::uint64_t ended = now_ns();
     admission_.ended(1e-9 * static_cast<double>(ended));
     last_call_s_ = 1e-9 * static_cast<double>(ended - began);
+}
+
+// Since haproxy took the request, which says so in a header; Triton says nothing of its queue.
+double Instance::waited_s(const Request& request, std::int64_t now_us) const {
+    std::uint32_t count = 0;
+    if (!triton.ok(triton.BACKEND_RequestParameterCount(request.handle, &count))) return -1;
+    const char* arrived = nullptr;
+    for (std::uint32_t i = 0; i < count; i++) {
+        const char* name = nullptr;
+        int type = 0;
+        const void* value = nullptr;
+        if (!triton.ok(triton.BACKEND_RequestParameter(request.handle, i, &name, &type, &value))) return -1;
+        // The last one: Triton puts headers behind the parameters that a client names.
+        if (type == static_cast<int>(kParameterString) && !std::strcmp(name, ARRIVAL_HEADER))
+            arrived = static_cast<const char*>(value);
+    }
+    if (!arrived) return -1;
+    const std::int64_t waited_us = now_us - std::strtoll(arrived, nullptr, 10);
+    if (waited_us > kLongestWait_us || waited_us < -kLongestWait_us) return -1;
+    return 1e-6 * static_cast<double>(std::max<std::int64_t>(0, waited_us));
 }
 
 // Reads the comments of a request. Throws BadInput for one that cannot be scored.
@@ -114,12 +149,14 @@ void Instance::answer(std::vector<Request>& requests, std::uint64_t began_ns) {
     std::vector<Request*> waiting;
     std::vector<int> rows;
     std::int64_t comments = 0, largest = 0;
+    const Metrics* const metrics = version_.metrics();
+    const std::int64_t now_us = metrics && metrics->has_histograms() ? unix_us() : 0;
     for (Request& request : requests) {
+        if (now_us) request.waited_s = waited_s(request, now_us);
         bool cancelled = false;
         if (last_call_s_ > kPatience_s &&
             triton.ok(triton.BACKEND_RequestIsCancelled(request.handle, &cancelled)) && cancelled) {
             refuse(request, ErrorCode::cancelled, "cancelled by the client");
-            count(Metric::cancelled, 1);
             continue;
         }
         try {
@@ -138,7 +175,6 @@ void Instance::answer(std::vector<Request>& requests, std::uint64_t began_ns) {
         admission_.admit(rows, 1e-9 * static_cast<double>(now_ns()), comments, largest);
     for (std::size_t i = admitted; i < waiting.size(); i++)
         refuse(*waiting[i], ErrorCode::unavailable, kOverloaded);
-    count(Metric::refused, static_cast<double>(waiting.size() - admitted));
     waiting.resize(admitted);
     if (!waiting.empty()) score(waiting, began_ns);
 }
@@ -151,38 +187,83 @@ void Instance::score(std::vector<Request*>& admitted, std::uint64_t began_ns) {
         rows += request->rows;
     }
     std::vector<float> logits(texts.size());
-    const std::uint64_t start = now_ns();
-    const Counts counts = scorer_->score(texts, logits.data());
-    const std::uint64_t end = now_ns();
-    const double seconds = 1e-9 * static_cast<double>(end - start);
-    admission_.observe(rows, seconds);
+    std::vector<std::int32_t> lengths(texts.size());
+    Times times{began_ns, now_ns(), 0};
+    const Counts counts = scorer_->score(texts, logits.data(), lengths.data());
+    times.end_ns = now_ns();
+    admission_.observe(rows, times.compute_s());
     const float* next = logits.data();
     for (Request* request : admitted) {
         const float* own = next;
         next += request->texts.size();
         TRITONBACKEND_Request* const handle = request->handle;
         respond(*request, own);
-        triton.ok(triton.BACKEND_ModelInstanceReportStatistics(handle_, handle, true, began_ns, start,
-                                                               end, now_ns()));
+        request->answered_ns = now_ns();
+        triton.ok(triton.BACKEND_ModelInstanceReportStatistics(
+            handle_, handle, true, began_ns, times.start_ns, times.end_ns, request->answered_ns));
         triton.ok(triton.BACKEND_RequestRelease(handle, kReleaseAll));
     }
-    triton.ok(triton.BACKEND_ModelInstanceReportBatchStatistics(handle_, texts.size(), began_ns, start,
-                                                                end, now_ns()));
-    const auto comments = static_cast<double>(texts.size()), hits = static_cast<double>(counts.hits);
-    count(Metric::batches, 1);
-    count(Metric::requests, static_cast<double>(admitted.size()));
-    count(Metric::comments, comments);
-    count(Metric::cut, static_cast<double>(counts.cut));
-    count(Metric::windowed, static_cast<double>(counts.windowed));
-    count(Metric::tokens, static_cast<double>(counts.tokens));
-    count(Metric::compute_us, 1e6 * seconds);
-    count(Metric::tokenizer_cpu_us, 1e6 * counts.tokenizer_cpu_s);
-    count(Metric::encoder_cpu_us, 1e6 * counts.encoder_cpu_s);
-    count(Metric::hits, hits);
+    triton.ok(triton.BACKEND_ModelInstanceReportBatchStatistics(handle_, texts.size(), began_ns, times.start_ns,
+                                                                times.end_ns, now_ns()));
+    count(admitted, logits, lengths, counts, times);
+}
+
+// Once every request is answered and released: nobody waits for this.
+void Instance::count(const std::vector<Request*>& scored, const std::vector<float>& logits,
+                     const std::vector<std::int32_t>& lengths, const Counts& counts,
+                     const Times& times) const {
+    const Metrics* const metrics = version_.metrics();
+    if (!metrics) return;
+    const auto add = [&](Metric metric, auto amount) { metrics->add(metric, static_cast<double>(amount)); };
+    const auto comments = static_cast<std::int64_t>(logits.size());
+    std::vector<double> scores(logits.size());
+    std::transform(logits.begin(), logits.end(), scores.begin(),
+                   [](float logit) { return static_cast<double>(probability(logit)); });
+    const auto flagged = std::count_if(scores.begin(), scores.end(),
+                                       [&](double score) { return score >= version_.threshold(); });
+    add(Metric::batches, 1);
+    add(Metric::requests, scored.size());
+    add(Metric::comments, comments);
+    add(Metric::cut, counts.cut);
+    add(Metric::windowed, counts.windowed);
+    add(Metric::tokens, counts.tokens);
+    add(Metric::words, counts.words.all);
+    add(Metric::unknown_words, counts.words.unknown);
+    add(Metric::respelled_words, counts.words.respelled);
+    add(Metric::flagged, flagged);
+    add(Metric::passed, comments - flagged);
+    add(Metric::compute_us, 1e6 * times.compute_s());
+    add(Metric::tokenizer_cpu_us, 1e6 * counts.tokenizer_cpu_s);
+    add(Metric::encoder_cpu_us, 1e6 * counts.encoder_cpu_s);
+    add(Metric::hits, counts.hits);
     if (const LogitCache* cache = version_.cache()) {
-        count(Metric::misses, comments - hits);
-        if (const Metrics* metrics = version_.metrics())
-            metrics->set(Metric::cached_bytes, static_cast<double>(cache->used_bytes()));
+        add(Metric::misses, comments - counts.hits);
+        metrics->set(Metric::cached_bytes, static_cast<double>(cache->used_bytes()));
+    }
+    if (metrics->has_histograms()) observe(scored, scores, lengths, times);
+    const std::uint64_t now = now_ns();
+    metrics->set(Metric::capacity,
+                 version_.capacity_after(comments, 1e-9 * static_cast<double>(now - times.began_ns),
+                                         1e-9 * static_cast<double>(now)));
+}
+
+void Instance::observe(const std::vector<Request*>& scored, const std::vector<double>& scores,
+                       const std::vector<std::int32_t>& lengths, const Times& times) const {
+    const Metrics& metrics = *version_.metrics();
+    const auto seconds = [&](std::uint64_t until_ns) {
+        return 1e-9 * static_cast<double>(until_ns - times.began_ns);
+    };
+    for (const Request* request : scored) {
+        metrics.observe(Metric::request_s,
+                        std::max(0.0, request->waited_s) + seconds(request->answered_ns));
+        if (request->waited_s >= 0)
+            metrics.observe(Metric::queue_s, request->waited_s + seconds(times.start_ns));
+        metrics.observe(Metric::compute_s, times.compute_s());
+    }
+    metrics.observe(Metric::batch_comments, static_cast<double>(scores.size()));
+    for (std::size_t i = 0; i < scores.size(); i++) {
+        metrics.observe(Metric::score, scores[i]);
+        metrics.observe(Metric::comment_tokens, static_cast<double>(lengths[i]));
     }
 }
 
@@ -201,6 +282,7 @@ void Instance::respond(Request& request, const float* logits) {
             }
         } catch (const std::exception& error) {
             failed = triton.ErrorNew(static_cast<int>(ErrorCode::internal), error.what());
+            if (const Metrics* metrics = version_.metrics()) metrics->add(Metric::failed, 1);
         }
         triton.ok(triton.BACKEND_ResponseSend(response, kResponseFinal, failed));
         if (failed) triton.ErrorDelete(failed);
@@ -249,6 +331,7 @@ void Instance::refuse(Request& request, ErrorCode code, const std::string& words
     triton.ok(triton.BACKEND_ModelInstanceReportStatistics(handle_, request.handle, false, now, now, now, now));
     triton.ok(triton.BACKEND_RequestRelease(request.handle, kReleaseAll));
     request.handle = nullptr;
+    if (const Metrics* metrics = version_.metrics()) metrics->add(metric_of(code), 1);
 }
 
 }  // namespace toxicity

@@ -5,6 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstdlib>
+
 #include "contract.h"
 #include "errors.h"
 #include "json.h"
@@ -40,11 +42,28 @@ class File {
     std::size_t size_ = 0;
 };
 
-// A whole number given as a string, as parameters of a configuration are.
-std::int64_t parameter(const Json& config, const char* name, std::int64_t least, std::int64_t most) {
+// The string that parameters of a configuration are, or nullptr where it is left out.
+const Json* given_parameter(const Json& config, const char* name) {
     const Json* parameters = config.find("parameters");
     const Json* given = parameters ? parameters->find(name) : nullptr;
-    const Json* text = given ? given->find("string_value") : nullptr;
+    return given ? given->find("string_value") : nullptr;
+}
+
+// A probability given so, or `otherwise`.
+double share_parameter(const Json& config, const char* name, double otherwise) {
+    const Json* text = given_parameter(config, name);
+    if (!text) return otherwise;
+    char* end = nullptr;
+    const double value = std::strtod(text->text.c_str(), &end);
+    if (end == text->text.c_str() || *end || !(value >= 0 && value <= 1))
+        throw BadInput(std::string("the parameter ") + name + " of config.pbtxt is '" + text->text +
+                       "', expected a number from 0 to 1; run `make export` to publish a new version");
+    return value;
+}
+
+// A whole number given so.
+std::int64_t parameter(const Json& config, const char* name, std::int64_t least, std::int64_t most) {
+    const Json* text = given_parameter(config, name);
     Json number;
     number.kind = Json::Kind::number;
     number.text = text ? text->text : "";
@@ -73,7 +92,7 @@ Version::Version(TRITONBACKEND_Model* model) {
     read_manifest();
     read_config(model);
     try {
-        metrics_.emplace(version);
+        metrics_.emplace(version, histograms_);
     } catch (const std::runtime_error&) {
         metrics_.reset();  // a server without metrics serves all the same
     }
@@ -91,6 +110,8 @@ void Version::read_config(TRITONBACKEND_Model* model) {
     const Json config = Json::parse(json, "the model's configuration");
     max_batch_ = static_cast<int>(parameter(config, MAX_BATCH, 1, MAX_BATCH_SIZE));
     const std::int64_t cache_bytes = parameter(config, CACHE_BYTES, 0, kMostCacheBytes);
+    threshold_ = share_parameter(config, THRESHOLD, DECISION_THRESHOLD);
+    if (given_parameter(config, HISTOGRAMS)) histograms_ = parameter(config, HISTOGRAMS, 0, 1) != 0;
     if (cache_bytes) cache_ = std::make_shared<LogitCache>(static_cast<std::size_t>(cache_bytes));
 }
 
@@ -130,6 +151,10 @@ void Version::read_manifest() {
     read_verified(files, ORT_FILE, false);
     graph_ = read_verified(files, ONNX_FILE);
     tokenizer_ = std::make_shared<Tokenizer>(read_verified(files, TOKENIZER_FILE));
+}
+
+double Version::capacity_after(std::int64_t comments, double busy_s, double now_s) const {
+    return instances_ * capacity_.after(comments, busy_s, now_s);
 }
 
 std::unique_ptr<Scorer> Version::scorer(int gpu) const {

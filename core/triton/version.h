@@ -1,12 +1,15 @@
 // One published version as the server loads it: its folder, its manifest, its configuration.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "api.h"
+#include "capacity.h"
+#include "contract.h"
 #include "metrics.h"
 #include "scorer.h"
 
@@ -26,6 +29,11 @@ class Version {
     const std::string& number() const { return number_; }
     const LogitCache* cache() const { return cache_.get(); }
     const Metrics* metrics() const { return metrics_ ? &*metrics_ : nullptr; }
+    // Probability from which a comment counts as flagged.
+    double threshold() const { return threshold_; }
+    // Comments that its instances could score a second; see Capacity::after.
+    double capacity_after(std::int64_t comments, double busy_s, double now_s) const;
+    void count_instance(int more) const { instances_ += more; }
 
   private:
     void read_config(TRITONBACKEND_Model* model);
@@ -34,6 +42,10 @@ class Version {
 
     std::string folder_, number_, device_, graph_;
     int max_batch_ = 0;
+    double threshold_ = DECISION_THRESHOLD;
+    bool histograms_ = true;
+    mutable Capacity capacity_;
+    mutable std::atomic<int> instances_{0};
     LongText long_text_;
     std::shared_ptr<const Tokenizer> tokenizer_;
     std::shared_ptr<LogitCache> cache_;

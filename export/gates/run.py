@@ -300,10 +300,11 @@ def _qat_gates(subject: GateSubject, served: np.ndarray) -> list[Finding]:
 def served_logits(subject: GateSubject, form: Form) -> np.ndarray:
     """float32 [n] logits of the validation texts from the very code that a server runs."""
     texts = [subject.texts[row] for row in subject.split.validation]
-    return _scorer(subject, form).score(texts).logit
+    return scorer_of(subject, form).score(texts).logit
 
 
-def _scorer(subject: GateSubject, form: Form) -> Scorer:
+def scorer_of(subject: GateSubject, form: Form) -> Scorer:
+    """The code that a server runs, on the graph that it would."""
     tokenizer, long_text = subject.checkpoint.tokenizer, subject.long_text
     served = form.path if form.device == "cuda" else form.ragged  # as `publish` takes it
     return Scorer(served, tokenizer, form.device, long_text=long_text)
@@ -317,7 +318,7 @@ def _long_text_gates(subject: GateSubject, form: Form) -> list[Finding]:
     lengths = [windows * subject.max_len // 2 for windows in _LONG]
     texts = [" ".join(itertools.islice(words, length)) for length in lengths]
     names = [f"text of {length} words" for length in lengths]
-    scorer = _scorer(subject, form)
+    scorer = scorer_of(subject, form)
     served = scorer.score(texts).logit
     alone = np.concatenate([scorer.score([text]).logit for text in texts])
     expected = subject.reference_logits(texts, form.precision)
