@@ -12,13 +12,17 @@ from pydantic.fields import FieldInfo
 from export.config import ExportConfig
 from export.versions import VersionsConfig
 from migrate.config import MigrateConfig
+from monitor.config import MonitorConfig
 from quality.config import QualityConfig
 from quality.models import models_here
 from serve.offline.config import ScoreFileConfig
 from serve.score import ScoreConfig
 from train.artifacts import WEIGHTS_FILE
 
-CONFIGS = (ExportConfig, MigrateConfig, QualityConfig, ScoreConfig, ScoreFileConfig, VersionsConfig)
+CONFIGS = (
+    *(ExportConfig, MigrateConfig, MonitorConfig, QualityConfig),
+    *(ScoreConfig, ScoreFileConfig, VersionsConfig),
+)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

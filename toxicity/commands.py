@@ -111,6 +111,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             "add, remove or list the API keys of clients",
             positional="action",
         ),
+        "monitor": Entry(
+            *("monitor.__main__", "monitor.config:MonitorConfig"),
+            "watch what serves: drift, calibration, groups, latency; --once for cron",
+        ),
         "score": Entry(
             *("serve.score", "serve.score:ScoreConfig"),
             "score comments with the running server, or a file without one",

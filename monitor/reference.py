@@ -1,0 +1,122 @@
+"""What live traffic is compared with: the profile of its version, or the first traffic it had."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contract import DECISION_THRESHOLD, PUBLIC_MODEL, BadInput
+from monitor import series
+from storage.files import read_json
+
+PROFILE_FILE = "profile.json"
+_REMEDY = "run `make export` to publish a new version"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Counts of comments, none of their text."""
+
+    source: str
+    """In words: "profile", or "first traffic"."""
+    comments: float
+    score_bins: np.ndarray | None = None
+    token_bins: np.ndarray | None = None
+    shares: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Quantity -> how many, of how many."""
+    threshold: float | None = None
+    flagged: float | None = None
+    calibration_error: float | None = None
+    groups: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
+    """(set, group) -> negatives, false_positives, positives, false_negatives."""
+
+
+def read_reference(repository: Path, version: str) -> Reference | None:
+    """The profile of a published version; None when it has none or is not there.
+
+    Raises BadInput for a profile.json that cannot be read.
+    """
+    if not version.isdecimal():
+        return None
+    path = repository / PUBLIC_MODEL / version / PROFILE_FILE
+    if not path.is_file():
+        return None
+    try:
+        return _reference(read_json(path, _REMEDY))
+    except (LookupError, TypeError, ValueError) as error:
+        raise BadInput(f"{path} is not the profile of a version ({error!r}); {_REMEDY}") from error
+
+
+def _reference(profile: dict[str, Any]) -> Reference | None:
+    comments = int(profile["comments"])
+    if not comments:
+        return None
+    bins = [one for one in profile["calibration"] if one["comments"]]
+    labelled = sum(one["comments"] for one in bins)
+    gaps = sum(abs(one["mean_score"] * one["comments"] - one["positives"]) for one in bins)
+    names = ("negatives", "false_positives", "positives", "false_negatives")
+    return Reference(
+        source="profile",
+        comments=comments,
+        score_bins=np.array(profile["score_bins"], np.float64),
+        token_bins=np.array(profile["token_bins"], np.float64),
+        shares={
+            "unknown_words": (profile["unknown_words"], profile["words"]),
+            "respelled_words": (profile["respelled_words"], profile["words"]),
+            "comments_cut": (profile["comments_cut"], comments),
+            "flagged": (profile["flagged"], comments),
+        },
+        threshold=float(profile["threshold"]),
+        flagged=float(profile["flagged"]),
+        calibration_error=gaps / labelled if labelled else None,
+        groups={
+            (one["set"], one["group"]): {name: int(one[name]) for name in names}
+            for one in profile["groups"]
+        },
+    )
+
+
+def of_traffic(counts: series.Counts) -> Reference:
+    """The same of what a server counted."""
+    scores, tokens = (series.histogram(counts, name) for name in (series.SCORE, series.TOKENS))
+    return Reference(
+        source="first traffic",
+        comments=comments_of(counts),
+        score_bins=scores[1] if scores else None,
+        token_bins=tokens[1] if tokens else None,
+        shares=shares_of(counts),
+    )
+
+
+def comments_of(counts: series.Counts) -> float:
+    """Comments that were scored."""
+    return series.total(counts, series.COMMENTS) or 0.0
+
+
+def shares_of(counts: series.Counts) -> dict[str, tuple[float, float]]:
+    """Quantity -> how many, of how many; what nobody counts is left out."""
+    comments = comments_of(counts)
+    decided = series.by_label(counts, series.DECISIONS, "decision")
+    found = {
+        "unknown_words": (series.total(counts, series.UNKNOWN), series.total(counts, series.WORDS)),
+        "respelled_words": (
+            series.total(counts, series.RESPELLED),
+            series.total(counts, series.WORDS),
+        ),
+        "comments_cut": (series.total(counts, series.CUT), comments),
+        "flagged": (decided.get("flagged"), sum(decided.values())),
+    }
+    return {
+        name: (some, all_of)
+        for name, (some, all_of) in found.items()
+        if some is not None and all_of
+    }
+
+
+def threshold_of(reference: Reference | None) -> float:
+    """What a score must reach to be flagged."""
+    known = reference.threshold if reference else None
+    return DECISION_THRESHOLD if known is None else known
