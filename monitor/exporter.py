@@ -32,7 +32,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "window_comments": ("Comments of people in a window", ("version", "window")),
     "share": ("Share of words or comments in a window", ("quantity", "version", "window")),
     "reference_share": ("The same share in the reference", ("quantity", "version")),
-    "latency_seconds": ("Latency of requests in a window", ("quantile", "version", "window")),
+    "latency_seconds": ("Latency of requests in a window", ("percentile", "version", "window")),
     "labelled_comments": ("Comments with a score and a label", ("version",)),
     "calibration_error": ("Expected calibration error on labelled comments", ("version",)),
     "calibration_error_by_chance": ("What a calibrated model would show on as many", ("version",)),
@@ -135,8 +135,8 @@ def _version(version: str, about: Document) -> Iterator[Value]:
         yield "window_comments", (version, window), found["comments"]
         for quantity, share in found["shares"].items():
             yield "share", (quantity, version, window), share
-        for quantile, seconds in found.get("request_s", {}).items():
-            yield "latency_seconds", (quantile, version, window), seconds
+        for part, seconds in found.get("request_s", {}).items():
+            yield "latency_seconds", (f"{100 * float(part):g}", version, window), seconds
     for quantity, share in (about["reference"] or {}).get("shares", {}).items():
         yield "reference_share", (quantity, version), share
     if labelled := about.get("calibration"):

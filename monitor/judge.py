@@ -85,6 +85,8 @@ def _drift(
             continue
         window = _aligned(found[1], len(bins))
         if window is None:
+            words = f"{len(found[0])} bins where the {reference.source} has {len(bins)}"
+            yield Check(check, version, window_s, "few", None, config.psi, comments, words)
             continue
         difference = drift.of_bins(bins, window)
         words = f"stability index {difference.size:.3f} from the {reference.source}"
