@@ -155,7 +155,7 @@ def _version(version: str, about: Document) -> Iterator[Value]:
 def serve(config: MonitorConfig, exporter: Exporter) -> None:
     """Answer /metrics from now on. Raises BadInput for a port that is taken."""
     registry = CollectorRegistry()
-    registry.register(exporter)  # type: ignore[arg-type]
+    registry.register(exporter)
     try:
         start_http_server(config.port, config.address, registry)
     except OSError as error:

@@ -96,7 +96,7 @@ def total(counts: Counts, name: str) -> float | None:
 
 def by_label(counts: Counts, name: str, label: str) -> dict[str, float]:
     """A counter by the values of one of its labels."""
-    found = {}
+    found: dict[str, float] = {}
     for series, value in counts.items():
         if series.partition("{")[0] == name and (hit := re.search(rf'\b{label}="([^"]*)"', series)):
             found[hit[1]] = found.get(hit[1], 0) + value

@@ -125,10 +125,7 @@ class State:
 
     def add(self, time: float, new: ByVersion, *, own: bool) -> None:
         """Keep what was counted until `time`; `own` says that the monitor asked meanwhile."""
-        rows = [
-            (time, version, int(own), json.dumps(counts))
-            for version, counts in new.items()
-        ]
+        rows = [(time, version, int(own), json.dumps(counts)) for version, counts in new.items()]
         self._base.executemany("INSERT INTO added VALUES (?, ?, ?, ?)", rows)
 
     def counted(self, since: float, until: float, *, own: bool) -> ByVersion:
