@@ -18,7 +18,7 @@ from contract import BadInput, ToxicityError
 from monitor.config import MonitorConfig
 from monitor.exporter import Exporter, serve
 from monitor.report import screen, write_report
-from monitor.state import State
+from monitor.state import MonitorState
 from monitor.targets import watched
 from monitor.watch import Document, Monitor
 
@@ -39,7 +39,7 @@ def run_monitor(config: MonitorConfig) -> None:
     Raises BadInput for flags and files that cannot be used.
     """
     where = watched(config)
-    state = State(config.out)
+    state = MonitorState(config.out)
     try:
         monitor = Monitor(config, where, state)
         if config.once:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from contract import LABEL_THRESHOLD, BadInput
-from monitor.state import Position, State
+from monitor.state import MonitorState, Position
 
 SUFFIXES = (".csv", ".jsonl")
 OUTCOMES = ("joined", "corrected", "duplicate", "waiting", "unreadable")
@@ -55,7 +55,7 @@ def files_of(path: Path) -> list[Path]:
     return [path] if path.exists() else []  # the first label may still be to come
 
 
-def read_labels(state: State, path: Path, now: float, score: Score) -> LabelsRead:
+def read_labels(state: MonitorState, path: Path, now: float, score: Score) -> LabelsRead:
     """Join the rows that were appended since the last reading.
 
     `score` is asked for rows that have a text and no score. Raises what it raises; then no row of
@@ -68,7 +68,9 @@ def read_labels(state: State, path: Path, now: float, score: Score) -> LabelsRea
     return found
 
 
-def _read_file(state: State, file: Path, now: float, score: Score, found: LabelsRead) -> None:
+def _read_file(
+    state: MonitorState, file: Path, now: float, score: Score, found: LabelsRead
+) -> None:
     name = str(file.resolve())
     with file.open("rb") as handle:
         about = os.fstat(handle.fileno())
@@ -129,7 +131,7 @@ def _read_row(text: str, header: str) -> dict[str, Any] | None:
     return {name: value for name, value in named.items() if value not in (None, "")}
 
 
-def _join(state: State, row: dict[str, Any], now: float) -> str:
+def _join(state: MonitorState, row: dict[str, Any], now: float) -> str:
     """Keep a row. A row without anything to keep, or with values that are none, is unreadable."""
     try:
         key = _key(row)

@@ -49,7 +49,7 @@ class Position:
     header: str
 
 
-class State:
+class MonitorState:
     """The file `monitor.state.STATE_FILE` in a folder; one monitor has it at a time."""
 
     def __init__(self, folder: Path) -> None:

@@ -31,7 +31,7 @@ _BURST = 32
 
 
 @dataclass(frozen=True)
-class Target:
+class MetricsTarget:
     """A server behind the door."""
 
     name: str
@@ -43,7 +43,7 @@ class Target:
 class Watched:
     """What `toxicity monitor` looks at."""
 
-    targets: tuple[Target, ...]
+    targets: tuple[MetricsTarget, ...]
     repository: Path
     url: str | None
     """HOST:PORT that scores."""
@@ -61,7 +61,7 @@ def watched(config: MonitorConfig) -> Watched:
         targets = tuple(_target(url) for url in dict.fromkeys(config.metrics_url))
         names = [target.name for target in targets]
         if len(set(names)) < len(names):
-            targets = tuple(Target(target.url, target.url) for target in targets)
+            targets = tuple(MetricsTarget(target.url, target.url) for target in targets)
         repository = config.repository or Path("model_repository")
         return Watched(targets, repository, config.url)
     if settings is None:
@@ -72,14 +72,14 @@ def watched(config: MonitorConfig) -> Watched:
     base = f"http://{HOST}:{settings.metrics_port}"
     path = "/{}/metrics" if settings.balanced else "/metrics"
     return Watched(
-        tuple(Target(name, base + path.format(name)) for name in server_names(settings)),
+        tuple(MetricsTarget(name, base + path.format(name)) for name in server_names(settings)),
         config.repository or Path(settings.repository),
         config.url or f"{HOST}:{settings.http_port}",
         () if config.url else _sockets(config.run_dir, settings),
     )
 
 
-def _target(url: str) -> Target:
+def _target(url: str) -> MetricsTarget:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BadInput(
@@ -87,7 +87,7 @@ def _target(url: str) -> Target:
             "give the address of a server's metrics"
         )
     replica = re.fullmatch(r"/([\w-]+)/metrics", parts.path)
-    return Target(replica[1] if replica else parts.netloc, url)
+    return MetricsTarget(replica[1] if replica else parts.netloc, url)
 
 
 def _sockets(run_dir: Path, settings: Settings) -> tuple[Path, ...]:
@@ -99,7 +99,7 @@ def _sockets(run_dir: Path, settings: Settings) -> tuple[Path, ...]:
     return tuple(folder / control.HTTP_SOCKET for folder in folders)
 
 
-def read_metrics(target: Target) -> ByVersion:
+def read_metrics(target: MetricsTarget) -> ByVersion:
     """Totals of a server now. Raises OSError when it gives none."""
     try:
         with urllib.request.urlopen(target.url, timeout=_TIMEOUT_S) as answer:

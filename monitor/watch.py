@@ -31,7 +31,7 @@ from monitor.reference import (
     shares_of,
     threshold_of,
 )
-from monitor.state import State
+from monitor.state import MonitorState
 from monitor.targets import Watched, read_metrics, send
 
 Document = dict[str, Any]
@@ -43,7 +43,7 @@ _DAY_S = 86400.0
 class Monitor:
     """What `toxicity monitor` does each time."""
 
-    def __init__(self, config: MonitorConfig, where: Watched, state: State) -> None:
+    def __init__(self, config: MonitorConfig, where: Watched, state: MonitorState) -> None:
         """Read the curated sets. Raises BadInput for one that cannot be used."""
         self._config, self._where, self._state = config, where, state
         self._sets: list[CuratedSet] = read_sets(config.curated) if config.curated else []

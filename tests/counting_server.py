@@ -10,7 +10,7 @@ from conftest import free_port
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from contract import HOST
-from monitor.targets import Target
+from monitor.targets import MetricsTarget
 
 TOKEN_BOUNDS = (8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -66,12 +66,12 @@ class Counting:
         self.refused.labels(version, "overloaded").inc(refused)
 
     @contextlib.contextmanager
-    def serving(self, name: str = "replica-1") -> Iterator[Target]:
+    def serving(self, name: str = "replica-1") -> Iterator[MetricsTarget]:
         """Its metrics, at an address of its own."""
         port = free_port()
         server, thread = start_http_server(port, HOST, self.registry)
         try:
-            yield Target(name, f"http://{HOST}:{port}/metrics")
+            yield MetricsTarget(name, f"http://{HOST}:{port}/metrics")
         finally:
             server.shutdown()
             server.server_close()

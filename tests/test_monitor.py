@@ -32,8 +32,8 @@ from monitor.exporter import Exporter, metric_names, serve
 from monitor.judge import CHECKS
 from monitor.labels import OUTCOMES, read_labels, sha256_of_text
 from monitor.report import page
-from monitor.state import State
-from monitor.targets import Target, Watched, watched
+from monitor.state import MonitorState
+from monitor.targets import MetricsTarget, Watched, watched
 from monitor.watch import Monitor
 from storage.files import write_json
 
@@ -81,13 +81,13 @@ def repository_with(folder: Path, document: dict[str, Any]) -> Path:
 def watching(tmp_path: Path) -> Iterable[Any]:
     """`start(targets, **flags)`: a monitor of these targets, with a profile of usual scores."""
     repository = repository_with(tmp_path / "repository", profile(usual(20_000)))
-    states: list[State] = []
+    states: list[MonitorState] = []
 
-    def start(*targets: Target, **flags: Any) -> Monitor:
+    def start(*targets: MetricsTarget, **flags: Any) -> Monitor:
         for state in states:
             state.close()
         config = MonitorConfig(out=tmp_path / "out", **flags)
-        states.append(State(config.out))
+        states.append(MonitorState(config.out))
         return Monitor(config, Watched(targets, repository, flags.get("url")), states[-1])
 
     yield start
@@ -268,7 +268,7 @@ def no_score(_: Sequence[str]) -> list[tuple[float, str]]:
 
 
 def test_labels_join_whenever_they_come(tmp_path: Path) -> None:
-    state = State(tmp_path)
+    state = MonitorState(tmp_path)
     scored, judged = tmp_path / "scored.jsonl", tmp_path / "judged.csv"
     scored.write_text('{"id": "a", "score": 0.9, "version": 3}\n{"id": "b", "score": 0.2, "version')
     judged.write_text("id,label,version\na,1,4\nc,0,\n")
@@ -290,7 +290,7 @@ def test_labels_join_whenever_they_come(tmp_path: Path) -> None:
 
 
 def test_a_replaced_file_of_labels_changes_nothing_twice(tmp_path: Path) -> None:
-    state = State(tmp_path)
+    state = MonitorState(tmp_path)
     file = tmp_path / "labels.csv"
     file.write_text('id,score,version,label\n"a\n1",0.5,1,1\nb,0.7,1,0\n')
     assert read_labels(state, file, 1.0, no_score).outcomes["joined"] == 2
@@ -309,7 +309,7 @@ def test_comments_with_a_label_are_scored_and_not_kept(tmp_path: Path) -> None:
     text = 'what a "secret"\n, line'
     LabelFile(file).append(text, 1.0)
     LabelFile(file).append("harmless", 0.0)
-    state = State(tmp_path / "state")
+    state = MonitorState(tmp_path / "state")
     asked: list[str] = []
 
     def score(texts: Sequence[str]) -> list[tuple[float, str]]:
@@ -326,7 +326,7 @@ def test_comments_with_a_label_are_scored_and_not_kept(tmp_path: Path) -> None:
 
 
 def test_a_label_whose_comment_cannot_be_scored_waits_for_the_next_reading(tmp_path: Path) -> None:
-    state = State(tmp_path / "state")
+    state = MonitorState(tmp_path / "state")
     file = tmp_path / "labels.csv"
     file.write_text("text,label\nhello,0\n")
 
@@ -342,7 +342,7 @@ def test_a_label_whose_comment_cannot_be_scored_waits_for_the_next_reading(tmp_p
 @given(st.binary(max_size=300))
 def test_no_file_of_labels_ends_the_monitor(tmp_path_factory: Any, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("labels")
-    state = State(folder)
+    state = MonitorState(folder)
     for suffix in (".csv", ".jsonl"):
         (folder / f"labels{suffix}").write_bytes(content + b"\n")
     read_labels(state, folder, 1.0, lambda texts: [(0.5, "1") for _ in texts])
@@ -418,7 +418,7 @@ def test_curated_comments_go_through_the_live_server(
 ) -> None:
     """The real server; its own profile says that group b had no false positive."""
     path = curated_file(tmp_path)
-    target = Target("replica-1", f"http://{HOST}:{served.metrics_port}/metrics")
+    target = MetricsTarget("replica-1", f"http://{HOST}:{served.metrics_port}/metrics")
     url = f"{HOST}:{served.http_port}"
     monitor = watching(target, curated=(str(path),), url=url, curated_rate=500.0)
     document = monitor.step()
@@ -475,7 +475,7 @@ def test_the_page_shows_what_was_found(document: dict[str, Any]) -> None:
     text = page({**document, "alarms": ["<script>"], "state": "alarm"})
     assert "&lt;script&gt;" in text and "<script>" not in text and "&lt;b a=&#34;" in text
     assert text.count("data:image/png;base64,") == 1
-    assert "nan" not in re.sub("base64,[^\"]*", "", text)
+    assert "nan" not in re.sub('base64,[^"]*', "", text)
 
 
 def test_every_metric_is_given_and_promtool_takes_them(document: dict[str, Any]) -> None:
@@ -532,12 +532,12 @@ def test_flags_that_cannot_be_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--metrics-url is 'here', expected"):
         watched(MonitorConfig(metrics_url=("here",)))
     with pytest.raises(BadInput, match=r"--labels is x\.txt, expected"):
-        read_labels(State(tmp_path), Path("x.txt"), 1.0, no_score)
+        read_labels(MonitorState(tmp_path), Path("x.txt"), 1.0, no_score)
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "state.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(BadInput, match="is not a monitor's state"):
-        State(tmp_path / "two")
-    state = State(tmp_path / "three")
+        MonitorState(tmp_path / "two")
+    state = MonitorState(tmp_path / "three")
     with pytest.raises(BadInput, match=r"cannot be used .*end the other monitor"):
-        State(tmp_path / "three")
+        MonitorState(tmp_path / "three")
     state.close()
