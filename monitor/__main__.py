@@ -17,10 +17,14 @@ from console.options import parse_config, run
 from contract import BadInput, ToxicityError
 from monitor.config import MonitorConfig
 from monitor.exporter import Exporter, serve
-from monitor.report import screen, write_report
+from monitor.report import HTML_FILE, JSON_FILE, screen, write_report
 from monitor.state import MonitorState
 from monitor.targets import watched
-from monitor.watch import Document, Monitor
+from monitor.watch import Monitor
+from storage.files import write_json
+
+_PAGE_S = 300
+"""So often the page is drawn again, and whenever an alarm comes or goes."""
 
 
 def main() -> None:
@@ -68,25 +72,22 @@ def _forever(config: MonitorConfig, monitor: Monitor) -> None:
     if config.port:
         serve(config, exporter)
         print(f"metrics     http://{config.address}:{config.port}/metrics")
-    print(f"report      {config.out / 'monitor.html'}", flush=True)
+    print(f"report      {config.out / HTML_FILE}", flush=True)
     told: list[str] | None = None
-    due = time.monotonic()
+    due = drawn = time.monotonic()
     while True:
         document = monitor.step()
         exporter.show(document)
-        write_report(document, config.out)
-        told = _tell(document, told)
+        write_json(config.out / JSON_FILE, document)
+        names = [line.partition(":")[0] for line in (*document["alarms"], *document["errors"])]
+        if names != told:  # the figures of an alarm may change without being news
+            print(screen(document), flush=True)
+        if names != told or time.monotonic() >= drawn + _PAGE_S:
+            write_report(document, config.out)
+            drawn = time.monotonic()
+        told = names
         due = max(due + config.every_s, time.monotonic())
         time.sleep(max(0.0, due - time.monotonic()))
-
-
-def _tell(document: Document, before: list[str] | None) -> list[str]:
-    """Print what is new; what the figures of an alarm are may change without being news."""
-    now = [*document["alarms"], *document["errors"]]
-    names = [line.partition(":")[0] for line in now]
-    if before is None or names != before:
-        print(screen(document), flush=True)
-    return names
 
 
 if __name__ == "__main__":
