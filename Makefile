@@ -216,7 +216,7 @@ bench-tokenizer: $(READY) ## time text -> ids beside Hugging Face's tokenizers|C
 
 bench-monitor: $(READY) ## false alarms and time to detect of the monitor's rules beside river's detectors|REPOSITORY COMMENTS=file BENCH_ARGS="--windows 200 ..."
 	@$(RUN) -m pip install -q -c constraints.txt river || echo 'river cannot be installed: skipped' >&2
-	$(TOOL) bench monitor $(BENCH_ARGS)
+	$(TOOL) bench monitor $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
 
 capacity: $(READY) ## search the highest rate that meets the objective, rung by rung|COMMENTS=file CAPACITY_ARGS="--p99-ms 50 ..."
 	$(TOOL) capacity $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)

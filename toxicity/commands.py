@@ -227,6 +227,10 @@ BENCH: dict[str, dict[str, Entry]] = {
             *("bench.model.length", "bench.model.length:LengthBenchConfig"),
             "cost of a comment up to 4,096 tokens",
         ),
+        "monitor": Entry(
+            *("bench.monitor.run", "bench.monitor.run:MonitorBenchConfig"),
+            "false alarms and time to detect of the monitor's rules, beside river's detectors",
+        ),
         "tokenizer": Entry(
             *("bench.model.tokenizer", "bench.model.tokenizer:TokenizerBenchConfig"),
             "text to ids beside Hugging Face's tokenizers",
