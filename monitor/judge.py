@@ -20,6 +20,8 @@ from monitor.reference import Reference, comments_of, shares_of, threshold_of
 
 QUANTILES = (0.5, 0.95, 0.99)
 OBJECTIVE = 0.99
+_INVALID = "invalid"
+"""Reason of a refusal that is the client's own fault: no sign of a server that is too small."""
 CHECKS = (
     "score_drift",
     "length_drift",
@@ -142,7 +144,8 @@ def _service(
         words = "no request" if p99 is None else f"p99 {1000 * p99:.1f} ms"
         yield Check("latency", version, window_s, state, p99, config.p99_ms / 1000, requests, words)
     scored = series.total(counts, series.REQUESTS)
-    refused = series.total(counts, series.REFUSED) or 0.0
+    reasons = series.by_label(counts, series.REFUSED, "reason")
+    refused = (series.total(counts, series.REFUSED) or 0.0) - reasons.get(_INVALID, 0.0)
     if scored is not None:
         everything = scored + refused
         share = refused / everything if everything else 0.0

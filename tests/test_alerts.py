@@ -53,7 +53,7 @@ class Traffic:
 
     def send(self) -> None:
         rng = np.random.default_rng(0)
-        while not self.done.wait(0.25):
+        while not self.done.wait(0.5):
             for url in list(self.urls):
                 with contextlib.suppress(ToxicityError):
                     score_comments(self.draw(rng), url=url)

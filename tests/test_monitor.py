@@ -179,6 +179,7 @@ def test_usual_traffic_is_well_and_drift_is_told(watching: Any) -> None:
         first = monitor.step()
         assert first["state"] == "ok" and first["servers"][0]["version"] == "1"
         counting.scored(usual(1500), unknown=300)
+        counting.refused.labels("1", "invalid").inc(900)  # the client's own fault
         well = monitor.step()
         assert well["state"] == "ok", well["alarms"]
         assert well["versions"]["1"]["windows"]["3600"]["comments"] == 1500
