@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from bench.monitor.streams import Comments, counts_of
+from bench.monitor.streams import Population, counts_of
+from console.options import make_config
 from monitor.config import MonitorConfig
 from monitor.judge import window_checks
 from monitor.reference import of_traffic
@@ -17,18 +19,18 @@ from monitor.reference import of_traffic
 class Detector(Protocol):
     """Sees window after window."""
 
-    def alarm(self, window: Comments) -> bool:
+    def alarm(self, window: Population) -> bool:
         """Whether something is wrong, now that this window was seen."""
 
 
 class MonitorRules:
     """As `toxicity monitor` judges each window by itself."""
 
-    def __init__(self, reference: Comments) -> None:
-        self._config = MonitorConfig()
+    def __init__(self, reference: Population) -> None:
+        self._config = make_config(MonitorConfig, {})
         self._reference = of_traffic(counts_of(reference))
 
-    def alarm(self, window: Comments) -> bool:
+    def alarm(self, window: Population) -> bool:
         """By the checks of comments alone: there is no latency here."""
         counts = counts_of(window)
         checks = window_checks(self._config, "1", 3600, counts, counts, self._reference)
@@ -41,11 +43,11 @@ class River:
     They see comment after comment and have no reference but what they saw.
     """
 
-    def __init__(self, make: Callable[[], Any], reference: Comments) -> None:
+    def __init__(self, make: Callable[[], Any], reference: Population) -> None:
         self._detectors = [make() for _ in range(3)]
         self.alarm(reference)
 
-    def alarm(self, window: Comments) -> bool:
+    def alarm(self, window: Population) -> bool:
         """Whether one of them found a drift within the window."""
         found = False
         columns = (window.score, np.log(window.tokens), window.unknown / window.words)
@@ -56,9 +58,9 @@ class River:
         return found
 
 
-def detectors(seed: int) -> dict[str, Callable[[Comments], Detector]]:
+def detectors(seed: int) -> dict[str, Callable[[Population], Detector]]:
     """Name -> what makes it of a reference; river's only where it is installed."""
-    found: dict[str, Callable[[Comments], Detector]] = {"monitor": MonitorRules}
+    found: dict[str, Callable[[Population], Detector]] = {"monitor": MonitorRules}
     if importlib.util.find_spec("river") is None:
         return found
     from river import drift
@@ -71,5 +73,5 @@ def detectors(seed: int) -> dict[str, Callable[[Comments], Detector]]:
         ("KSWIN", kswin),
         ("PageHinkley", drift.PageHinkley),
     ):
-        found[name] = lambda reference, make=make: River(make, reference)
+        found[name] = partial(River, make)
     return found

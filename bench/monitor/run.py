@@ -23,7 +23,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from bench.monitor.detectors import Detector, detectors
-from bench.monitor.streams import DRIFTS, Comments, generated, scored, windows
+from bench.monitor.streams import DRIFTS, Population, generated, scored, windows
 from bench.report.result import (
     LOAD,
     RUNS,
@@ -105,11 +105,11 @@ def bench(config: MonitorBenchConfig) -> dict[str, Any]:
     )
 
 
-def _reference(config: MonitorBenchConfig, population: Comments, rng: np.random.Generator) -> Any:
+def _reference(config: MonitorBenchConfig, population: Population, rng: np.random.Generator) -> Any:
     return windows(population, config.reference_comments, rng)
 
 
-def _false_alarms(config: MonitorBenchConfig, population: Comments) -> dict[str, int]:
+def _false_alarms(config: MonitorBenchConfig, population: Population) -> dict[str, int]:
     """Detector -> healthy windows with an alarm."""
     rng = np.random.default_rng([config.seed, 1])
     reference = _reference(config, population, rng)
@@ -123,7 +123,7 @@ def _false_alarms(config: MonitorBenchConfig, population: Comments) -> dict[str,
 
 
 def _detected(
-    config: MonitorBenchConfig, population: Comments, kind: str, level: int
+    config: MonitorBenchConfig, population: Population, kind: str, level: int
 ) -> dict[str, Any]:
     """Streams of one kind and strength: windows until each detector's alarm, None for none."""
     drift, strengths = DRIFTS[kind]
@@ -152,7 +152,7 @@ def _detected(
     }
 
 
-def _first_alarm(detector: Detector, drifted: list[Comments]) -> int | None:
+def _first_alarm(detector: Detector, drifted: list[Population]) -> int | None:
     """Windows of the drift until the alarm, the first one is 1."""
     for number, window in enumerate(drifted, 1):
         if detector.alarm(window):

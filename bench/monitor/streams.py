@@ -22,7 +22,7 @@ _LOGIT_BOUND = 30.0
 
 
 @dataclass(frozen=True)
-class Comments:
+class Population:
     """One row a comment."""
 
     score: np.ndarray
@@ -37,9 +37,9 @@ class Comments:
     def __len__(self) -> int:
         return len(self.score)
 
-    def rows(self, chosen: np.ndarray) -> Comments:
+    def rows(self, chosen: np.ndarray) -> Population:
         """Those rows, in that order."""
-        return Comments(*(column[chosen] for column in self.columns))
+        return Population(*(column[chosen] for column in self.columns))
 
     @property
     def columns(self) -> tuple[np.ndarray, ...]:
@@ -47,7 +47,7 @@ class Comments:
         return self.score, self.tokens, self.words, self.unknown
 
 
-def generated(seed: int) -> Comments:
+def generated(seed: int) -> Population:
     """Scores near 0 for nine in ten, near 1 for the tenth; lengths and words as people write."""
     rng = np.random.default_rng(seed)
     n = _GENERATED
@@ -55,10 +55,10 @@ def generated(seed: int) -> Comments:
     score = np.where(toxic, rng.beta(4, 1.5, n), rng.beta(0.7, 9, n))
     words = np.maximum(1, rng.lognormal(3.6, 1.0, n).astype(np.int64))
     unknown = rng.binomial(words, rng.beta(1, 40, n))
-    return Comments(score, words + 1, words, unknown)
+    return Population(score, words + 1, words, unknown)
 
 
-def scored(file: Path, repository: Path, most: int, seed: int) -> Comments:
+def scored(file: Path, repository: Path, most: int, seed: int) -> Population:
     """Comments of a file, scored by the core with the version that serves. Raises BadInput."""
     folder, artifact = version_folder(repository), read_artifact(repository)
     tokenizer = Tokenizer.from_json((folder / TOKENIZER_FILE).read_text("utf-8"))
@@ -71,14 +71,14 @@ def scored(file: Path, repository: Path, most: int, seed: int) -> Comments:
     tokens = np.array([len(one) for one in ids])
     unknown = np.array([int((one == UNK_ID).sum()) for one in ids])
     score = probability(scorer.score(texts).logit).astype(np.float64)
-    return Comments(score, tokens, np.maximum(1, tokens - 1), unknown)
+    return Population(score, tokens, np.maximum(1, tokens - 1), unknown)
 
 
 # --- Drift ---------------------------------------------------------------------------------
-Drift = Callable[[Comments, float, np.random.Generator], Comments]
+Drift = Callable[[Population, float, np.random.Generator], Population]
 
 
-def _more_toxic(window: Comments, strength: float, rng: np.random.Generator) -> Comments:
+def _more_toxic(window: Population, strength: float, rng: np.random.Generator) -> Population:
     """`strength` times the share of high scores."""
     high, low = (np.flatnonzero(window.score >= 0.5), np.flatnonzero(window.score < 0.5))
     if not len(high) or not len(low):
@@ -89,27 +89,27 @@ def _more_toxic(window: Comments, strength: float, rng: np.random.Generator) -> 
     return window.rows(rows)
 
 
-def _shifted_scores(window: Comments, strength: float, _: np.random.Generator) -> Comments:
+def _shifted_scores(window: Population, strength: float, _: np.random.Generator) -> Population:
     """Logits `strength` higher, as those of a model that is not the same."""
     p = window.score.clip(np.exp(-_LOGIT_BOUND), 1 - 1e-12)
     logit = np.log(p / (1 - p)) + strength
     return replace(window, score=1 / (1 + np.exp(-logit)))
 
 
-def _longer(window: Comments, strength: float, _: np.random.Generator) -> Comments:
+def _longer(window: Population, strength: float, _: np.random.Generator) -> Population:
     """Comments `strength` times as long."""
     words = np.maximum(1, (window.words * strength).astype(np.int64))
     unknown = np.minimum(words, (window.unknown * strength).astype(np.int64))
     return replace(window, words=words, tokens=words + 1, unknown=unknown)
 
 
-def _unknown_words(window: Comments, strength: float, rng: np.random.Generator) -> Comments:
+def _unknown_words(window: Population, strength: float, rng: np.random.Generator) -> Population:
     """`strength` times as many unknown words, as another language has."""
     share = min(0.9, strength * window.unknown.sum() / window.words.sum())
     return replace(window, unknown=rng.binomial(window.words, share))
 
 
-def _one_comment(window: Comments, strength: float, rng: np.random.Generator) -> Comments:
+def _one_comment(window: Population, strength: float, rng: np.random.Generator) -> Population:
     """A share of `strength` is one and the same comment, as in a campaign."""
     rows = np.arange(len(window))
     rows[rng.random(len(window)) < strength] = np.argsort(window.score)[int(0.97 * len(window))]
@@ -127,18 +127,18 @@ DRIFTS: dict[str, tuple[Drift, tuple[float, float, float]]] = {
 
 
 def windows(
-    population: Comments,
+    population: Population,
     size: int,
     rng: np.random.Generator,
     drift: Drift | None = None,
     strength: float = 0.0,
-) -> Comments:
+) -> Population:
     """A window of `size` comments drawn from the population, drifted when told to."""
     window = population.rows(rng.integers(len(population), size=size))
     return window if drift is None else drift(window, strength, rng)
 
 
-def counts_of(comments: Comments) -> series.Counts:
+def counts_of(comments: Population) -> series.Counts:
     """What a server would have counted of them."""
     counts: series.Counts = {
         series.COMMENTS: float(len(comments)),
