@@ -37,6 +37,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 FASTER = 60
 PATIENCE_S = 180
+STALE = "changes(toxicity_monitor_readings_total[5s])"
 WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()
 BATCH = 64
 """Comments of a request. There are few requests, so that no alert of latency can come of how busy
@@ -146,7 +147,10 @@ def webhook(notified: list[tuple[str, str]]) -> Iterator[int]:
 
 def write_configs(folder: Path, stack: dict[str, Any]) -> None:
     """The project's own files, with the addresses and the hurry of this test."""
-    (folder / "rules.yml").write_text(faster(RULES.read_text("utf-8"), FASTER))
+    rules = faster(RULES.read_text("utf-8"), FASTER)
+    # A monitor that shares two cores with all of this may take more than five seconds.
+    assert rules.count(STALE) == 1
+    (folder / "rules.yml").write_text(rules.replace(STALE, STALE.replace("5s", "60s")))
     own = (RULES.parent / "alertmanager.yml").read_text("utf-8")
     own = own.replace("127.0.0.1:9999", f"{HOST}:{stack['webhook']}")
     own = own.replace("group_wait: 30s", "group_wait: 1s").replace("interval: 5m", "interval: 1s")
