@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from bench.monitor import run as bench_run
-from bench.monitor.detectors import MonitorRules, detectors
+from bench.monitor.detectors import detectors
 from bench.monitor.run import MonitorBenchConfig, bars, table
 from bench.monitor.streams import DRIFTS, counts_of, generated, windows
+from contract import BadInput
 from monitor import series
 
 RNG = np.random.default_rng(0)
@@ -46,12 +47,17 @@ def test_each_drift_moves_what_it_says(kind: str) -> None:
     assert moved[kind] > 0
 
 
-def test_a_small_run_finds_strong_drift_and_no_false_alarm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bench_run, "detectors", lambda _: {"monitor": MonitorRules})
+def test_a_small_run_finds_strong_drift_and_no_false_alarm(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--detectors has X, expected some of monitor"):
+        bench_run.bench(MonitorBenchConfig(detectors=("X",), out=tmp_path))
     config = MonitorBenchConfig(
-        windows=40, window_comments=600, streams=1, before=1, after=2, out=tmp_path
+        detectors=("monitor",),
+        windows=40,
+        window_comments=600,
+        streams=1,
+        before=1,
+        after=2,
+        out=tmp_path,
     )
     found = bench_run.bench(config)
     assert found["false_alarms"] == {"monitor": 0}

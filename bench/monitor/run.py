@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from bench.report.result import (
 )
 from bench.report.tables import aligned
 from console.options import run
+from contract import BadInput
 from export.repository import current
 
 _MOST_COMMENTS = 20_000
@@ -60,6 +62,11 @@ class MonitorBenchConfig(ResultOptions):
         Path("model_repository"),
         description="repository whose version scores them",
         json_schema_extra=SERVER,
+    )
+    detectors: tuple[str, ...] = Field(
+        (),
+        description="some of monitor, ADWIN, KSWIN, PageHinkley; all that are installed",
+        json_schema_extra=RUNS,
     )
     windows: int = Field(200, ge=1, description="healthy windows", json_schema_extra=RUNS)
     window_comments: int = Field(
@@ -105,6 +112,18 @@ def bench(config: MonitorBenchConfig) -> dict[str, Any]:
     )
 
 
+def _chosen(config: MonitorBenchConfig) -> Mapping[str, Callable[[Population], Detector]]:
+    """The monitor's rules and what else was asked for. Raises BadInput for what is not there."""
+    known = detectors(config.seed)
+    if unknown := sorted(set(config.detectors) - known.keys()):
+        raise BadInput(
+            f"--detectors has {unknown[0]}, expected some of {', '.join(known)}; name one of "
+            "them, or `pip install river`"
+        )
+    wanted = {"monitor", *(config.detectors or known)}
+    return {name: make for name, make in known.items() if name in wanted}
+
+
 def _reference(config: MonitorBenchConfig, population: Population, rng: np.random.Generator) -> Any:
     return windows(population, config.reference_comments, rng)
 
@@ -113,7 +132,7 @@ def _false_alarms(config: MonitorBenchConfig, population: Population) -> dict[st
     """Detector -> healthy windows with an alarm."""
     rng = np.random.default_rng([config.seed, 1])
     reference = _reference(config, population, rng)
-    made = {name: make(reference) for name, make in detectors(config.seed).items()}
+    made = {name: make(reference) for name, make in _chosen(config).items()}
     found = dict.fromkeys(made, 0)
     for _ in range(config.windows):
         window = windows(population, config.window_comments, rng)
@@ -132,7 +151,7 @@ def _detected(
     for stream in range(config.streams):
         rng = np.random.default_rng([config.seed, 2, list(DRIFTS).index(kind), level, stream])
         reference = _reference(config, population, rng)
-        made = {name: make(reference) for name, make in detectors(config.seed).items()}
+        made = {name: make(reference) for name, make in _chosen(config).items()}
         for _ in range(config.before):
             window = windows(population, config.window_comments, rng)
             for name, detector in made.items():
