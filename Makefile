@@ -22,6 +22,7 @@ REPLICAS ?=
 GRPC ?=
 SERVE_ARGS ?=
 UI_ARGS ?=
+MONITOR_ARGS ?=
 VERSION ?=
 SIGN_KEY ?=
 TEXT ?= you are a wonderful person
@@ -58,7 +59,7 @@ FORCE ?=
 # They reach a command by the environment, letter by letter: neither make nor a shell expands what
 # is in them. Those that end in _ARGS are a piece of a command line, quotes and all.
 LITERAL := DATA SOURCES TEST_DATA RECIPE PRECISION REPOSITORY HTTP_PORT GRPC_PORT METRICS_PORT REPLICAS TEXT USERS SECONDS_EACH COMMENTS MINUTES RATE CAPACITY FILE SANITIZE TARGET MODELS CURATED PYTHON FORCE
-FLAGS := TRAIN_ARGS RECIPE_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS LEAVE_ONE_OUT_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS UI_ARGS EVAL_ARGS FIGURES_ARGS DOCTOR_ARGS
+FLAGS := TRAIN_ARGS RECIPE_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS LEAVE_ONE_OUT_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS UI_ARGS MONITOR_ARGS EVAL_ARGS FIGURES_ARGS DOCTOR_ARGS
 define newline
 
 
@@ -95,7 +96,7 @@ endef
 # The oldest, which most of the tests have run on; .ci/run tests the newest beside it.
 FOUND_PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 15) and print("$(p)")' 2>/dev/null)))
 
-.PHONY: help install native train best export versions publish rollback serve ui status stop score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-app bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer capacity tune overload parity attack soak ladder ablation leave-one-out figures docs clean
+.PHONY: help install native train best export versions publish rollback serve ui status stop monitor score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-app bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer bench-monitor capacity tune overload parity attack soak ladder ablation leave-one-out figures docs clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -146,6 +147,9 @@ status: $(READY) ## what runs: processes, versions, addresses
 
 stop: $(READY) ## end all of it, finishing what is in flight
 	$(TOOL) stop
+
+monitor: $(READY) ## watch what serves: drift, labels, groups, latency; --once for cron|MONITOR_ARGS="--once --curated folder --labels file ..."
+	@$(TOOL) monitor $(MONITOR_ARGS)
 
 score: $(READY) ## score one comment against the running server, or a file without one|TEXT="..." HTTP_PORT, or FILE=comments.csv.gz SCORE_ARGS="--out scored.parquet ..."
 	@$(TOOL) score $(if $(FILE),--file="$$FILE" $(IN_REPOSITORY),--url="127.0.0.1:$$HTTP_PORT") $(SCORE_ARGS) $(if $(FILE),,-- "$$TEXT")
@@ -211,6 +215,10 @@ bench-peers: $(READY) ## ours beside FastAPI, LitServe and the plain graph on Tr
 bench-tokenizer: $(READY) ## time text -> ids beside Hugging Face's tokenizers|COMMENTS=file BENCH_ARGS="--vocabulary file"
 	@$(RUN) -m pip install -q -c constraints.txt tokenizers || echo 'tokenizers cannot be installed: skipped' >&2
 	$(TOOL) bench tokenizer $(OF_COMMENTS) $(BENCH_ARGS)
+
+bench-monitor: $(READY) ## false alarms and time to detect of the monitor's rules beside river's detectors|REPOSITORY COMMENTS=file BENCH_ARGS="--windows 200 ..."
+	@$(RUN) -m pip install -q -c constraints.txt river || echo 'river cannot be installed: skipped' >&2
+	$(TOOL) bench monitor $(IN_REPOSITORY) $(OF_COMMENTS) $(BENCH_ARGS)
 
 capacity: $(READY) ## search the highest rate that meets the objective, rung by rung|COMMENTS=file CAPACITY_ARGS="--p99-ms 50 ..."
 	$(TOOL) capacity $(IN_REPOSITORY) $(OF_COMMENTS) $(CAPACITY_ARGS)

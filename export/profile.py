@@ -7,10 +7,10 @@ the server itself counts (`contract`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -129,7 +129,7 @@ def rate(count: int, of: int) -> ShareInterval | None:
     return ShareInterval(count / of, float(span.low), float(span.high))
 
 
-def read_profile(folder: Path, files: Mapping[str, Any]) -> Profile | None:
+def read_profile(folder: Path, files: Container[str]) -> Profile | None:
     """The profile of the version in `folder`, whose manifest lists `files`.
 
     None for a version that was published without one. Raises BadInput for one that is no profile.

@@ -13,6 +13,7 @@ from export.config import ExportConfig
 from export.thresholds import ThresholdsConfig
 from export.versions import VersionsConfig
 from migrate.config import MigrateConfig
+from monitor.config import MonitorConfig
 from quality.config import QualityConfig
 from quality.models import models_here
 from serve.offline.config import ScoreFileConfig
@@ -20,8 +21,8 @@ from serve.score import ScoreConfig
 from train.artifacts import WEIGHTS_FILE
 
 CONFIGS = (
-    *(ExportConfig, MigrateConfig, QualityConfig, ScoreConfig, ScoreFileConfig),
-    *(ThresholdsConfig, VersionsConfig),
+    *(ExportConfig, MigrateConfig, MonitorConfig, QualityConfig),
+    *(ScoreConfig, ScoreFileConfig, ThresholdsConfig, VersionsConfig),
 )
 
 

@@ -115,6 +115,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             "add, remove or list the API keys of clients",
             positional="action",
         ),
+        "monitor": Entry(
+            *("monitor.__main__", "monitor.config:MonitorConfig"),
+            "watch what serves: drift, calibration, groups, latency; --once for cron",
+        ),
         "score": Entry(
             *("serve.score", "serve.score:ScoreConfig"),
             "score comments with the running server, or a file without one",
@@ -234,6 +238,10 @@ BENCH: dict[str, dict[str, Entry]] = {
         "length": Entry(
             *("bench.model.length", "bench.model.length:LengthBenchConfig"),
             "cost of a comment up to 4,096 tokens",
+        ),
+        "monitor": Entry(
+            *("bench.monitor.run", "bench.monitor.run:MonitorBenchConfig"),
+            "false alarms and time to detect of the monitor's rules, beside river's detectors",
         ),
         "tokenizer": Entry(
             *("bench.model.tokenizer", "bench.model.tokenizer:TokenizerBenchConfig"),

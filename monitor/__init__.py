@@ -1,0 +1,1 @@
+"""Whether what serves still does what was published: drift, groups, latency, replicas."""

@@ -1,0 +1,145 @@
+"""Which servers are watched, how their metrics are read, and how comments are sent to them."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from contract import HOST, MODEL_VERSION, PROBABILITY, TEXT, BadInput, ToxicityError
+from monitor.config import MonitorConfig
+from monitor.series import ByVersion, totals_of
+from serve import control, probe
+from serve.client import requests_of, score_comments
+from serve.settings import Settings, read_settings, server_names
+from serve.supervisor import Supervisor
+
+_TIMEOUT_S = 10
+_MOST_BYTES = 32 << 20
+_BURST = 32
+"""Comments of one request of the monitor's."""
+
+
+@dataclass(frozen=True)
+class MetricsTarget:
+    """A server behind the door."""
+
+    name: str
+    url: str
+    """Of its metrics."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What `toxicity monitor` looks at."""
+
+    targets: tuple[MetricsTarget, ...]
+    repository: Path
+    url: str | None
+    """HOST:PORT that scores."""
+    sockets: tuple[Path, ...] = ()
+    """Of the servers themselves, where the door asks for a key or speaks TLS."""
+
+
+def watched(config: MonitorConfig) -> Watched:
+    """By the flags, and for those left out by what serves from the run folder.
+
+    Raises BadInput when neither says where the metrics are.
+    """
+    settings = read_settings(config.run_dir)
+    if config.metrics_url:
+        targets = tuple(_target(url) for url in dict.fromkeys(config.metrics_url))
+        names = [target.name for target in targets]
+        if len(set(names)) < len(names):
+            targets = tuple(MetricsTarget(target.url, target.url) for target in targets)
+        repository = config.repository or Path("model_repository")
+        return Watched(targets, repository, config.url)
+    if settings is None:
+        raise BadInput(
+            f"{config.run_dir} has no running server, expected the run folder of one; run "
+            "`make serve`, or give --run-dir or --metrics-url"
+        )
+    base = f"http://{HOST}:{settings.metrics_port}"
+    path = "/{}/metrics" if settings.balanced else "/metrics"
+    return Watched(
+        tuple(MetricsTarget(name, base + path.format(name)) for name in server_names(settings)),
+        config.repository or Path(settings.repository),
+        config.url or f"{HOST}:{settings.http_port}",
+        () if config.url else _sockets(config.run_dir, settings),
+    )
+
+
+def _target(url: str) -> MetricsTarget:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise BadInput(
+            f"--metrics-url is {url!r}, expected such as http://{HOST}:8002/replica-1/metrics; "
+            "give the address of a server's metrics"
+        )
+    replica = re.fullmatch(r"/([\w-]+)/metrics", parts.path)
+    return MetricsTarget(replica[1] if replica else parts.netloc, url)
+
+
+def _sockets(run_dir: Path, settings: Settings) -> tuple[Path, ...]:
+    """Of a door that asks for a key or speaks TLS: what the monitor sends needs neither."""
+    if not settings.balanced or not (settings.keys or settings.tls_certificate):
+        return ()
+    supervisor = Supervisor(run_dir)
+    folders = map(supervisor.program_folder, server_names(settings))
+    return tuple(folder / control.HTTP_SOCKET for folder in folders)
+
+
+def read_metrics(target: MetricsTarget) -> ByVersion:
+    """Totals of a server now. Raises OSError when it gives none."""
+    try:
+        with urllib.request.urlopen(target.url, timeout=_TIMEOUT_S) as answer:
+            return totals_of(answer.read(_MOST_BYTES).decode("utf-8", "replace"))
+    except urllib.error.HTTPError as error:
+        raise OSError(f"{target.url} answers with status {error.code}") from error
+    except (HTTPException, ValueError) as error:
+        raise OSError(f"{target.url} gives no metrics that can be read") from error
+
+
+# --- Comments through the live server ----------------------------------------------------
+def send(where: Watched, texts: Sequence[str], rate: float) -> Iterator[tuple[float, str]]:
+    """Score and version of each comment in its order, at most `rate` comments a second.
+
+    Raises ToxicityError when the server is not there or refuses.
+    """
+    burst = max(1, min(_BURST, int(rate)))
+    sockets = cycle(where.sockets)
+    due = time.monotonic()
+    for first in range(0, len(texts), burst):
+        time.sleep(max(0.0, due - time.monotonic()))
+        part = texts[first : first + burst]
+        due = time.monotonic() + len(part) / rate
+        if where.sockets:
+            yield from _by_socket(next(sockets), part)
+        else:
+            answer = score_comments(part, url=where.url)
+            yield from zip(answer.probability.tolist(), answer.model_version, strict=True)
+
+
+def _by_socket(path: Path, texts: Sequence[str]) -> Iterator[tuple[float, str]]:
+    for batch in requests_of([text.encode("utf-8", "replace") for text in texts]):
+        data = [raw.decode() for raw in batch]
+        tensor = {"name": TEXT, "datatype": "BYTES", "shape": [len(data), 1], "data": data}
+        try:
+            status, answer = control.ask(path, probe.INFER_PATH, {"inputs": [tensor]})
+        except OSError as error:
+            raise ToxicityError(f"the server at {path} does not answer ({error})") from error
+        if status != 200:
+            raise ToxicityError(f"the server at {path} refused with status {status}")
+        outputs: dict[str, Any] = {one["name"]: one["data"] for one in answer["outputs"]}
+        scores = np.asarray(outputs[PROBABILITY], np.float64).tolist()
+        yield from zip(scores, map(str, outputs[MODEL_VERSION]), strict=True)
