@@ -29,6 +29,11 @@ class DoorConfig(ServeConfig):
     address: str | None = Field(
         None, description="address to listen on, 127.0.0.1 by default; another one needs haproxy"
     )
+    metrics_address: str | None = Field(
+        None,
+        description="address of the metrics port, 127.0.0.1 by default; open it only where a "
+        "network keeps strangers out",
+    )
     tls_certificate: Path | None = Field(
         None, description="PEM file of certificates and private key: HTTPS, and gRPC over TLS"
     )
@@ -68,6 +73,7 @@ class Settings:
     require_signature: str | None = None
     labels: str | None = None
     get_score: bool = False
+    metrics_address: str = HOST
 
     @property
     def public_key(self) -> Path | None:
@@ -91,6 +97,7 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
     replicas = config.replicas or (before.replicas if before else 1)
     grpc = config.grpc if config.grpc is not None else bool(before and before.grpc)
     address = config.address or (before.address if before else HOST)
+    metrics_address = config.metrics_address or (before.metrics_address if before else HOST)
     certificate, key_file = (
         str(path.resolve()) if path else None for path in (config.tls_certificate, config.keys)
     )
@@ -107,7 +114,7 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
     needs = (
         replicas > 1
         or grpc
-        or address != HOST
+        or {address, metrics_address} != {HOST}
         or certificate
         or key_file
         or origins
@@ -137,8 +144,10 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
         require_signature=signed,
         labels=labels,
         get_score=get_score,
+        metrics_address=metrics_address,
     )
-    for name in ("repository", "http_port", "grpc_port", "metrics_port", "address"):
+    ports = ("http_port", "grpc_port", "metrics_port")
+    for name in ("repository", *ports, "address", "metrics_address"):
         used = getattr(before or settings, name)
         refuse_other_flag(config.run_dir, name, getattr(settings, name), used)
     return settings

@@ -76,6 +76,11 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             fixed={"action": "rollback"},
             flags=_SIGNED,
         ),
+        "fetch": Entry(
+            *("export.fetch", "export.fetch:FetchConfig"),
+            "bring a published version from an object store, verified, whole or not at all",
+            positional="source",
+        ),
         "keygen": Entry(
             *_VERSIONS,
             "make the pair of keys that signs versions",
