@@ -1,4 +1,4 @@
-"""The tools that look at deploy/: real ones, in an environment of their own (`make fleet-tools`)."""
+"""The tools that look at deploy/, in an environment of their own (`make fleet-tools`)."""
 
 from __future__ import annotations
 

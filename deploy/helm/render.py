@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from helm_python.chart import Chart, lint
+from helm_python.errors import HelmError
 
 CHART = Path(__file__).parent / "toxicity"
 NAME = "toxicity"
@@ -41,7 +42,12 @@ def main() -> int:
         found = lint(CHART, values, strict=True)
         print(json.dumps(found, indent=2))
         return int(bool(found["errors"]))
-    for name, text in rendered(values).items():
+    try:
+        files = rendered(values)
+    except HelmError as error:
+        print(f"error: {' '.join(str(error).split())}; see values.yaml", file=sys.stderr)
+        return 2
+    for name, text in files.items():
         whole = HEAD + text.strip("\n") + "\n"
         if arguments.folder is None:
             print(f"---\n{whole}", end="")

@@ -1,6 +1,7 @@
 #!/bin/sh
-# The steps of the images' build stage; Containerfile.slim calls it.
-#   packages   the virtual environment from the pinned versions
+# The steps of the images' build stage; both call it.
+#   packages   the virtual environment from the pinned versions; --no-server leaves out Triton's,
+#              --tools adds what loads and watches
 #   project    the project itself, its core (compiled unless core/lib has it), the bill of materials
 set -eu
 root=/opt/toxicity
@@ -9,6 +10,9 @@ python=$root/.venv/bin/python
 packages() {
     python3 -m venv "$root/.venv"
     $python -m pip install -q -c "$root/constraints.txt" -r /build/requirements.txt
+    [ "${1:-}" != --tools ] ||
+        $python -m pip install -q -c "$root/constraints.txt" -r /build/requirements-tools.txt
+    [ "${1:-}" != --no-server ] || return 0 # the image has one
     # Only its tritonserver is used; its own requirements would hold back the others.
     $python -m pip install -q -c "$root/constraints.txt" --no-deps nvidia-pytriton
     # A read-only root: what would be done at the first start.
@@ -34,4 +38,6 @@ project() {
     $python -m compileall -q "$root" -x 'pytriton/' || true
 }
 
-"$1"
+step=$1
+shift
+"$step" "$@"
