@@ -29,11 +29,11 @@ project() {
     fi
     rm -f core/lib/open_loop core/lib/libtriton_noop.so
     $python -m pip install -q --no-deps -e .
+    $python -m pip uninstall -q -y pip
     python3 -m venv /build/sbom
     /build/sbom/bin/pip install -q "cyclonedx-bom==7.5.0"
     /build/sbom/bin/cyclonedx-py environment --output-reproducible --of JSON -o /build/sbom.json \
         --pyproject pyproject.toml "$python"
-    $python -m pip uninstall -q -y pip
     find "$root" -name __pycache__ -prune -exec rm -rf {} +
     $python -m compileall -q "$root" -x 'pytriton/' || true
 }
