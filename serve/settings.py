@@ -97,7 +97,7 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
     replicas = config.replicas or (before.replicas if before else 1)
     grpc = config.grpc if config.grpc is not None else bool(before and before.grpc)
     address = config.address or (before.address if before else HOST)
-    metrics_address = config.metrics_address or (before.metrics_address if before else HOST)
+    watched = config.metrics_address or (before.metrics_address if before else HOST)
     certificate, key_file = (
         str(path.resolve()) if path else None for path in (config.tls_certificate, config.keys)
     )
@@ -111,16 +111,8 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
         signed = signed or before.require_signature
         labels = labels or before.labels
         get_score = before.get_score if config.get_score is None else get_score
-    needs = (
-        replicas > 1
-        or grpc
-        or {address, metrics_address} != {HOST}
-        or certificate
-        or key_file
-        or origins
-        or labels
-        or get_score
-    )
+    elsewhere = grpc or {address, watched} != {HOST}
+    needs = any((replicas > 1, elsewhere, certificate, key_file, origins, labels, get_score))
     balanced = before.balanced if before else config.haproxy and haproxy.found() is not None
     if needs and not balanced:
         haproxy.executable()
@@ -144,7 +136,7 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
         require_signature=signed,
         labels=labels,
         get_score=get_score,
-        metrics_address=metrics_address,
+        metrics_address=watched,
     )
     ports = ("http_port", "grpc_port", "metrics_port")
     for name in ("repository", *ports, "address", "metrics_address"):
