@@ -8,15 +8,18 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from conftest import TinyModel
 from fleet_tools import DEPLOY, ROOT, TOOLS, tool
 
 KUBERNETES, COMPOSE = DEPLOY / "kubernetes", DEPLOY / "compose"
@@ -28,7 +31,7 @@ KUBERNETES_VERSIONS = ("1.30", "1.37")
 
 def run(*command: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=120, **options
+        [*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=280, **options
     )
 
 
@@ -372,6 +375,21 @@ def test_what_an_image_installs_is_pinned() -> None:
     for file in ("requirements.txt", "requirements-tools.txt"):
         wanted = [n for n in names(DEPLOY / "images" / file) if n and not n.startswith("#")]
         assert wanted and set(wanted) <= pinned
+
+
+@pytest.mark.slow
+def test_an_image_scores_as_the_host_does(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """Building one takes minutes, so it is built before: deploy/README.md has the command."""
+    image = os.environ.get("TOXICITY_TEST_IMAGE")
+    if not image:
+        pytest.skip("TOXICITY_TEST_IMAGE names no image: build one as deploy/README.md says")
+    engine = os.environ.get("TOXICITY_TEST_ENGINE", "podman")
+    tiny_model.publish(tmp_path / "repository")
+    tmp_path.chmod(0o755)
+    (tmp_path / "repository").chmod(0o755)
+    command = [sys.executable, DEPLOY / "images" / "smoke.py", image, "--engine", engine]
+    found = json.loads(output(*command, "--repository", tmp_path / "repository"))
+    assert found["largest_logit_difference"] <= 1e-4 and found["bill_of_materials"] > 30
 
 
 def test_the_shell_of_the_build_is_one() -> None:
