@@ -22,6 +22,8 @@ import yaml
 from conftest import TinyModel
 from fleet_tools import DEPLOY, ROOT, TOOLS, tool
 
+from toxicity.commands import COMMANDS
+
 KUBERNETES, COMPOSE = DEPLOY / "kubernetes", DEPLOY / "compose"
 RENDERED = ("overlays/cpu", "overlays/gpu", "overlays/canary", "kserve", "locust")
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "InferenceService"}
@@ -342,6 +344,31 @@ def test_the_files_that_compose_mounts_are_here() -> None:
             made_by_users = source.name == "model_repository"
             others = source.name in ("prometheus", "grafana") and source.parent == DEPLOY
             assert volume["type"] == "volume" or made_by_users or others or source.exists(), name
+
+
+def commands_of_the_fleet() -> Iterator[list[str]]:
+    """What pods and services call `toxicity` with."""
+    for folder in ("overlays/cpu", "overlays/canary", "kserve"):
+        for _, pod in pods(kustomized(folder)):
+            yield from (one["args"] for one in [*pod["initContainers"], *pod["containers"]])
+    for service in composed("gpu", "monitoring")["services"].values():
+        if service["image"].startswith("toxicity-serving"):
+            yield service["command"]
+
+
+def test_commands_of_pods_and_services_and_their_flags_exist() -> None:
+    called: dict[str, set[str]] = {}
+    for command, *flags in commands_of_the_fleet():
+        found = {flag.partition("=")[0] for flag in flags if flag.startswith("--")}
+        called.setdefault(command, set()).update(found)
+    assert called.keys() == {"fetch", "serve", "monitor"}
+    known = {name for entries in COMMANDS.values() for name in entries}
+    for command in called.keys() & known:
+        text = output(sys.executable, "-m", "toxicity", command, "--help")
+        flags_known = set(re.findall(r"--[a-z0-9-]+", text))
+        assert called[command] <= flags_known, command
+    if absent := called.keys() - known:
+        pytest.skip(f"no command {', '.join(sorted(absent))} in this checkout")
 
 
 # --- Images ------------------------------------------------------------------------------
