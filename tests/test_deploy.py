@@ -382,6 +382,22 @@ def test_hadolint_has_nothing_against_the_image(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", IMAGES)
+def test_the_run_folder_is_one_that_the_server_makes(name: str) -> None:
+    """A volume's own folder belongs to the cluster: only one within it can be closed to others."""
+    text = (DEPLOY / "images" / name).read_text("utf-8")
+    (folder,) = re.findall(r"TOXICITY_SERVE_RUN_DIR=(\S+)", text)
+    assert f'"--run-dir", "{folder}"]' in text
+    (server,) = of_kind(kustomized("overlays/cpu"), "Deployment")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    assert server["livenessProbe"]["exec"]["command"][-2:] == ["--run-dir", folder]
+    mounted = {mount["mountPath"] for mount in server["volumeMounts"]}
+    assert Path(folder).parent.as_posix() in mounted
+    tmpfs = composed()["services"]["server"]["tmpfs"]
+    assert any(one.startswith(f"{Path(folder).parent}:") for one in tmpfs)
+
+
+@pytest.mark.parametrize("name", IMAGES)
 def test_the_image_runs_as_nobody_and_says_what_it_is(name: str) -> None:
     text = (DEPLOY / "images" / name).read_text("utf-8")
     last = text.rsplit("\nFROM ", 1)[1]

@@ -84,7 +84,7 @@ def confined(engine: Engine, name: str) -> None:
         [*engine.command, "exec", name, "python", "-c", code], capture_output=True, text=True
     )
     require("Read-only file system" in done.stderr, f"the root can be written: {done.stderr}")
-    check = ("exec", name, "python", "-m", "serve.check", "--run-dir", "/run/toxicity")
+    check = ("exec", name, "python", "-m", "serve.check", "--run-dir", "/run/toxicity/serve")
     require(engine(*check) == "scores", "the image's own check fails")
 
 

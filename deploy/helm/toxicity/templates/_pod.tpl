@@ -99,7 +99,7 @@ containers:
       failureThreshold: 2
     # A server that ended is started anew inside; this is for a pod that cannot help itself.
     livenessProbe:
-      exec: {command: [python, -m, serve.check, --run-dir, /run/toxicity]}
+      exec: {command: [python, -m, serve.check, --run-dir, /run/toxicity/serve]}
       periodSeconds: 30
       timeoutSeconds: 20
       failureThreshold: 4
