@@ -96,7 +96,7 @@ endef
 # The oldest, which most of the tests have run on; .ci/run tests the newest beside it.
 FOUND_PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 15) and print("$(p)")' 2>/dev/null)))
 
-.PHONY: help install native train best export versions publish rollback serve ui status stop monitor score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-app bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer bench-monitor capacity tune overload parity attack soak ladder ablation leave-one-out figures docs clean
+.PHONY: help install native train best export versions publish rollback serve ui status stop monitor score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-app bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer bench-monitor capacity tune overload parity attack soak ladder ablation leave-one-out figures fleet-tools fleet docs clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -108,7 +108,7 @@ $(READY): pyproject.toml constraints.txt
 	"$${PYTHON:-$(FOUND_PYTHON)}" -m venv $(VENV)
 	$(RUN) -m pip install -q -c constraints.txt pip setuptools
 	$(RUN) -m pip install -q -c constraints.txt torch
-	$(RUN) -m pip install -q -c constraints.txt --no-build-isolation -e '.[$(RUNTIME),serve,bench,test]'
+	$(RUN) -m pip install -q -c constraints.txt --no-build-isolation -e '.[$(RUNTIME),serve,s3,bench,test]'
 	@# Only its tritonserver is used; its own requirements would hold back the others.
 	$(RUN) -m pip install -q -c constraints.txt --no-deps nvidia-pytriton
 	@# The core is of no Python's release: what another environment built is taken as it is.
@@ -249,6 +249,17 @@ leave-one-out: $(READY) ## one training a source of comments, that one held out,
 
 figures: $(READY) ## write the tables of the pages from the result files; --measure runs the benches first|FIGURES_ARGS="--measure ..."
 	$(RUN) -m bench.report.figures $(FIGURES_ARGS)
+
+fleet-tools: build/fleet/.ready ## the tools that check deploy/, apart from the virtual environment
+
+build/fleet/.ready: deploy/tools.txt
+	"$${PYTHON:-$(FOUND_PYTHON)}" -m venv build/fleet
+	build/fleet/bin/python -m pip install -q -r deploy/tools.txt
+	@touch $@
+
+fleet: build/fleet/.ready ## write the Kubernetes files again from the Helm chart
+	build/fleet/bin/python deploy/helm/render.py deploy/kubernetes/base
+	build/fleet/bin/python deploy/helm/render.py deploy/kubernetes/kserve --values deploy/helm/kserve.json
 
 docs: $(READY) ## the pages as a site in build/site, every link checked
 	@$(RUN) -c 'import material' 2>/dev/null || $(RUN) -m pip install -q -c constraints.txt mkdocs mkdocs-material

@@ -22,16 +22,16 @@ from pathlib import Path
 
 import contract
 from contract import HOST
-from serve import app_backend, probe
+from serve import app_backend, metrics_door, probe
 from serve import request_rules as rules
 from serve.app import settings as app
 from serve.app_backend import APP_BACKEND
 from serve.keys import Key
-from serve.refusals import NO_SERVER, instead, own_errors, quoted, refuse
+from serve.metrics_door import section as _section
+from serve.refusals import NO_SERVER, instead, own_errors, quoted
 
 HTTP_BACKEND, LARGE_BACKEND, GRPC_BACKEND = "http_replicas", "large", "grpc_server"
 INNER = "inner"
-BALANCER_METRICS, LARGE_METRICS = "/balancer/metrics", "/balancer/large/metrics"
 _TIMEOUT_S = 60
 _FRONT_BYTES = 16 << 10
 """Of a buffer beside the largest body: the headers, and what haproxy keeps free to rewrite them."""
@@ -79,6 +79,7 @@ class Door:
     """Map that `keys.write_map` wrote: sha256 of a key -> its name."""
     origins: Sequence[str] = ()
     """Web pages' origins that may ask, beside the door's own."""
+    metrics_address: str = HOST
 
 
 # --- The two configurations --------------------------------------------------------------
@@ -136,10 +137,6 @@ def inner_socket(folder: Path) -> Path:
 def metrics_socket(folder: Path) -> Path:
     """Where a process tells its own metrics."""
     return folder / "balancer.sock"
-
-
-def _section(title: str, lines: Sequence[str]) -> str:
-    return "\n".join(["", title, *(f"    {line}" for line in lines), ""])
 
 
 # --- What both have ----------------------------------------------------------------------
@@ -338,28 +335,15 @@ def _of_key(door: Door, key: Key) -> str:
 # --- Metrics -----------------------------------------------------------------------------
 def _metrics(door: Door) -> str:
     every = [*door.replicas, *([door.grpc] if door.grpc else [])]
-    backends = {f"/{one.name}/metrics": f"metrics_{one.name}" for one in every}
-    if len(every) == 1:
-        backends["/metrics"] = f"metrics_{every[0].name}"
-    backends[LARGE_METRICS] = "metrics_large"
-    there = ", ".join([BALANCER_METRICS, *backends])
-    text = _section(
-        "frontend metrics",
+    return metrics_door.sections(
         [
-            f"bind {HOST}:{door.metrics_port}",
-            f"bind unix@{metrics_socket(door.front_folder)} mode 600",
-            refuse(405, "metrics are read with GET", "!{ method GET HEAD }"),
-            f"http-request use-service prometheus-exporter if {{ path {BALANCER_METRICS} }}",
-            refuse(404, f"metrics are at {there}", f"!{{ path {' '.join(backends)} }}"),
-            *(f"use_backend {name} if {{ path {path} }}" for path, name in backends.items()),
+            f"{door.metrics_address}:{door.metrics_port}",
+            f"unix@{metrics_socket(door.front_folder)}",
         ],
+        {one.name: one.metrics_socket for one in every},
+        str(metrics_socket(door.large_folder)),
+        ready=[f"{HTTP_BACKEND}/{one.name}" for one in door.replicas],
     )
-    sockets = {f"metrics_{one.name}": one.metrics_socket for one in every}
-    sockets["metrics_large"] = str(metrics_socket(door.large_folder))
-    for name, socket in sockets.items():
-        lines = ["http-request set-path /metrics", f"server {name} unix@{socket}"]
-        text += _section(f"backend {name}", lines)
-    return text
 
 
 # --- gRPC --------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from contract import BODY_TIMEOUT_S, BadInput, ToxicityError
 from export.repository import current, verify
 from serve import balancer, control, haproxy, tritonserver, view
 from serve.app import settings as app
+from serve.metrics_door import BALANCER_METRICS
 from serve.process import refuse_taken_port, started_s
 from serve.programs import KEYS_MAP, grpc_socket, programs, write_app, write_balancers
 from serve.run_folder import claim, is_ours
@@ -150,7 +151,7 @@ def running(run_dir: Path) -> Server | None:
     if not settings.balanced:
         return server(replica(1), "/metrics")
     found = [server(name, f"/{name}/metrics") for name in server_names(settings)]
-    front = server(haproxy.NAME, balancer.BALANCER_METRICS, tuple(one for one in found if one))
+    front = server(haproxy.NAME, BALANCER_METRICS, tuple(one for one in found if one))
     large, application = (states.get(name) for name in (haproxy.LARGE_NAME, app.NAME))
     if not front or not large or not application:
         return front

@@ -17,7 +17,8 @@ from http.client import HTTPException
 from pathlib import Path
 
 from contract import HOST, BadInput, ToxicityError
-from serve.balancer import BALANCER_METRICS, HTTP_BACKEND
+from serve.balancer import HTTP_BACKEND
+from serve.metrics_door import BALANCER_METRICS
 
 NAME, LARGE_NAME = "haproxy", "haproxy-large"
 NAMES = (NAME, LARGE_NAME)

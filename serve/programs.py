@@ -168,4 +168,5 @@ def _door(settings: Settings, supervisor: Supervisor) -> balancer.Door:
         keys=clients,
         keys_file=keys_file,
         origins=settings.allow_origin,
+        metrics_address=settings.metrics_address,
     )

@@ -232,8 +232,7 @@ def path_rules(servers: Sequence[str]) -> list[str]:
         f"acl control path -m reg {_CONTROL}",
         f"acl control path -m reg {_MODEL_CONTROL}",
         refuse(403, "this is not open on this port; see docs/security.md", "control !read"),
-        *(f"http-request return status 200 if ready {{ srv_is_up({one}) }}" for one in servers),
-        refuse(503, NO_SERVER, "ready"),
+        *ready_rules(servers),
         refuse(404, "there is nothing at this path", "!infer !read !app"),
         refuse(405, "a score is asked for with POST", "infer !{ method POST }"),
         refuse(405, "a score is asked for with POST", "app_post !app_read !{ method POST }"),
@@ -243,6 +242,14 @@ def path_rules(servers: Sequence[str]) -> list[str]:
         "http-request set-var(txn.body) int(1) if infer",
         "http-request set-var(txn.body) int(1) if app { method POST }",
         "acl takes_body var(txn.body) -m found",
+    ]
+
+
+def ready_rules(servers: Sequence[str]) -> list[str]:
+    """Answer what `ready` is true of: 200 while one of `servers` (backend/name) is up, else 503."""
+    return [
+        *(f"http-request return status 200 if ready {{ srv_is_up({one}) }}" for one in servers),
+        refuse(503, NO_SERVER, "ready"),
     ]
 
 

@@ -29,6 +29,11 @@ class DoorConfig(ServeConfig):
     address: str | None = Field(
         None, description="address to listen on, 127.0.0.1 by default; another one needs haproxy"
     )
+    metrics_address: str | None = Field(
+        None,
+        description="address of the metrics port, 127.0.0.1 by default; open it only where a "
+        "network keeps strangers out",
+    )
     tls_certificate: Path | None = Field(
         None, description="PEM file of certificates and private key: HTTPS, and gRPC over TLS"
     )
@@ -68,6 +73,7 @@ class Settings:
     require_signature: str | None = None
     labels: str | None = None
     get_score: bool = False
+    metrics_address: str = HOST
 
     @property
     def public_key(self) -> Path | None:
@@ -91,6 +97,7 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
     replicas = config.replicas or (before.replicas if before else 1)
     grpc = config.grpc if config.grpc is not None else bool(before and before.grpc)
     address = config.address or (before.address if before else HOST)
+    watched = config.metrics_address or (before.metrics_address if before else HOST)
     certificate, key_file = (
         str(path.resolve()) if path else None for path in (config.tls_certificate, config.keys)
     )
@@ -104,16 +111,8 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
         signed = signed or before.require_signature
         labels = labels or before.labels
         get_score = before.get_score if config.get_score is None else get_score
-    needs = (
-        replicas > 1
-        or grpc
-        or address != HOST
-        or certificate
-        or key_file
-        or origins
-        or labels
-        or get_score
-    )
+    elsewhere = grpc or {address, watched} != {HOST}
+    needs = any((replicas > 1, elsewhere, certificate, key_file, origins, labels, get_score))
     balanced = before.balanced if before else config.haproxy and haproxy.found() is not None
     if needs and not balanced:
         haproxy.executable()
@@ -137,8 +136,10 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
         require_signature=signed,
         labels=labels,
         get_score=get_score,
+        metrics_address=watched,
     )
-    for name in ("repository", "http_port", "grpc_port", "metrics_port", "address"):
+    ports = ("http_port", "grpc_port", "metrics_port")
+    for name in ("repository", *ports, "address", "metrics_address"):
         used = getattr(before or settings, name)
         refuse_other_flag(config.run_dir, name, getattr(settings, name), used)
     return settings

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from contract import HOST, ToxicityError
 from export.repository import current, versions
-from serve import balancer, control, haproxy, triton
+from serve import control, haproxy, triton
 from serve.app import settings as app
+from serve.metrics_door import BALANCER_METRICS
 from serve.settings import DoorConfig, Settings, server_names
 from serve.supervisor import State, Supervisor
 
@@ -94,7 +95,7 @@ def print_addresses(config: DoorConfig, settings: Settings, *, example: bool = T
         print(f"page        {scheme}://{settings.address}:{settings.http_port}{app.PAGE_PATH}/")
     if settings.grpc:
         print(f"gRPC        {settings.address}:{settings.grpc_port}")
-    where = balancer.BALANCER_METRICS if settings.balanced else "/metrics"
+    where = BALANCER_METRICS if settings.balanced else "/metrics"
     print(f"metrics     http://{HOST}:{settings.metrics_port}{where}")
     print(f"logs        {config.run_dir}")
     if not settings.balanced:

@@ -1,6 +1,7 @@
 """The server's program: where it is, how it is called, and what its log says.
 
-It is the one inside the nvidia-pytriton wheel; nothing else of that package is used.
+It is the one inside the nvidia-pytriton wheel, nothing else of which is used, or the one that the
+environment names, as on the vendor's image: /opt/tritonserver.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from contract import ARRIVAL_HEADER, PUBLIC_MODEL, BadInput
 from serve import view
 
 LOG_FILE = "tritonserver.log"
+TRITON_FOLDER = "TOXICITY_TRITON_FOLDER"
+"""Environment variable: folder of an installed server, which has bin/tritonserver."""
 STACK_BYTES = 1 << 30
 """Stack of each server thread. A JSON body of 8 MB ended the whole of release 24.10 under the usual
 limit of 8 MB, and did not under this one. Address space only; a page counts once it is touched."""
@@ -49,7 +52,7 @@ def command(
     backends = folder / "backends"  # none but the model's own
     backends.mkdir(parents=True, exist_ok=True)
     arguments = [
-        str(_executable(wheel() / "bin" / "tritonserver")),
+        str(_executable(installed() / "bin" / "tritonserver")),
         f"--model-repository={folder / view.FOLDER}",
         f"--backend-directory={backends}",
         "--model-control-mode=explicit",
@@ -68,6 +71,17 @@ def command(
     if grpc and grpc_key:
         arguments.append(f"--grpc-restricted-protocol={RESTRICTED}:{KEY_HEADER}={grpc_key}")
     return arguments
+
+
+def installed() -> Path:
+    """Folder of the server that is run. Raises BadInput when none is there."""
+    if not (named := os.environ.get(TRITON_FOLDER)):
+        return wheel()
+    if not (Path(named) / "bin" / "tritonserver").is_file():
+        raise BadInput(
+            f"{TRITON_FOLDER} is {named}, expected a folder with bin/tritonserver; mend or unset it"
+        )
+    return Path(named)
 
 
 def wheel() -> Path:
@@ -90,8 +104,9 @@ each of the first updates, and kept them."""
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
     """What a server needs in its environment, beside the inherited one."""
+    named = inherited.get(TRITON_FOLDER)
     libraries = [
-        str(wheel().parent.parent / "nvidia_pytriton.libs"),
+        str(Path(named) / "lib" if named else wheel().parent.parent / "nvidia_pytriton.libs"),
         inherited.get("LD_LIBRARY_PATH", ""),
     ]
     own = {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)), **_ALLOCATOR}

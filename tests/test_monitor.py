@@ -523,7 +523,7 @@ def test_once_ends_with_a_status_for_cron(
     assert ended.value.code == 1
     assert "ALARM server_down" in capsys.readouterr().out
     (tmp_path / "r" / "toxicity" / "1" / "profile.json").write_text("{}")
-    with counting.serving() as target, pytest.raises(BadInput, match="profile.json is not valid"):
+    with counting.serving() as target, pytest.raises(BadInput, match=r"profile\.json is not valid"):
         run_monitor(dataclasses.replace(config, metrics_url=(target.url,), out=tmp_path / "o"))
 
 

@@ -80,6 +80,11 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             *("export.thresholds", "export.thresholds:ThresholdsConfig"),
             "where a version decides, and what that does; new thresholds from your own labels",
         ),
+        "fetch": Entry(
+            *("export.fetch", "export.fetch:FetchConfig"),
+            "bring a published version from an object store, verified, whole or not at all",
+            positional="source",
+        ),
         "keygen": Entry(
             *_VERSIONS,
             "make the pair of keys that signs versions",
