@@ -61,6 +61,12 @@ ACCUMULATED_COUNTS = "accumulated_counts"
 it in place of ATTENTION_MASK, and its INPUT_IDS are int64 [T]: the comments one after the other."""
 LOGIT = "logit"
 """float32 [B] from the graph, float32 [B, 1] from a served model."""
+ATTRIBUTES = "attributes"
+"""float32 [B, A], only of a model that has attributes beside toxicity: their logits from the
+graph, their probabilities from a served model. The names of the columns stand under this one: as a
+list in artifact.json, with commas between them in config.pbtxt and in an answer."""
+MAX_ATTRIBUTES = 32
+"""Most attributes of a model."""
 OPSET = 20
 """ONNX Runtime 1.32 fails at run time on most shapes of an opset-23 export of this model."""
 

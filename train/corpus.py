@@ -13,7 +13,7 @@ from train.data.load import Comments, load_comments
 from train.data.split import Overlap, Split, overlap, split_comments
 from train.data.tokenizer import Respelling, Tokenizer, build_tokenizer
 from train.earlier import EarlierRuns
-from train.methods import debias, distill
+from train.methods import attributes, debias, distill
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,15 @@ def load_corpus(config: TrainConfig, earlier: EarlierRuns, say: Callable[[str], 
     """
     comments = _load(config, config.data)
     say(comments.summary())
+    attributes.check_columns(config.attributes, comments)
     test_file = None
     if config.test_data:
         test_file = _load_test_file(config, config.test_data, comments, say)
     split = split_comments(
         comments.texts, comments.labels, fractions=config.fractions, seed=config.seed
     )
+    if config.attributes:
+        say(attributes.summary(comments, split.train))
     for checkpoint in earlier.all:
         artifacts.check_split(checkpoint.folder, split.fingerprint, config.data)
     if earlier.all:
@@ -91,6 +94,7 @@ def _load(config: TrainConfig, source: str) -> Comments:
         text_column=config.text_column,
         label_column=config.label_column,
         label_map=config.label_map,
+        attributes=config.attributes,
     )
 
 

@@ -15,7 +15,7 @@ from train.corpus import Corpus
 from train.data.batches import CommentIds, TextIds, TokenizedOnTheFly, pretokenize
 from train.data.tokenizer import oov_rates
 from train.distributed import Processes
-from train.methods import debias, distill
+from train.methods import attributes, debias, distill
 
 TOKENIZED = "pretokenized"
 """Folder of the token ids, in that of the progress."""
@@ -41,6 +41,8 @@ class Examples:
     """What a toxic comment counts beside a harmless one."""
     terms: debias.IdentityStatistics | None
     """With --identity-balance or --identity-insertion."""
+    attributes: np.ndarray
+    """float32 [n, A], NaN where nothing is said; A is 0 without --attributes."""
     unknown: dict[str, float]
     """Shares of the validation comments' tokens, as `oov_rates` gives them."""
 
@@ -74,6 +76,7 @@ def make_examples(
         weights=weights,
         pos_weight=1.0 if config.soft_labels or corpus.earlier.give_probabilities else balance,
         terms=terms,
+        attributes=attributes.targets(config.attributes, corpus.comments, len(ids)),
         unknown=unknown,
     )
 

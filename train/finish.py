@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from contract import TOKENIZER_FILE
+from contract import ATTRIBUTES, TOKENIZER_FILE
 from storage.files import remove
 from train import artifacts
 from train.config import TrainConfig
@@ -21,7 +21,7 @@ from train.curves import plot_curves
 from train.data.batches import TokenizedOnTheFly
 from train.distributed import Processes
 from train.examples import Examples
-from train.methods import calibration, distill, qat
+from train.methods import attributes, calibration, distill, qat
 from train.resume import Work
 from train.start import Network
 from train.throughput import flops_per_token, matmul_peak
@@ -61,6 +61,8 @@ def finish(run: Finished, began: float, say: Callable[[str], None]) -> None:
     calibration.fold_in(encoder, chosen.fit)
     results = _results(run, labels, logits, chosen.fit)
     results["calibration_chosen"] = {"name": chosen.name, "held_out": chosen.held_out}
+    if run.config.attributes:
+        results[ATTRIBUTES] = _attributes(run)
 
     folder = run.work.folder / artifacts.FINISHED_FOLDER
     if folder.exists():
@@ -81,6 +83,32 @@ def finish(run: Finished, began: float, say: Callable[[str], None]) -> None:
         f"{100 * results['matmul_peak_share']:.0f} % of the matmul peak, "
         f"{time.monotonic() - began:.0f} s in all"
     )
+
+
+def _attributes(run: Finished) -> dict[str, dict[str, Any]]:
+    """Calibrate each attribute's head; what metrics.json says of them, by name."""
+    corpus, data, heads = run.corpus, run.data, run.network.heads
+    parts = {"validation": corpus.split.validation, "test": corpus.split.test}
+    logits = {part: logits_of(heads, data.ids, rows)[:, 1:] for part, rows in parts.items()}
+    shares = {part: data.attributes[rows] for part, rows in parts.items()}
+    if corpus.test_file:
+        comments = corpus.test_file.comments
+        ids = TokenizedOnTheFly(comments.texts, corpus.tokenizer)
+        logits["test_file"] = logits_of(heads, ids, np.arange(len(ids)))[:, 1:]
+        shares["test_file"] = attributes.targets(run.config.attributes, comments, len(ids))
+    found: dict[str, dict[str, Any]] = {}
+    for column, name in enumerate(run.config.attributes):
+        own = shares["validation"][:, column], logits["validation"][:, column]
+        chosen = calibration.AS_TRAINED if run.config.soft_labels else attributes.choose(*own)
+        calibration.fold_in_row(run.network.encoder.attribute_head, column, chosen.fit)
+        found[name] = {
+            **{
+                p: attributes.auroc(shares[p][:, column], of[:, column]) for p, of in logits.items()
+            },
+            "calibration": dataclasses.asdict(chosen.fit),
+            "calibration_chosen": {"name": chosen.name, "held_out": chosen.held_out},
+        }
+    return found
 
 
 def _results(
@@ -148,8 +176,8 @@ def _record(run: Finished, results: dict[str, Any], platt: calibration.Platt) ->
         }
     if earlier.teachers:
         distillation = distill.record(run.config, earlier.teachers, corpus.extra)
-    return {
-        "model": dataclasses.asdict(run.network.encoder.config),
+    record = {
+        "model": run.network.encoder.config.to_json(),
         "train": run.config.to_json(),
         "data": corpus.comments.source,
         "versions": {
@@ -164,6 +192,10 @@ def _record(run: Finished, results: dict[str, Any], platt: calibration.Platt) ->
         "calibration": dataclasses.asdict(platt),
         "distillation": distillation,
     }
+    if run.config.attributes:
+        fits = {name: of["calibration"] for name, of in results[ATTRIBUTES].items()}
+        record["attribute_calibration"] = fits
+    return record
 
 
 def _lines(
@@ -176,6 +208,7 @@ def _lines(
             shown = ("accuracy", "precision", "recall", "f1", "auroc")
             values = "  ".join(f"{key} {metrics[key]:.4f}" for key in shown)
             lines.append(f"{name:<10} {values}")
+    lines += attributes.lines(results.get(ATTRIBUTES, {}))
     if table := results.get("quantization"):
         lines += qat.table_lines(table, validation_comments)
     return lines

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from contract import BadInput
+from contract import ATTRIBUTES, BadInput
 from train.artifacts import CONFIG_FILE, check_split, read_json
 from train.data.load import Comments, load_comments
 
@@ -158,6 +158,7 @@ def comments_of_run(folder: Path, data: str | None = None) -> tuple[Comments, Sp
         text_column=settings["text_column"],
         label_column=settings["label_column"],
         label_map=settings.get("label_map", ()),
+        attributes=settings.get(ATTRIBUTES, ()),
     )
     fractions, seed = tuple(settings["fractions"]), settings["seed"]
     split = split_comments(comments.texts, comments.labels, fractions=fractions, seed=seed)

@@ -43,7 +43,7 @@ from train.validation import logits_of, probability_of
 NGRAM_TEACHER = 1.0
 """Weight of the regression on letters beside a run's 1, by the validation AUROC of students of
 64 x 1 on Jigsaw Wikipedia."""
-_SOURCE = ("data", "text_column", "label_column", "label_map")
+_SOURCE = ("data", "text_column", "label_column", "label_map", "attributes")
 _FIXED = ("fractions", "seed", "max_vocab", "respell", "phrases", "max_len")
 """What a teacher fixes: the split and the tokenizer."""
 
