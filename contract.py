@@ -65,6 +65,7 @@ ATTRIBUTES = "attributes"
 """float32 [B, A], only of a model that has attributes beside toxicity: their logits from the
 graph, their probabilities from a served model. The names of the columns stand under this one: as a
 list in artifact.json, with commas between them in config.pbtxt and in an answer."""
+ATTRIBUTE_NAME = "^[a-z][a-z0-9_]{0,39}$"
 MAX_ATTRIBUTES = 32
 """Most attributes of a model."""
 OPSET = 20
@@ -167,6 +168,11 @@ INT8_LOGIT_MEAN_ATOL = 0.05
 """Mean |logit(INT8) - logit(PyTorch)| over the validation comments."""
 INT8_AUROC_ATOL = 0.002
 """Largest loss or gain of validation AUROC by quantization."""
+ATTRIBUTE_AUROC_ATOL = 0.005
+"""Largest loss or gain of an attribute's validation AUROC by a lower precision: wider than
+toxicity's, since a rare attribute has few examples."""
+ATTRIBUTE_EXAMPLES = 50
+"""Validation comments of either kind from which on an attribute's AUROC is bounded at all."""
 QAT_REFERENCE_SHARE = 0.5
 """Largest mean |logit(INT8) - logit(fake-quantized PyTorch)| of a QAT checkpoint, as a share of
 the mean |logit(INT8) - logit(the same weights in float)|. See `train.methods.qat` for why it is not

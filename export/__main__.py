@@ -91,12 +91,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 def _export(config: ExportConfig, device: str) -> dict[str, Any]:
     began = time.monotonic()
     subject = load_subject(config)
-    attention = subject.checkpoint.model.config.attention
-    if device == "cuda" and attention != "softmax":
-        raise BadInput(
-            f"{config.checkpoint} has {attention} attention, expected softmax for the device "
-            "'cuda' (PackedMultiHeadAttention computes no other); set --device cpu"
-        )
+    _refuse_forms(config, device, subject)
     traced = config.out / "traced.onnx"
     print("tracing to ONNX ...", flush=True)
     trace(subject.checkpoint.model, traced)
@@ -182,6 +177,21 @@ def _device(config: ExportConfig) -> str:
             "`make install` on a machine with an NVIDIA driver, or give --device cpu"
         )
     return device
+
+
+def _refuse_forms(config: ExportConfig, device: str, subject: GateSubject) -> None:
+    """Raise BadInput for what this checkpoint cannot be written as."""
+    attention = subject.checkpoint.model.config.attention
+    if device == "cuda" and attention != "softmax":
+        raise BadInput(
+            f"{config.checkpoint} has {attention} attention, expected softmax for the device "
+            "'cuda' (PackedMultiHeadAttention computes no other); set --device cpu"
+        )
+    if config.tensorrt and subject.attributes:
+        raise BadInput(
+            f"{config.checkpoint} has the attributes {' '.join(subject.attributes)}, expected none "
+            "with --tensorrt, which quantizes every head but toxicity's; leave it out"
+        )
 
 
 def _build(
@@ -320,6 +330,9 @@ def _publish(
         "comments_per_s": round(comments_per_s),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if subject.attributes:
+        artifact[contract.ATTRIBUTES] = list(subject.attributes)
+        artifact["attribute_calibration"] = subject.checkpoint.config["attribute_calibration"]
     version = publish(
         config.repository,
         onnx_path=form.path,

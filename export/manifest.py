@@ -21,6 +21,8 @@ from pydantic.dataclasses import dataclass
 
 from contract import (
     ARTIFACT_FILE,
+    ATTRIBUTE_NAME,
+    MAX_ATTRIBUTES,
     MAX_LEN,
     MAX_WINDOWS,
     ONNX_FILE,
@@ -39,6 +41,7 @@ MAX_DOCUMENT_BYTES = 1 << 20
 """Longest artifact.json or serving.json that is read."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Positive = Annotated[int, Field(ge=1)]
+AttributeName = Annotated[str, Field(pattern=ATTRIBUTE_NAME)]
 Length = Annotated[int, Field(ge=1, le=MAX_LEN)]
 Document = TypeVar("Document")
 
@@ -81,6 +84,7 @@ class Artifact:
     core: dict[str, Any] = Field(default_factory=dict)
     calibration: dict[str, Any] | None = None
     cascade: dict[str, Any] | None = None
+    attributes: Annotated[tuple[AttributeName, ...], Field(max_length=MAX_ATTRIBUTES)] = ()
     checkpoint_sha256: Sha256 | None = None
     created: str | None = None
     commit: str | None = None

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf import json_format, text_format
@@ -40,10 +40,11 @@ def render(
 ) -> dict[str, str]:
     """Text of each model's config.pbtxt that serves `version`, which is `artifact`."""
     device, batch = artifact["device"], batch_size(artifact["max_len"])
+    names = artifact.get(contract.ATTRIBUTES, ())
     configs = (
-        ragged_config(tuning.instances, device, batch),
-        encoder_config(tuning.instances, device, batch),
-        public_config(tuning, device, cache_bytes),
+        ragged_config(tuning.instances, device, batch, len(names)),
+        encoder_config(tuning.instances, device, batch, len(names)),
+        public_config(tuning, device, cache_bytes, names),
     )
     for config in configs:
         config.version_policy.specific.versions.append(version)
@@ -80,7 +81,10 @@ def _shown(value: Any) -> str:
 
 # --- Models ------------------------------------------------------------------------------
 def public_config(
-    tuning: Tuning, device: str = "cpu", cache_bytes: int = contract.DEFAULT_CACHE_BYTES
+    tuning: Tuning,
+    device: str = "cpu",
+    cache_bytes: int = contract.DEFAULT_CACHE_BYTES,
+    attributes: Sequence[str] = (),
 ) -> pb.ModelConfig:
     """Text -> score with `tuning.instances` sessions of one thread, for the core."""
     config = pb.ModelConfig(
@@ -100,7 +104,14 @@ def public_config(
         config.dynamic_batching.max_queue_delay_microseconds = int(1e3 * tuning.window_ms)
     config.parameters[contract.CACHE_BYTES].string_value = str(cache_bytes)
     config.parameters[contract.MAX_BATCH].string_value = str(tuning.max_batch)
+    if attributes:
+        _add_attributes(config, len(attributes))
+        config.parameters[contract.ATTRIBUTES].string_value = ",".join(attributes)
     return config
+
+
+def _add_attributes(config: pb.ModelConfig, count: int) -> None:
+    config.output.add(name=contract.ATTRIBUTES, data_type=pb.TYPE_FP32, dims=[count])
 
 
 def batch_size(max_len: int) -> int:
@@ -109,7 +120,7 @@ def batch_size(max_len: int) -> int:
 
 
 def encoder_config(
-    instances: int, device: str = "cpu", batch: int = MAX_BATCH_SIZE
+    instances: int, device: str = "cpu", batch: int = MAX_BATCH_SIZE, attributes: int = 0
 ) -> pb.ModelConfig:
     """Ids -> logit, for the onnxruntime backend of a stock Triton image.
 
@@ -117,14 +128,14 @@ def encoder_config(
     `dims: [1]` with an empty `reshape` is its documented form for that
     (docs/user_guide/model_configuration.md, "Reshape").
     """
-    config = _onnxruntime_config(ENCODER_MODEL, instances, device, batch)
+    config = _onnxruntime_config(ENCODER_MODEL, instances, device, batch, attributes)
     for name in (contract.INPUT_IDS, contract.ATTENTION_MASK):
         config.input.add(name=name, data_type=pb.TYPE_INT64, dims=[-1])
     return config
 
 
 def ragged_config(
-    instances: int, device: str = "cpu", batch: int = MAX_BATCH_SIZE
+    instances: int, device: str = "cpu", batch: int = MAX_BATCH_SIZE, attributes: int = 0
 ) -> pb.ModelConfig:
     """Ids -> logit, batched by Triton whatever the requests' lengths; one comment a request.
 
@@ -132,7 +143,7 @@ def ragged_config(
     one for each request, as INT32 or FP32 only (docs/user_guide/ragged_batching.md and
     BatchInput in model_config.proto). One logit a request needs no `batch_output`.
     """
-    config = _onnxruntime_config(RAGGED_MODEL, instances, device, batch)
+    config = _onnxruntime_config(RAGGED_MODEL, instances, device, batch, attributes)
     config.input.add(
         name=contract.INPUT_IDS, data_type=pb.TYPE_INT64, dims=[-1], allow_ragged_batch=True
     )
@@ -145,7 +156,9 @@ def ragged_config(
     return config
 
 
-def _onnxruntime_config(name: str, instances: int, device: str, batch: int) -> pb.ModelConfig:
+def _onnxruntime_config(
+    name: str, instances: int, device: str, batch: int, attributes: int
+) -> pb.ModelConfig:
     config = pb.ModelConfig(
         name=name,
         backend="onnxruntime",
@@ -160,6 +173,8 @@ def _onnxruntime_config(name: str, instances: int, device: str, batch: int) -> p
         ],
         instance_group=[_instances(instances, device)],
     )
+    if attributes:
+        _add_attributes(config, attributes)
     config.dynamic_batching.SetInParent()
     for key in ("intra_op_thread_count", "inter_op_thread_count"):
         config.parameters[key].string_value = "1"

@@ -16,10 +16,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contract import ATTRIBUTES, MAX_ATTRIBUTES, MAX_LEN, PAD_ID, PUBLIC_MODEL
+from contract import ATTRIBUTE_NAME, ATTRIBUTES, MAX_ATTRIBUTES, MAX_LEN, PAD_ID, PUBLIC_MODEL
 
 Attention = Literal["softmax", "linear"]
-_ATTRIBUTE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 ATTENTION_EPSILON = 1e-6
 """Added to the sum of linear attention's weights, as the authors' own code does."""
 
@@ -60,7 +59,7 @@ def check_heads(d_model: int, n_heads: int) -> None:
 def check_attributes(names: Sequence[str]) -> None:
     """Raise ValueError for names that cannot be those of a model's attributes."""
     for name in names:
-        if not _ATTRIBUTE.fullmatch(name) or name == PUBLIC_MODEL:
+        if not re.fullmatch(ATTRIBUTE_NAME, name) or name == PUBLIC_MODEL:
             raise ValueError(
                 f"attributes has {name[:40]!r}, expected names of lower-case letters, digits and "
                 f"_, as in identity_attack, and not {PUBLIC_MODEL}, which is there by itself"
@@ -197,10 +196,10 @@ class ToxicityEncoder(nn.Module):
 class AllHeads(nn.Module):
     """Logits of toxicity and of every attribute, by a forward pass that gives [CLS] states."""
 
-    def __init__(self, encoder: ToxicityEncoder, states: nn.Module | None = None) -> None:
-        """`states` is another pass through `encoder`, whose parameters it shares."""
+    def __init__(self, encoder: ToxicityEncoder, states: nn.Module) -> None:
+        """`states` is `encoder`, or another pass through it, which shares its parameters."""
         super().__init__()
-        self.encoder, self.states = encoder, states or encoder
+        self.encoder, self.states = encoder, states
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """float32 [B, 1 + A], toxicity first; arguments as of `ToxicityEncoder.forward`."""
@@ -210,4 +209,7 @@ class AllHeads(nn.Module):
 
 def every_head(encoder: ToxicityEncoder, states: nn.Module | None = None) -> nn.Module:
     """A pass that gives all logits: float32 [B, 1 + A], or [B] of an encoder without attributes."""
-    return AllHeads(encoder, states) if encoder.config.attributes else states or encoder
+    given = states or encoder
+    if not encoder.config.attributes:
+        return given
+    return AllHeads(encoder, given).train(given.training)  # as it is: a mode goes down to the parts

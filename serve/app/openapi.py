@@ -52,7 +52,11 @@ def openapi(settings: AppSettings) -> dict[str, Any]:
         ],
         ref_template="#/components/schemas/{name}",
     )
-    scored = _object(probability={"anyOf": [_NUMBER, {"type": "array", "items": _NUMBER}]})
+    scored = _object(
+        probability={"anyOf": [_NUMBER, {"type": "array", "items": _NUMBER}]},
+        attributes={"anyOf": [_map(_NUMBER), {"type": "array", "items": _map(_NUMBER)}]},
+        model_version=_STRING,
+    )
     text = {"anyOf": [_STRING, _TEXTS]}
     paths = {
         SCORE_PATH: {

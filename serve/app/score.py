@@ -2,6 +2,8 @@
 
 {"text": "you are kind"}  ->  {"probability": 0.01, "model_version": "1"}
 {"text": ["...", "..."]}, or just ["...", "..."]  ->  {"probability": [0.01, 0.9], ...}
+
+A version with attributes adds "attributes": {"insult": 0.02, ...}, or a list of such.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from contract import MODEL_VERSION, PROBABILITY
+from contract import ATTRIBUTES, MODEL_VERSION, PROBABILITY
 from serve.app.http import Endpoint, Scope
 from serve.app.refusals import Refusal
 from serve.app.scorer import BatchingScorer
@@ -69,4 +71,8 @@ async def answer(scorer: BatchingScorer, text: str | Sequence[str]) -> dict[str,
     single = isinstance(text, str)
     found = await scorer.score([text] if isinstance(text, str) else text)
     probability = found.probability[0] if single else found.probability
-    return {PROBABILITY: probability, MODEL_VERSION: found.version}
+    document: dict[str, object] = {PROBABILITY: probability}
+    if found.names:
+        every = [dict(zip(found.names, row, strict=True)) for row in found.attributes]
+        document[ATTRIBUTES] = every[0] if single else every
+    return document | {MODEL_VERSION: found.version}
