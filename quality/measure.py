@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from contract import DECISION_THRESHOLD, TOKENIZER_FILE, UNK_ID, BadInput
-from quality import checklist, metrics
+from contract import ATTRIBUTES, DECISION_THRESHOLD, TOKENIZER_FILE, UNK_ID, BadInput
+from quality import attributes, checklist, metrics
 from quality.config import TEST, QualityConfig
 from quality.curated import group_rates, load_curated, pair_shifts
 from quality.metrics import Values, bootstrap, interval
@@ -91,6 +91,11 @@ def measure(config: QualityConfig) -> QualityReport:
             for name, comments in curated.items()
         },
     }
+    scored = {
+        name: attributes.measured(config, of, [*models.values()]) for name, of in sets.items()
+    }
+    if any(scored.values()):
+        document[ATTRIBUTES] = {name: of for name, of in scored.items() if of}
     if config.misspell:
         document["misspelled"] = {
             name: _misspelled(config, models, name, comments, logits[name])
@@ -127,6 +132,7 @@ def _load_sets(config: QualityConfig, trained_on: Comments, split: Split) -> dic
                 text_column=config.text_column,
                 label_column=config.label_column,
                 label_map=config.label_map,
+                attributes=tuple(trained_on.attributes),
             )
     return sets
 
@@ -139,6 +145,7 @@ def _part(comments: Comments, rows: np.ndarray, part: str) -> Comments:
         labels=comments.labels[rows],
         targets=comments.targets[rows],
         identities={name: share[rows] for name, share in comments.identities.items()},
+        attributes={name: share[rows] for name, share in comments.attributes.items()},
         source={"name": comments.source["name"], "part": part},
     )
 

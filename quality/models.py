@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from contract import ONNX_FILE, PUBLIC_MODEL, BadInput
+from contract import ATTRIBUTES, ONNX_FILE, PUBLIC_MODEL, BadInput
 from export.repository import load_scorer, read_artifact, version_folder
 from quality.baseline import BASELINE, WORDS, fit_baseline
 from serve.client import Protocol, score_comments
@@ -20,7 +20,12 @@ from train.data.load import Comments
 from train.data.split import Split
 from train.methods.calibration import fit_platt
 from train.methods.qat import int8_reference
+from train.model import every_head
 from train.validation import logits_of
+
+
+def _no_attributes(texts: Sequence[str]) -> np.ndarray:
+    return np.empty((len(texts), 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,10 @@ class Model:
     """What names it beyond doubt: sha256, precision, version; JSON."""
     logits: Callable[[Sequence[str]], np.ndarray]
     """Texts -> float32 [n]; the probability is the logistic function."""
+    attributes: tuple[str, ...] = ()
+    """What it has a logit of beside toxicity."""
+    attribute_logits: Callable[[Sequence[str]], np.ndarray] = _no_attributes
+    """Texts -> float32 [n, A] of them."""
 
 
 def models_here() -> tuple[str, ...]:
@@ -82,16 +91,23 @@ def _checkpoint(folder: Path) -> Model:
     checkpoint = load_checkpoint(folder)
     model = int8_reference(checkpoint)
 
+    heads, names = every_head(checkpoint.model, model), checkpoint.model.config.attributes
+
     def logits(texts: Sequence[str]) -> np.ndarray:
         ids = TokenizedOnTheFly(texts, checkpoint.tokenizer)
         return logits_of(model, ids, np.arange(len(texts)))
+
+    def attribute_logits(texts: Sequence[str]) -> np.ndarray:
+        ids = TokenizedOnTheFly(texts, checkpoint.tokenizer)
+        return logits_of(heads, ids, np.arange(len(texts)))[:, 1:]
 
     about = {
         "precision": "fp32" if model is checkpoint.model else "fp32, rounded as INT8 is",
         "calibration": checkpoint.config.get("calibration"),
         "checkpoint_sha256": sha256_of(folder / WEIGHTS_FILE),
     }
-    return Model(f"{folder} {about['precision']}", "pytorch", about, logits)
+    name = f"{folder} {about['precision']}"
+    return Model(name, "pytorch", about, logits, names, attribute_logits)
 
 
 def _published(repository: Path, version: int | None) -> Model:
@@ -107,7 +123,11 @@ def _published(repository: Path, version: int | None) -> Model:
         "onnx_sha256": artifact["files"][ONNX_FILE]["sha256"],
     }
     name = f"{repository} v{number} {artifact['precision']}"
-    return Model(name, "published", about, lambda texts: scorer.score(texts).logit)
+    return Model(
+        *(name, "published", about, lambda texts: scorer.score(texts).logit),
+        tuple(artifact.get(ATTRIBUTES, ())),
+        lambda texts: scorer.score(texts).attributes,
+    )
 
 
 def _server(url: str) -> Model:

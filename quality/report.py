@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from contract import ATTRIBUTES
 from quality import checklist
 from quality.measure import DEFAULT, VALIDATION, QualityReport
 from storage.files import write_atomically
@@ -32,7 +33,8 @@ Table = tuple[str, pd.DataFrame]
 # --- Tables ----------------------------------------------------------------------------------
 def screen(document: Mapping[str, Any]) -> str:
     """What to read first: the groups and the identities one by one are in the page."""
-    tables = [*labelled(document), *calibration(document), *fairness(document)]
+    tables = [*labelled(document), *attributes(document)]
+    tables += [*calibration(document), *fairness(document)]
     tables += [*misspelled(document), *capabilities(document), bar_table(document)]
     return "\n\n".join(f"{title}\n{cells.to_string(index=False)}" for title, cells in tables)
 
@@ -56,6 +58,23 @@ def labelled(document: Mapping[str, Any]) -> Iterator[Table]:
             if more := about["in_training_but_for_form"]:
                 title += f", {more:,} more but for case, punctuation and spaces"
         yield title, pd.DataFrame(rows)
+
+
+def attributes(document: Mapping[str, Any]) -> Iterator[Table]:
+    """One table a set: AUROC of each attribute that it has labels of, with its interval."""
+    for name, of_set in document.get(ATTRIBUTES, {}).items():
+        rows = [
+            {
+                "model": model,
+                "attribute": attribute,
+                "comments": f"{found['comments']:,}",
+                "positive": f"{found['positive']:,}",
+                "AUROC": _interval(found["auroc"]),
+            }
+            for model, of_model in of_set.items()
+            for attribute, found in of_model.items()
+        ]
+        yield f"attributes of {name}", pd.DataFrame(rows)
 
 
 def thresholds(document: Mapping[str, Any]) -> Iterator[Table]:
@@ -221,7 +240,7 @@ def write_page(measured: QualityReport, path: Path) -> None:
     document = measured.document
     parts = ["<h1>Evaluation</h1>", _about(document)]
     parts += [_table(bar_table(document))]
-    parts += [_table(table) for table in labelled(document)]
+    parts += [_table(table) for table in (*labelled(document), *attributes(document))]
     for name, comments in measured.sets.items():
         image = base64.b64encode(_curves(document, name, comments.labels, measured.logits[name]))
         parts.append(

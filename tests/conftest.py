@@ -22,7 +22,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from contract import FP32_LOGIT_ATOL, ONNX_FILE, TOKENIZER_FILE
+from contract import ATTRIBUTES, FP32_LOGIT_ATOL, ONNX_FILE, TOKENIZER_FILE
 from storage.files import write_atomically
 from storage.locks import locked
 
@@ -207,7 +207,9 @@ class TinyModel:
     def artifact(self) -> dict[str, Any]:
         """What an export would say of it; the gate is one that it does pass."""
         gate = {"fp32_shapes": FP32_LOGIT_ATOL}, {"fp32_shapes": 0.0}
+        names = self.model.config.attributes
         return {
+            **({ATTRIBUTES: list(names)} if names else {}),
             **{"precision": "fp32", "device": "cpu", "max_len": self.tokenizer.max_len},
             **dict(zip(("tolerances", "measured"), gate, strict=True)),
         }
@@ -226,7 +228,13 @@ class TinyModel:
 
 
 def make_tiny_model(
-    folder: Path, *, seed: int, d_model: int = 16, n_layers: int = 2, max_len: int = 16
+    folder: Path,
+    *,
+    seed: int,
+    d_model: int = 16,
+    n_layers: int = 2,
+    max_len: int = 16,
+    attributes: tuple[str, ...] = (),
 ) -> TinyModel:
     """Of random weights; its graphs are in `folder`, which is filled once for all workers."""
     import torch
@@ -239,11 +247,13 @@ def make_tiny_model(
     torch.manual_seed(seed)
     tokenizer = build_tokenizer([" ".join(_WORDS)], max_vocab=100, max_len=max_len)
     vocab_size = len(tokenizer.vocabulary)
-    shape = ModelConfig(vocab_size, d_model=d_model, n_layers=n_layers, n_heads=2, max_len=max_len)
-    model = ToxicityEncoder(shape).eval()
+    shape = {"d_model": d_model, "n_layers": n_layers, "n_heads": 2, "max_len": max_len}
+    model = ToxicityEncoder(ModelConfig(vocab_size, **shape, attributes=attributes)).eval()
     with torch.no_grad():
         model.token_embedding.weight.mul_(50)
         model.head.weight.mul_(5)
+        if attributes:
+            model.attribute_head.weight.mul_(5)
 
     def export() -> None:
         folder.mkdir(exist_ok=True)

@@ -27,7 +27,7 @@ from contract import LABEL_THRESHOLD, BadInput
 from train.data.load import Comments
 from train.methods import calibration
 
-WEIGHT = 0.5
+WEIGHT = 1.0
 """Of the attributes' mean loss beside toxicity's."""
 
 
