@@ -94,20 +94,24 @@ def scores(body: bytes, document_bytes: int, count: int) -> ServedScores:
         answer = _answers.decode(memoryview(body)[:document_bytes])
     except msgspec.DecodeError as error:
         raise ValueError("an answer that is no JSON") from error
-    tensors = [(tensor.name, tensor.datatype) for tensor in answer.outputs]
-    names: tuple[str, ...] = ()
-    if tensors == [(PROBABILITY, "FP32"), (ATTRIBUTES, "FP32")]:
-        names = tuple(str(answer.parameters.get(ATTRIBUTES)).split(","))
-    elif tensors != [(PROBABILITY, "FP32")]:
+    if any(tensor.datatype != "FP32" for tensor in answer.outputs):
+        raise ValueError("an answer of another type")
+    tensors = [tensor.name for tensor in answer.outputs]
+    if tensors == [PROBABILITY]:
+        if len(body) != document_bytes + 4 * count:
+            raise ValueError("an answer of another length")
+        probability = struct.unpack_from(f"<{count}f", body, document_bytes)
+        return ServedScores(probability, answer.model_version)
+    if sorted(tensors) != sorted((ATTRIBUTES, PROBABILITY)):
         raise ValueError("an answer that is no probabilities")
+    names = tuple(str(answer.parameters.get(ATTRIBUTES)).split(","))
     width = len(names)
     if len(body) != document_bytes + 4 * count * (1 + width):
         raise ValueError("an answer of another length")
-    probability = struct.unpack_from(f"<{count}f", body, document_bytes)
-    if not names:
-        return ServedScores(probability, answer.model_version)
-    others = struct.unpack_from(f"<{count * width}f", body, document_bytes + 4 * count)
-    rows = tuple(others[at : at + width] for at in range(0, count * width, width))
+    every = struct.unpack_from(f"<{count * (1 + width)}f", body, document_bytes)
+    at = count * width if tensors[0] == ATTRIBUTES else 0  # in the order that Triton chose
+    probability, others = every[at : at + count], every[:at] + every[at + count :]
+    rows = tuple(others[row * width : (row + 1) * width] for row in range(count))
     return ServedScores(probability, answer.model_version, names, rows)
 
 
