@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import logit
 
 from contract import ATTRIBUTES, ONNX_FILE, PUBLIC_MODEL, BadInput
 from export.repository import load_scorer, read_artifact, version_folder
@@ -137,8 +138,15 @@ def _server(url: str) -> Model:
     def logits(texts: Sequence[str]) -> np.ndarray:
         return score_comments(texts, protocol=protocol, url=address).logit
 
-    versions = score_comments([""], protocol=protocol, url=address).model_version
-    return Model(url, "server", {"version": int(versions[0])}, logits)
+    first = score_comments([""], protocol=protocol, url=address)
+    names, about = tuple(first.attributes[0]), {"version": int(first.model_version[0])}
+
+    def attribute_logits(texts: Sequence[str]) -> np.ndarray:
+        rows = score_comments(texts, protocol=protocol, url=address).attributes
+        probability = np.array([[row[name] for name in names] for row in rows])
+        return np.asarray(logit(probability.clip(1e-7, 1 - 1e-7)), np.float32)
+
+    return Model(url, "server", about, logits, names, attribute_logits)
 
 
 def _baseline(name: str, comments: Comments, split: Split) -> Model:

@@ -55,6 +55,7 @@ _APART = {
 }
 """Long tests that share nothing with those of their file: another worker may run them."""
 _SLOW_FIXTURES = {"trained_run", "make_server_config"}
+ATTRIBUTE_NAMES = ("insult", "threat", "identity_attack")
 _WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()
 
 
@@ -270,6 +271,12 @@ def make_tiny_model(
 @pytest.fixture(scope="session")
 def tiny_model(shared: Path) -> TinyModel:
     return make_tiny_model(shared / "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def named_model(shared: Path) -> TinyModel:
+    """Random weights, with attributes; its encoder has the weights of `tiny_model`."""
+    return make_tiny_model(shared / "attributes", seed=0, attributes=ATTRIBUTE_NAMES)
 
 
 @pytest.fixture(scope="session")

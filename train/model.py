@@ -199,7 +199,8 @@ class AllHeads(nn.Module):
     def __init__(self, encoder: ToxicityEncoder, states: nn.Module) -> None:
         """`states` is `encoder`, or another pass through it, which shares its parameters."""
         super().__init__()
-        self.encoder, self.states = encoder, states
+        self.encoder = encoder
+        self.states: Any = states  # of PyTorch's type it would be a module or a tensor to mypy
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """float32 [B, 1 + A], toxicity first; arguments as of `ToxicityEncoder.forward`."""
