@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from contract import LABEL_THRESHOLD
+from contract import ATTRIBUTES, LABEL_THRESHOLD
 from quality import metrics
 from quality.config import QualityConfig
 from quality.metrics import Values, bootstrap, interval
@@ -16,12 +16,21 @@ from train.data.load import Comments
 
 
 def measured(
+    config: QualityConfig, sets: Mapping[str, Comments], models: Sequence[Model]
+) -> dict[str, Any]:
+    """What the document says under ATTRIBUTES, by set, model and attribute; nothing without any.
+
+    `comments` with a label, `positive` ones, and `auroc`, an interval. An attribute whose labels in
+    a set are of one kind is left out there.
+    """
+    found = {name: _of_set(config, comments, models) for name, comments in sets.items()}
+    found = {name: of for name, of in found.items() if of}
+    return {ATTRIBUTES: found} if found else {}
+
+
+def _of_set(
     config: QualityConfig, comments: Comments, models: Sequence[Model]
 ) -> dict[str, dict[str, Any]]:
-    """By model and attribute: `comments` with a label, `positive` ones, and `auroc`, an interval.
-
-    None of the models that have no attribute in the set; what has comments of one kind is left out.
-    """
     found: dict[str, dict[str, Any]] = {}
     for model in models:
         names = [name for name in model.attributes if name in comments.attributes]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from contract import ATTRIBUTES, DECISION_THRESHOLD, TOKENIZER_FILE, UNK_ID, BadInput
+from contract import DECISION_THRESHOLD, TOKENIZER_FILE, UNK_ID, BadInput
 from quality import attributes, checklist, metrics
 from quality.config import TEST, QualityConfig
 from quality.curated import group_rates, load_curated, pair_shifts
@@ -91,19 +91,14 @@ def measure(config: QualityConfig) -> QualityReport:
             for name, comments in curated.items()
         },
     }
-    scored = {
-        name: attributes.measured(config, of, [*models.values()]) for name, of in sets.items()
-    }
-    if any(scored.values()):
-        document[ATTRIBUTES] = {name: of for name, of in scored.items() if of}
+    document |= attributes.measured(config, sets, [*models.values()])
     if config.misspell:
         document["misspelled"] = {
             name: _misspelled(config, models, name, comments, logits[name])
             for name, comments in sets.items()
             if name != VALIDATION
         }
-    document["bars"] = bars(document)
-    document["bars"] |= _check(config, document, list(models.values()))
+    document["bars"] = bars(document) | _check(config, document, list(models.values()))
     return QualityReport(document, sets, logits)
 
 

@@ -136,26 +136,16 @@ def load_comments(
         BadInput: for a source that is missing, damaged, or without usable comments, and for labels
             that are neither numbers in [0, 1] nor named by `label_map`.
     """
-    asked = text_column, label_column, extra_columns, tuple(attributes)
-    columns = _Columns(source, flags, *asked)
+    columns = _Columns(source, flags, text_column, label_column, extra_columns, tuple(attributes))
     table, details = _read(source, columns.choose)
     with explained(source):
         texts = _texts_of(table, source, columns.text, f"{flags}text-column")
         has_text = np.array([bool(text and text.strip()) for text in texts], bool)
-        labels = read_labels(
-            table.column(columns.label),
-            has_text,
-            label_map,
-            source=source,
-            name=columns.label,
-            flags=flags,
-        )
+        named = {"source": source, "name": columns.label, "flags": flags}
+        labels = read_labels(table.column(columns.label), has_text, label_map, **named)
         shares = {n: _numbers(table.column(c), c) for n, c in columns.identities.items()}
         extra = {n: np.array(_words(table.column(n), n), object) for n in columns.extra}
-        found = {
-            name: read_shares(table.column(column), has_text, source=source, name=column)
-            for name, column in columns.attributes.items()
-        }
+        found = _attributes_of(table, columns, has_text)
     rows = np.flatnonzero(has_text & ~np.isnan(labels.targets))
     targets = labels.targets[rows].astype(np.float32)
     toxic = (labels.targets[rows] >= LABEL_THRESHOLD).astype(np.float32)
@@ -171,6 +161,14 @@ def load_comments(
     )
     _check_usable(comments, both_classes=both_classes, flags=flags)
     return comments
+
+
+def _attributes_of(table: Any, columns: _Columns, has_text: np.ndarray) -> dict[str, np.ndarray]:
+    """float32 [n] by attribute, of all rows."""
+    return {
+        name: read_shares(table.column(column), has_text, source=columns.source, name=column)
+        for name, column in columns.attributes.items()
+    }
 
 
 def _about(
