@@ -141,8 +141,8 @@ def load_comments(
     with explained(source):
         texts = _texts_of(table, source, columns.text, f"{flags}text-column")
         has_text = np.array([bool(text and text.strip()) for text in texts], bool)
-        named = {"source": source, "name": columns.label, "flags": flags}
-        labels = read_labels(table.column(columns.label), has_text, label_map, **named)
+        given = table.column(columns.label), has_text, label_map
+        labels = read_labels(*given, source=source, name=columns.label, flags=flags)
         shares = {n: _numbers(table.column(c), c) for n, c in columns.identities.items()}
         extra = {n: np.array(_words(table.column(n), n), object) for n in columns.extra}
         found = _attributes_of(table, columns, has_text)
