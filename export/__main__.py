@@ -332,7 +332,7 @@ def _publish(
     }
     if subject.attributes:
         artifact[contract.ATTRIBUTES] = list(subject.attributes)
-        artifact["attribute_calibration"] = subject.checkpoint.config["attribute_calibration"]
+        artifact["attribute_calibration"] = subject.checkpoint.config.get("attribute_calibration")
     version = publish(
         config.repository,
         onnx_path=form.path,
