@@ -40,7 +40,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 _LONGEST_FIRST = (
     "door app app_door page readme score_file bench_encoder attack core fuzz cascade qat "
     "train generator_agrees load long_text soak serve ladder bench repository "
-    "training_options open_loop replicas parity faults cache capacity distill placement "
+    "training_options open_loop replicas parity faults cache capacity distill attributes placement "
     "quality migrate recipes torchscript export tokenizer labels versions"
 )
 """Files whose tests take long, in order: begun first, they end together on all workers."""
