@@ -67,6 +67,13 @@ ACCUMULATED_COUNTS = "accumulated_counts"
 it in place of ATTENTION_MASK, and its INPUT_IDS are int64 [T]: the comments one after the other."""
 LOGIT = "logit"
 """float32 [B] from the graph, float32 [B, 1] from a served model."""
+ATTRIBUTES = "attributes"
+"""float32 [B, A], only of a model that has attributes beside toxicity: their logits from the
+graph, their probabilities from a served model. The names of the columns stand under this one: as a
+list in artifact.json, with commas between them in config.pbtxt and in an answer."""
+ATTRIBUTE_NAME = "^[a-z][a-z0-9_]{0,39}$"
+MAX_ATTRIBUTES = 32
+"""Most attributes of a model."""
 OPSET = 20
 """ONNX Runtime 1.32 fails at run time on most shapes of an opset-23 export of this model."""
 
@@ -185,6 +192,11 @@ INT8_LOGIT_MEAN_ATOL = 0.05
 """Mean |logit(INT8) - logit(PyTorch)| over the validation comments."""
 INT8_AUROC_ATOL = 0.002
 """Largest loss or gain of validation AUROC by quantization."""
+ATTRIBUTE_AUROC_ATOL = 0.005
+"""Largest loss or gain of an attribute's validation AUROC by a lower precision: wider than
+toxicity's, since a rare attribute has few examples."""
+ATTRIBUTE_EXAMPLES = 50
+"""Validation comments of either kind from which on an attribute's AUROC is bounded at all."""
 QAT_REFERENCE_SHARE = 0.5
 """Largest mean |logit(INT8) - logit(fake-quantized PyTorch)| of a QAT checkpoint, as a share of
 the mean |logit(INT8) - logit(the same weights in float)|. See `train.methods.qat` for why it is not

@@ -38,6 +38,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "scorer_close": (None, [_P]),
     "warm_up": (_I, [_P]),
     "cached_bytes": (_L, [_P]),
+    "width": (_L, [_P]),
     "windows": (_I, [_P, _TEXT, _L, _P]),
     "score": (_I, [_P, _TEXT, _P, _L, _P, _P, _P, _P]),
     "probability": (None, [_P, _L, _P]),
@@ -125,8 +126,8 @@ class NativeTokenizer:
 class Scores:
     """Result of one call of `NativeScorer.score`, rows in the order of the texts."""
 
-    logit: NDArray[np.float32]
-    """float32 [B]."""
+    logits: NDArray[np.float32]
+    """float32 [B, 1 + A]: toxicity's, then those of the graph's attributes."""
     lengths: NDArray[np.int32]
     """int32 [B], tokens of each comment as far as it is read, [CLS] included."""
     tokens: int
@@ -146,6 +147,16 @@ class Scores:
     tokenizer_cpu_s: float
     encoder_cpu_s: float
     """CPU seconds of this thread: ids of the texts, then their logits, known ones included."""
+
+    @property
+    def logit(self) -> NDArray[np.float32]:
+        """Of toxicity, float32 [B]."""
+        return np.ascontiguousarray(self.logits[:, 0])
+
+    @property
+    def attributes(self) -> NDArray[np.float32]:
+        """Logits float32 [B, A]; A is 0 for a graph without attributes."""
+        return self.logits[:, 1:]
 
 
 class NativeScorer:
@@ -175,6 +186,7 @@ class NativeScorer:
                 ctypes.byref(self._handle),
             )
         )
+        self._width = int(_core().toxicity_width(self._handle))
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -184,16 +196,17 @@ class NativeScorer:
         """Logits of any number of comments, none included; an empty comment is valid."""
         parts = [_bytes(text) for text in texts]
         ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        logit_B, lengths_B = np.empty(len(parts), np.float32), np.empty(len(parts), np.int32)
+        logits_BH = np.empty((len(parts), self._width), np.float32)
+        lengths_B = np.empty(len(parts), np.int32)
         counts, cpu_s = np.zeros(7, np.int64), np.zeros(2)
         _checked(
             _core().toxicity_score(
                 *(self._handle, b"".join(parts), ends.ctypes.data, len(parts)),
-                *(logit_B.ctypes.data, lengths_B.ctypes.data),
+                *(logits_BH.ctypes.data, lengths_B.ctypes.data),
                 *(counts.ctypes.data, cpu_s.ctypes.data),
             )
         )
-        return Scores(logit_B, lengths_B, *counts.tolist(), *cpu_s.tolist())
+        return Scores(logits_BH, lengths_B, *counts.tolist(), *cpu_s.tolist())
 
     def windows(self, texts: Sequence[str]) -> int:
         """Rows of the encoder's batches that comments will be; only long ones are tokenized."""

@@ -98,12 +98,7 @@ def _export(config: ExportConfig, device: str) -> dict[str, Any]:
     began = time.monotonic()
     curated = load_curated(config.curated)  # not after the work
     subject = checked_subject(config)
-    attention = subject.checkpoint.model.config.attention
-    if device == "cuda" and attention != "softmax":
-        raise BadInput(
-            f"{config.checkpoint} has {attention} attention, expected softmax for the device "
-            "'cuda' (PackedMultiHeadAttention computes no other); set --device cpu"
-        )
+    _refuse_forms(config, device, subject)
     traced = config.out / "traced.onnx"
     print("tracing to ONNX ...", flush=True)
     trace(subject.checkpoint.model, traced)
@@ -187,6 +182,21 @@ def _device(config: ExportConfig) -> str:
             "`make install` on a machine with an NVIDIA driver, or give --device cpu"
         )
     return device
+
+
+def _refuse_forms(config: ExportConfig, device: str, subject: GateSubject) -> None:
+    """Raise BadInput for what this checkpoint cannot be written as."""
+    attention = subject.checkpoint.model.config.attention
+    if device == "cuda" and attention != "softmax":
+        raise BadInput(
+            f"{config.checkpoint} has {attention} attention, expected softmax for the device "
+            "'cuda' (PackedMultiHeadAttention computes no other); set --device cpu"
+        )
+    if config.tensorrt and subject.attributes:
+        raise BadInput(
+            f"{config.checkpoint} has the attributes {' '.join(subject.attributes)}, expected none "
+            "with --tensorrt, which quantizes every head but toxicity's; leave it out"
+        )
 
 
 def _build(
@@ -326,6 +336,9 @@ def _publish(
         "comments_per_s": round(comments_per_s),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if subject.attributes:
+        artifact[contract.ATTRIBUTES] = list(subject.attributes)
+        artifact["attribute_calibration"] = subject.checkpoint.config.get("attribute_calibration")
     thresholds = of_form(config, subject, form)
     print(*told(thresholds), sep="\n")
     version = publish(

@@ -137,6 +137,11 @@ def load_cascade(
             f"train the student with `python -m train --distill {teacher.folder}`"
         )
     for checkpoint in (student, teacher):
+        if names := checkpoint.model.config.attributes:
+            raise BadInput(
+                f"{checkpoint.folder} has the attributes {' '.join(names)}, expected none in a "
+                "cascade, which decides by toxicity alone; export it without --student"
+            )
         if ranges_of(checkpoint):
             raise BadInput(
                 f"{checkpoint.folder} is a checkpoint of QAT, expected one in float; give the "

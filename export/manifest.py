@@ -21,7 +21,9 @@ from pydantic.dataclasses import dataclass
 
 from contract import (
     ARTIFACT_FILE,
+    ATTRIBUTE_NAME,
     DECISION_THRESHOLD,
+    MAX_ATTRIBUTES,
     MAX_LEN,
     MAX_WINDOWS,
     ONNX_FILE,
@@ -45,6 +47,7 @@ MAX_DOCUMENT_BYTES = 1 << 20
 """Longest artifact.json or serving.json that is read."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Positive = Annotated[int, Field(ge=1)]
+AttributeName = Annotated[str, Field(pattern=ATTRIBUTE_NAME)]
 Length = Annotated[int, Field(ge=1, le=MAX_LEN)]
 Document = TypeVar("Document")
 
@@ -91,6 +94,7 @@ class Artifact:
     """Probability from which a comment is flagged, by output."""
     rethresholded: Positive | None = None
     """The version whose files these are but for the thresholds, if it is of one."""
+    attributes: Annotated[tuple[AttributeName, ...], Field(max_length=MAX_ATTRIBUTES)] = ()
     checkpoint_sha256: Sha256 | None = None
     created: str | None = None
     commit: str | None = None

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf import json_format, text_format
@@ -40,10 +40,11 @@ def render(
 ) -> dict[str, str]:
     """Text of each model's config.pbtxt that serves `version`, which is `artifact`."""
     device, batch = artifact["device"], batch_size(artifact["max_len"])
+    names = artifact.get(contract.ATTRIBUTES, ())
     configs = (
-        ragged_config(tuning.instances, device, batch),
-        encoder_config(tuning.instances, device, batch),
-        public_config(tuning, device, cache_bytes, artifact.get("thresholds")),
+        ragged_config(tuning.instances, device, batch, len(names)),
+        encoder_config(tuning.instances, device, batch, len(names)),
+        public_config(tuning, device, cache_bytes, artifact.get("thresholds"), names),
     )
     for config in configs:
         config.version_policy.specific.versions.append(version)
@@ -84,6 +85,7 @@ def public_config(
     device: str = "cpu",
     cache_bytes: int = contract.DEFAULT_CACHE_BYTES,
     thresholds: Mapping[str, float] | None = None,
+    attributes: Sequence[str] = (),
 ) -> pb.ModelConfig:
     """Text -> score with `tuning.instances` sessions of one thread, for the core."""
     config = pb.ModelConfig(
@@ -105,7 +107,14 @@ def public_config(
     config.parameters[contract.MAX_BATCH].string_value = str(tuning.max_batch)
     if thresholds and PUBLIC_MODEL in thresholds:  # for clients, and for what the core counts
         config.parameters[contract.THRESHOLD].string_value = f"{thresholds[PUBLIC_MODEL]!r}"
+    if attributes:
+        _add_attributes(config, len(attributes))
+        config.parameters[contract.ATTRIBUTES].string_value = ",".join(attributes)
     return config
+
+
+def _add_attributes(config: pb.ModelConfig, count: int) -> None:
+    config.output.add(name=contract.ATTRIBUTES, data_type=pb.TYPE_FP32, dims=[count])
 
 
 def batch_size(max_len: int) -> int:
@@ -114,7 +123,7 @@ def batch_size(max_len: int) -> int:
 
 
 def encoder_config(
-    instances: int, device: str = "cpu", batch: int = MAX_BATCH_SIZE
+    instances: int, device: str = "cpu", batch: int = MAX_BATCH_SIZE, attributes: int = 0
 ) -> pb.ModelConfig:
     """Ids -> logit, for the onnxruntime backend of a stock Triton image.
 
@@ -122,14 +131,14 @@ def encoder_config(
     `dims: [1]` with an empty `reshape` is its documented form for that
     (docs/user_guide/model_configuration.md, "Reshape").
     """
-    config = _onnxruntime_config(ENCODER_MODEL, instances, device, batch)
+    config = _onnxruntime_config(ENCODER_MODEL, instances, device, batch, attributes)
     for name in (contract.INPUT_IDS, contract.ATTENTION_MASK):
         config.input.add(name=name, data_type=pb.TYPE_INT64, dims=[-1])
     return config
 
 
 def ragged_config(
-    instances: int, device: str = "cpu", batch: int = MAX_BATCH_SIZE
+    instances: int, device: str = "cpu", batch: int = MAX_BATCH_SIZE, attributes: int = 0
 ) -> pb.ModelConfig:
     """Ids -> logit, batched by Triton whatever the requests' lengths; one comment a request.
 
@@ -137,7 +146,7 @@ def ragged_config(
     one for each request, as INT32 or FP32 only (docs/user_guide/ragged_batching.md and
     BatchInput in model_config.proto). One logit a request needs no `batch_output`.
     """
-    config = _onnxruntime_config(RAGGED_MODEL, instances, device, batch)
+    config = _onnxruntime_config(RAGGED_MODEL, instances, device, batch, attributes)
     config.input.add(
         name=contract.INPUT_IDS, data_type=pb.TYPE_INT64, dims=[-1], allow_ragged_batch=True
     )
@@ -150,7 +159,9 @@ def ragged_config(
     return config
 
 
-def _onnxruntime_config(name: str, instances: int, device: str, batch: int) -> pb.ModelConfig:
+def _onnxruntime_config(
+    name: str, instances: int, device: str, batch: int, attributes: int
+) -> pb.ModelConfig:
     config = pb.ModelConfig(
         name=name,
         backend="onnxruntime",
@@ -165,6 +176,8 @@ def _onnxruntime_config(name: str, instances: int, device: str, batch: int) -> p
         ],
         instance_group=[_instances(instances, device)],
     )
+    if attributes:
+        _add_attributes(config, attributes)
     config.dynamic_batching.SetInParent()
     for key in ("intra_op_thread_count", "inter_op_thread_count"):
         config.parameters[key].string_value = "1"

@@ -67,6 +67,8 @@ class LongText:
     def combine(self, logit_W: NDArray[np.float32], counts: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 [B] of comments that have so many of the windows' logits, in order.
 
+        [B, 1 + A] where the windows have as many: each head's by itself.
+
         The mean is taken in float64, where the sum of so few float32 has no order.
         """
         if len(logit_W) == len(counts):
@@ -75,7 +77,8 @@ class LongText:
         if self.rule == "max":
             return np.maximum.reduceat(logit_W, first)
         total = np.add.reduceat(logit_W.astype(np.float64), first)
-        return (total / np.asarray(counts)).astype(np.float32)
+        shares = np.asarray(counts).reshape(-1, *[1] * (logit_W.ndim - 1))
+        return (total / shares).astype(np.float32)
 
 
 CUT = LongText()

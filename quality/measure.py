@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from contract import DECISION_THRESHOLD, TOKENIZER_FILE, UNK_ID, BadInput
-from quality import checklist, metrics
+from quality import attributes, checklist, metrics
 from quality.config import TEST, QualityConfig
 from quality.curated import group_rates, load_curated, pair_shifts
 from quality.metrics import Values, bootstrap, interval
@@ -96,6 +96,7 @@ def measure(config: QualityConfig) -> QualityReport:
             for name, comments in curated.items()
         },
     }
+    document |= attributes.measured(config, sets, [*models.values()])
     if config.misspell:
         document["misspelled"] = {
             name: _misspelled(config, models, name, comments, logits[name])
@@ -135,10 +136,8 @@ def _load_sets(config: QualityConfig, trained_on: Comments, split: Split) -> dic
         f"{VALIDATION}.{name}": _part(trained_on, rows, f"{VALIDATION}.{name}")
         for name, rows in rows_by_source(trained_on, split.validation).items()
     }
-    sets |= sets_of_sources(config.data, sets)
-    for source in config.data:
-        if is_sources_file(source):
-            continue
+    sets |= sets_of_sources(config.data, sets, tuple(trained_on.attributes))
+    for source in (one for one in config.data if not is_sources_file(one)):
         name = source if source == TEST else Path(source).name.split(".")[0]
         if name in sets:
             raise BadInput(f"--data has two sets named {name!r}, expected one; rename a file")
@@ -150,6 +149,7 @@ def _load_sets(config: QualityConfig, trained_on: Comments, split: Split) -> dic
                 text_column=config.text_column,
                 label_column=config.label_column,
                 label_map=config.label_map,
+                attributes=tuple(trained_on.attributes),
             )
     return sets
 
@@ -163,6 +163,7 @@ def _part(comments: Comments, rows: np.ndarray, part: str) -> Comments:
         targets=comments.targets[rows],
         identities={name: share[rows] for name, share in comments.identities.items()},
         origin=None,
+        attributes={name: share[rows] for name, share in comments.attributes.items()},
         source={"name": comments.source["name"], "part": part},
     )
 

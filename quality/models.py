@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import logit
 
-from contract import ONNX_FILE, PUBLIC_MODEL, BadInput
+from contract import ATTRIBUTES, ONNX_FILE, PUBLIC_MODEL, BadInput
 from export.repository import load_scorer, read_artifact, version_folder
 from quality.baseline import BASELINE, WORDS, fit_baseline
 from serve.client import Protocol, score_comments
@@ -20,7 +21,12 @@ from train.data.load import Comments
 from train.data.split import Split
 from train.methods.calibration import fit_platt
 from train.methods.qat import int8_reference
+from train.model import every_head
 from train.validation import logits_of
+
+
+def _no_attributes(texts: Sequence[str]) -> np.ndarray:
+    return np.empty((len(texts), 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,10 @@ class Model:
     """What names it beyond doubt: sha256, precision, version; JSON."""
     logits: Callable[[Sequence[str]], np.ndarray]
     """Texts -> float32 [n]; the probability is the logistic function."""
+    attributes: tuple[str, ...] = ()
+    """What it has a logit of beside toxicity."""
+    attribute_logits: Callable[[Sequence[str]], np.ndarray] = _no_attributes
+    """Texts -> float32 [n, A] of them."""
 
 
 def models_here() -> tuple[str, ...]:
@@ -82,16 +92,23 @@ def _checkpoint(folder: Path) -> Model:
     checkpoint = load_checkpoint(folder)
     model = int8_reference(checkpoint)
 
+    heads, names = every_head(checkpoint.model, model), checkpoint.model.config.attributes
+
     def logits(texts: Sequence[str]) -> np.ndarray:
         ids = TokenizedOnTheFly(texts, checkpoint.tokenizer)
         return logits_of(model, ids, np.arange(len(texts)))
+
+    def attribute_logits(texts: Sequence[str]) -> np.ndarray:
+        ids = TokenizedOnTheFly(texts, checkpoint.tokenizer)
+        return logits_of(heads, ids, np.arange(len(texts)))[:, 1:]
 
     about = {
         "precision": "fp32" if model is checkpoint.model else "fp32, rounded as INT8 is",
         "calibration": checkpoint.config.get("calibration"),
         "checkpoint_sha256": sha256_of(folder / WEIGHTS_FILE),
     }
-    return Model(f"{folder} {about['precision']}", "pytorch", about, logits)
+    name = f"{folder} {about['precision']}"
+    return Model(name, "pytorch", about, logits, names, attribute_logits)
 
 
 def _published(repository: Path, version: int | None) -> Model:
@@ -107,7 +124,11 @@ def _published(repository: Path, version: int | None) -> Model:
         "onnx_sha256": artifact["files"][ONNX_FILE]["sha256"],
     }
     name = f"{repository} v{number} {artifact['precision']}"
-    return Model(name, "published", about, lambda texts: scorer.score(texts).logit)
+    return Model(
+        *(name, "published", about, lambda texts: scorer.score(texts).logit),
+        tuple(artifact.get(ATTRIBUTES, ())),
+        lambda texts: scorer.score(texts).attributes,
+    )
 
 
 def _server(url: str) -> Model:
@@ -117,8 +138,15 @@ def _server(url: str) -> Model:
     def logits(texts: Sequence[str]) -> np.ndarray:
         return score_comments(texts, protocol=protocol, url=address).logit
 
-    versions = score_comments([""], protocol=protocol, url=address).model_version
-    return Model(url, "server", {"version": int(versions[0])}, logits)
+    first = score_comments([""], protocol=protocol, url=address)
+    names, about = tuple(first.attributes[0]), {"version": int(first.model_version[0])}
+
+    def attribute_logits(texts: Sequence[str]) -> np.ndarray:
+        rows = score_comments(texts, protocol=protocol, url=address).attributes
+        probability = np.array([[row[name] for name in names] for row in rows])
+        return np.asarray(logit(probability.clip(1e-7, 1 - 1e-7)), np.float32)
+
+    return Model(url, "server", about, logits, names, attribute_logits)
 
 
 def _baseline(name: str, comments: Comments, split: Split) -> Model:

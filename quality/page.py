@@ -89,7 +89,8 @@ def _sections(
     document: Mapping[str, Any], images: Mapping[str, bytes]
 ) -> Iterator[tuple[str, str]]:
     yield _table(report.bar_table(document))
-    yield from map(_table, report.labelled(document))
+    for tables in (report.labelled, report.attributes):
+        yield from map(_table, tables(document))
     for name, image in images.items():
         data = base64.b64encode(image).decode()
         yield f"Curves of {name}", f'<img alt="curves" src="data:image/png;base64,{data}">'

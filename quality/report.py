@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from contract import ATTRIBUTES
 from quality import checklist
 from quality.measure import DEFAULT
 from quality.sources import VALIDATION
@@ -20,7 +21,8 @@ Table = tuple[str, pd.DataFrame]
 # --- Tables ----------------------------------------------------------------------------------
 def screen(document: Mapping[str, Any]) -> str:
     """What to read first: the groups and the identities one by one are in the page."""
-    tables = [*labelled(document), *calibration(document), *fairness(document)]
+    tables = [*labelled(document), *attributes(document)]
+    tables += [*calibration(document), *fairness(document)]
     tables += [*misspelled(document), *capabilities(document), bar_table(document)]
     texts = [f"{title}\n{cells.to_string(index=False)}" for title, cells in tables]
     said = "\n".join(f"{line.state:4}  {line.words}" for line in verdict(document))
@@ -46,6 +48,23 @@ def labelled(document: Mapping[str, Any]) -> Iterator[Table]:
             if more := about["in_training_but_for_form"]:
                 title += f", {more:,} more but for case, punctuation and spaces"
         yield title, pd.DataFrame(rows)
+
+
+def attributes(document: Mapping[str, Any]) -> Iterator[Table]:
+    """One table a set: AUROC of each attribute that it has labels of, with its interval."""
+    for name, of_set in document.get(ATTRIBUTES, {}).items():
+        rows = [
+            {
+                "model": model,
+                "attribute": attribute,
+                "comments": f"{found['comments']:,}",
+                "positive": f"{found['positive']:,}",
+                "AUROC": _interval(found["auroc"]),
+            }
+            for model, of_model in of_set.items()
+            for attribute, found in of_model.items()
+        ]
+        yield f"attributes of {name}", pd.DataFrame(rows)
 
 
 def thresholds(document: Mapping[str, Any]) -> Iterator[Table]:

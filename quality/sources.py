@@ -31,7 +31,9 @@ def rows_by_source(comments: Comments, rows: np.ndarray) -> dict[str, np.ndarray
     return {name: own for name, own in found.items() if len(np.unique(comments.labels[own])) == 2}
 
 
-def sets_of_sources(data: Sequence[str], taken: Container[str]) -> dict[str, Comments]:
+def sets_of_sources(
+    data: Sequence[str], taken: Container[str], attributes: Sequence[str] = ()
+) -> dict[str, Comments]:
     """Comments of the sources files among `data`, by the names that they give.
 
     Raises BadInput for a file or a source that cannot be used, of one class or named as `taken`.
@@ -43,7 +45,7 @@ def sets_of_sources(data: Sequence[str], taken: Container[str]) -> dict[str, Com
                 raise BadInput(
                     f"--data has two sets named {source.name!r}, expected one; rename a source"
                 )
-            comments = load_source(source, file)
+            comments = load_source(source, file, attributes)
             if len(np.unique(comments.labels)) < 2:
                 raise BadInput(
                     f"{file}, {source.name} has comments of one class, expected both; leave it out"

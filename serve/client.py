@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from contract import (
+    ATTRIBUTES,
     GRPC_PORT,
     HOST,
     HTTP_PORT,
@@ -53,6 +54,8 @@ class ServerScores:
     """float32 [B]."""
     model_version: list[str]
     """B version numbers: a reload may fall between two requests."""
+    attributes: list[dict[str, float]]
+    """Probability by attribute, B of them; empty ones from a version that has no attributes."""
 
 
 def score_comments(
@@ -65,7 +68,7 @@ def score_comments(
     """
     url = _checked(DEFAULT_URL[protocol] if url is None else url)
     encoded = [_encode(row, text) for row, text in enumerate(texts)]
-    answers = []
+    answers, attributes = [], list[dict[str, float]]()
     try:
         with connect(protocol, url) as client:
             for batch in requests_of(encoded):
@@ -73,6 +76,7 @@ def score_comments(
                 for name in (PROBABILITY, LOGIT, MODEL_VERSION):
                     if answers[-1].get_output(name) is None:
                         raise LookupError(name)
+                attributes += _attributes(answers[-1], protocol)
     except InferenceServerException as error:
         raise _explained(error, url) from error
     except (OSError, HTTPException) as error:  # the latter when it ends in the middle
@@ -83,6 +87,7 @@ def score_comments(
         probability=_joined(answers, PROBABILITY, np.float32),
         logit=_joined(answers, LOGIT, np.float32),
         model_version=[raw.decode() for raw in _joined(answers, MODEL_VERSION, np.object_)],
+        attributes=attributes,
     )
 
 
@@ -104,6 +109,19 @@ def served_threshold(*, protocol: Protocol = "http", url: str | None = None) -> 
         return None
     except (OSError, HTTPException) as error:
         raise _unreachable(url, str(error)) from error
+
+
+def _attributes(answer: Any, protocol: Protocol) -> list[dict[str, float]]:
+    """Of each comment of an answer, whose parameter names the tensor's columns."""
+    values = answer.as_numpy(ATTRIBUTES)
+    if values is None:
+        return [{}] * len(answer.as_numpy(PROBABILITY))
+    if protocol == "grpc":
+        said = answer.get_response().parameters[ATTRIBUTES].string_param
+    else:
+        said = answer.get_response()["parameters"][ATTRIBUTES]
+    names = said.split(",")
+    return [dict(zip(names, map(float, row), strict=True)) for row in values]
 
 
 def requests_of(encoded: Sequence[bytes]) -> Iterator[list[bytes]]:

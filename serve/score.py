@@ -9,9 +9,10 @@ score --file comments.csv.gz             # all rows of a file, without a server:
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
-from typing import IO
+from typing import IO, Any
 
 from pydantic import Field
 from pydantic.config import JsonDict
@@ -19,6 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from console.options import parse_config, run
 from contract import (
+    ATTRIBUTES,
     DECISION_THRESHOLD,
     FLAGGED,
     LOGIT,
@@ -26,6 +28,7 @@ from contract import (
     PROBABILITY,
     TEXT,
     THRESHOLD,
+    BadInput,
 )
 from serve.client import Protocol, score_comments, served_threshold
 
@@ -47,6 +50,12 @@ class ScoreConfig:
     )
     url: str | None = Field(
         None, description="HOST:PORT, if not the one of `make serve`", json_schema_extra=_SERVER
+    )
+    attributes: bool = Field(
+        False,
+        description="also print the probability of each attribute, where the model has any; "
+        "--json has them anyway",
+        json_schema_extra=_OUTPUT,
     )
     json: bool = Field(
         False, description="one JSON object a comment instead of a table", json_schema_extra=_OUTPUT
@@ -79,18 +88,30 @@ def _main() -> None:
     scores = score_comments(texts, protocol=config.protocol, url=config.url)
     threshold = served_threshold(protocol=config.protocol, url=config.url)
     at = DECISION_THRESHOLD if threshold is None else threshold
+    if config.attributes and texts and not scores.attributes[0]:
+        raise BadInput(
+            f"version {scores.model_version[0]} has no attributes, expected some with "
+            "--attributes; publish a model that was trained with them, or leave the flag out"
+        )
+    names = list(scores.attributes[0]) if config.attributes and texts else []
     if not config.json:
-        print(f"{PROBABILITY}  {LOGIT:>9}  version  {FLAGGED}  {TEXT}")
+        print("  ".join((PROBABILITY, f"{LOGIT:>9}", "version", FLAGGED, *names, TEXT)))
     for row, text in enumerate(texts):
         probability, logit = float(scores.probability[row]), float(scores.logit[row])
         version = scores.model_version[row]
         if config.json:
-            answer = {PROBABILITY: probability, LOGIT: logit, MODEL_VERSION: version, TEXT: text}
+            answer: dict[str, Any] = {PROBABILITY: probability, LOGIT: logit}
+            if scores.attributes[row]:
+                answer[ATTRIBUTES] = scores.attributes[row]
+            answer |= {MODEL_VERSION: version, TEXT: text}
             answer |= {FLAGGED: probability >= at, THRESHOLD: at}
             print(json.dumps(answer, ensure_ascii=False))
         else:
-            scored = f"{probability:{len(PROBABILITY)}.4f}  {logit:9.4f}  {version:>7}"
-            print(f"{scored}  {'yes' if probability >= at else 'no':<{len(FLAGGED)}}  {text}")
+            own = scores.attributes[row]
+            others = [f"{own.get(name, math.nan):{len(name)}.4f}" for name in names]
+            flagged = f"{'yes' if probability >= at else 'no':<{len(FLAGGED)}}"
+            shown = f"{probability:{len(PROBABILITY)}.4f}", f"{logit:9.4f}", f"{version:>7}"
+            print("  ".join((*shown, flagged, *others, text)))
     if not config.json:
         for words in (from_where(threshold), none_toxic(scores.probability, at)):
             if words:

@@ -22,7 +22,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from contract import FP32_LOGIT_ATOL, ONNX_FILE, TOKENIZER_FILE
+from contract import ATTRIBUTES, FP32_LOGIT_ATOL, ONNX_FILE, TOKENIZER_FILE
 from storage.files import write_atomically
 from storage.locks import locked
 
@@ -40,7 +40,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 _LONGEST_FIRST = (
     "alerts door app app_door page readme score_file bench_encoder attack core fuzz cascade qat "
     "train generator_agrees load long_text soak serve ladder bench repository "
-    "training_options open_loop replicas parity faults cache capacity distill placement "
+    "training_options open_loop replicas parity faults cache capacity distill attributes placement "
     "quality migrate recipes torchscript export tokenizer sources labels versions"
 )
 """Files whose tests take long, in order: begun first, they end together on all workers."""
@@ -55,6 +55,7 @@ _APART = {
 }
 """Long tests that share nothing with those of their file: another worker may run them."""
 _SLOW_FIXTURES = {"trained_run", "make_server_config"}
+ATTRIBUTE_NAMES = ("insult", "threat", "identity_attack")
 _WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()
 
 
@@ -207,7 +208,9 @@ class TinyModel:
     def artifact(self) -> dict[str, Any]:
         """What an export would say of it; the gate is one that it does pass."""
         gate = {"fp32_shapes": FP32_LOGIT_ATOL}, {"fp32_shapes": 0.0}
+        names = self.model.config.attributes
         return {
+            **({ATTRIBUTES: list(names)} if names else {}),
             **{"precision": "fp32", "device": "cpu", "max_len": self.tokenizer.max_len},
             **dict(zip(("tolerances", "measured"), gate, strict=True)),
         }
@@ -226,7 +229,13 @@ class TinyModel:
 
 
 def make_tiny_model(
-    folder: Path, *, seed: int, d_model: int = 16, n_layers: int = 2, max_len: int = 16
+    folder: Path,
+    *,
+    seed: int,
+    d_model: int = 16,
+    n_layers: int = 2,
+    max_len: int = 16,
+    attributes: tuple[str, ...] = (),
 ) -> TinyModel:
     """Of random weights; its graphs are in `folder`, which is filled once for all workers."""
     import torch
@@ -239,11 +248,13 @@ def make_tiny_model(
     torch.manual_seed(seed)
     tokenizer = build_tokenizer([" ".join(_WORDS)], max_vocab=100, max_len=max_len)
     vocab_size = len(tokenizer.vocabulary)
-    shape = ModelConfig(vocab_size, d_model=d_model, n_layers=n_layers, n_heads=2, max_len=max_len)
-    model = ToxicityEncoder(shape).eval()
+    shape = {"d_model": d_model, "n_layers": n_layers, "n_heads": 2, "max_len": max_len}
+    model = ToxicityEncoder(ModelConfig(vocab_size, **shape, attributes=attributes)).eval()
     with torch.no_grad():
         model.token_embedding.weight.mul_(50)
         model.head.weight.mul_(5)
+        if attributes:
+            model.attribute_head.weight.mul_(5)
 
     def export() -> None:
         folder.mkdir(exist_ok=True)
@@ -260,6 +271,12 @@ def make_tiny_model(
 @pytest.fixture(scope="session")
 def tiny_model(shared: Path) -> TinyModel:
     return make_tiny_model(shared / "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def named_model(shared: Path) -> TinyModel:
+    """Random weights, with attributes; its encoder has the weights of `tiny_model`."""
+    return make_tiny_model(shared / "attributes", seed=0, attributes=ATTRIBUTE_NAMES)
 
 
 @pytest.fixture(scope="session")

@@ -218,7 +218,7 @@ def test_damaged_teacher_branch_turns_the_gates_red(
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 3, bias.name))
     onnx.save(proto, tmp_path / "damaged.onnx")
     form = gates.Form("int8", "cpu", tmp_path / "unused.onnx", tmp_path / "damaged.onnx")
-    served = gates.served_logits(subject, form)
+    served = gates.served_scores(subject, form).logit
     found = gates._quality("int8", subject, subject.int8_reference, served)
     assert "int8_logit_max" in {finding.gate for finding in found if not finding.holds}
 

@@ -16,6 +16,7 @@ from onnx.reference.op_run import OpRun
 from contract import (
     ACCUMULATED_COUNTS,
     ATTENTION_MASK,
+    ATTRIBUTES,
     CLS_ID,
     INPUT_IDS,
     LOGIT,
@@ -25,6 +26,7 @@ from export.gates.parity import Comment, Runner, ragged_feeds, run_batch, torch_
 from export.graph.build import build_packed
 from export.graph.encoder import linear_layers
 from tests.conftest import TinyModel
+from train.model import every_head
 
 ATOL = {"fp32": SERVING_LOGIT_ATOL, "fp16": 0.01}
 
@@ -70,7 +72,8 @@ def runner(path: Path) -> Runner:
         feeds = {INPUT_IDS: input_ids, ATTENTION_MASK: attention_mask}
         if ACCUMULATED_COUNTS in session.input_names:
             feeds = ragged_feeds(input_ids, attention_mask)
-        return session.run([LOGIT], feeds)[0]
+        outputs = session.run([LOGIT, ATTRIBUTES][: len(session.output_names)], feeds)
+        return np.column_stack(outputs) if len(outputs) > 1 else outputs[0]
 
     return run
 
@@ -105,6 +108,18 @@ def test_logits_are_pytorchs(tiny_model: TinyModel, path: Path) -> None:
     np.testing.assert_allclose(run_batch(run, comments), expected, atol=atol, rtol=0)
     alone = [run_batch(run, [comment], pad_to=9)[0] for comment in comments]
     np.testing.assert_allclose(alone, expected, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ATOL)
+def test_attributes_are_pytorchs(named_model: TinyModel, precision: str, tmp_path: Path) -> None:
+    paths = tmp_path / "dense.onnx", tmp_path / "ragged.onnx"
+    build_packed(named_model.model, paths[0], precision, paths[1])
+    comments = mixed(named_model)
+    expected = run_batch(torch_runner(every_head(named_model.model)), comments)
+    assert expected.shape == (len(comments), 1 + len(named_model.model.config.attributes))
+    for path in paths:
+        found = run_batch(runner(path), comments)
+        np.testing.assert_allclose(found, expected, atol=ATOL[precision], rtol=0)
 
 
 def test_onnx_runtime_accepts_every_node(path: Path, tmp_path: Path) -> None:

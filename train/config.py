@@ -17,14 +17,20 @@ from pydantic.dataclasses import dataclass
 from contract import MAX_LEN
 from train.data.labels import parse_label_map
 from train.data.sources import is_sources_file
-from train.model import Attention, ModelConfig, check_heads
+from train.model import (
+    Attention,
+    ModelConfig,
+    check_attributes,
+    check_heads,
+    without_no_attributes,
+)
 
 Embeddings = Literal["random", "cooccurrence", "spelling"]
 
 WRITTEN_BEFORE = {
     **{"respell": False, "phrases": 0},
     **{"identity_balance": 0.0, "identity_insertion": 0.0},
-    **{"label_map": [], "soft_labels": False},
+    **{"label_map": [], "soft_labels": False, "attributes": []},
     **{"sources": None, "hold_out_source": None, "near_duplicates": "auto"},
 }
 """What a run did whose config.json is older than these fields."""
@@ -96,6 +102,12 @@ class TrainConfig:
         True,
         "tokenize each text once, into ids on disk that are memory-mapped; else again each time "
         "that it is read, for the same batches",
+    )
+    attributes: tuple[str, ...] = _flag(
+        "Data",
+        (),
+        "columns with more to learn beside toxicity, as in insult threat: shares in [0, 1], empty "
+        "where nobody said; see train/methods/attributes.py",
     )
     # --- Tokenizer
     max_vocab: int = _flag("Tokenizer", 30_000, "tokens kept, special ones included", ge=4)
@@ -211,6 +223,7 @@ class TrainConfig:
     def _fits_together(self) -> TrainConfig:
         parse_label_map(self.label_map)
         check_heads(self.d_model, self.n_heads)
+        check_attributes(self.attributes)
         for is_so, message in REFUSED:
             if is_so(self):
                 raise ValueError(message.format(c=self))
@@ -227,6 +240,7 @@ class TrainConfig:
         fields["data"] = self.data[0] if len(self.data) == 1 else list(self.data)
         fields["distill"] = [str(folder) for folder in self.distill]
         fields["label_map"] = list(self.label_map)
+        fields = without_no_attributes(fields)
         return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
 
 

@@ -23,7 +23,7 @@ from train.data.sources import (
 from train.data.split import Overlap, Split, overlap, split_comments
 from train.data.tokenizer import Respelling, Tokenizer, build_tokenizer
 from train.earlier import EarlierRuns
-from train.methods import debias, distill
+from train.methods import attributes, debias, distill
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,12 @@ def load_corpus(config: TrainConfig, earlier: EarlierRuns, say: Callable[[str], 
     Raises BadInput for data that cannot be read, or are not those that an earlier run had.
     """
     sources, where, held_out = _sources(config, say)
-    comments = load_all(sources, where) if sources else _load(config, config.data[0])
+    if sources:
+        comments = load_all(sources, where, config.attributes)
+    else:
+        comments = _load(config, config.data[0])
     say(comments.summary())
+    attributes.check_columns(config.attributes, comments)
     test_file = None
     if config.test_data:
         dropped = drops_near_duplicates(config, sources)
@@ -93,6 +97,8 @@ def load_corpus(config: TrainConfig, earlier: EarlierRuns, say: Callable[[str], 
         seed=config.seed,
         origin=comments.origin if len(sources) > 1 else None,
     )
+    if config.attributes:
+        say(attributes.summary(comments, split.train))
     for checkpoint in earlier.all:
         artifacts.check_split(checkpoint.folder, split.fingerprint, comments.source["name"])
     if drops_near_duplicates(config, sources):
@@ -126,7 +132,7 @@ def _sources(
     if config.hold_out_source is None:
         return sources, where, None
     sources, held = without(sources, config.hold_out_source)
-    comments = load_source(held, where)
+    comments = load_source(held, where, config.attributes)
     say(f"held out: {comments.summary()}")
     return sources, where, comments
 
@@ -168,6 +174,7 @@ def _load(config: TrainConfig, source: str) -> Comments:
         text_column=config.text_column,
         label_column=config.label_column,
         label_map=config.label_map,
+        attributes=config.attributes,
     )
 
 

@@ -15,7 +15,7 @@ from train.corpus import Corpus
 from train.data.batches import CommentIds, TextIds, TokenizedOnTheFly, pretokenize
 from train.data.tokenizer import oov_rates
 from train.distributed import Processes
-from train.methods import debias, distill, sampling
+from train.methods import attributes, debias, distill, sampling
 
 TOKENIZED = "pretokenized"
 """Folder of the token ids, in that of the progress."""
@@ -43,6 +43,8 @@ class Examples:
     """With --identity-balance or --identity-insertion."""
     sampling: sampling.Sampling | None
     """Of several sources."""
+    attributes: np.ndarray
+    """float32 [n, A], NaN where nothing is said; A is 0 without --attributes."""
     unknown: dict[str, float]
     """Shares of the validation comments' tokens, as `oov_rates` gives them."""
 
@@ -83,6 +85,7 @@ def make_examples(
         pos_weight=1.0 if scaled else _balance(corpus, source_weights, drawn),
         terms=terms,
         sampling=drawn,
+        attributes=attributes.targets(config.attributes, corpus.comments, len(ids)),
         unknown=unknown,
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from contract import THRESHOLDS_FILE, TOKENIZER_FILE
+from contract import ATTRIBUTES, THRESHOLDS_FILE, TOKENIZER_FILE
 from storage.files import remove
 from train import artifacts, by_source
 from train.config import TrainConfig
@@ -22,7 +22,7 @@ from train.data.batches import TokenizedOnTheFly
 from train.data.split import essence
 from train.distributed import Processes
 from train.examples import Examples
-from train.methods import calibration, distill, qat
+from train.methods import attributes, calibration, distill, qat
 from train.operating.choice import Labelled
 from train.operating.document import Thresholds, thresholds_of
 from train.operating.words import told
@@ -66,6 +66,8 @@ def finish(run: Finished, began: float, say: Callable[[str], None]) -> None:
     results = _results(run, labels, logits, chosen.fit)
     results["calibration_chosen"] = {"name": chosen.name, "held_out": chosen.held_out}
     thresholds = _thresholds(run, labels, chosen.fit(logits))
+    if run.config.attributes:
+        results[ATTRIBUTES] = _attributes(run)
 
     folder = run.work.folder / artifacts.FINISHED_FOLDER
     if folder.exists():
@@ -97,6 +99,32 @@ def _thresholds(run: Finished, labels: np.ndarray, logits: np.ndarray) -> Thresh
     groups = [essence(texts[row]) for row in run.corpus.split.validation]
     labelled = Labelled.of(labels, probability_of(logits), groups)
     return thresholds_of(labelled, source="validation split", scores="PyTorch")
+
+
+def _attributes(run: Finished) -> dict[str, dict[str, Any]]:
+    """Calibrate each attribute's head; what metrics.json says of them, by name."""
+    corpus, data, heads = run.corpus, run.data, run.network.heads
+    parts = {"validation": corpus.split.validation, "test": corpus.split.test}
+    logits = {part: logits_of(heads, data.ids, rows)[:, 1:] for part, rows in parts.items()}
+    shares = {part: data.attributes[rows] for part, rows in parts.items()}
+    if corpus.test_file:
+        comments = corpus.test_file.comments
+        ids = TokenizedOnTheFly(comments.texts, corpus.tokenizer)
+        logits["test_file"] = logits_of(heads, ids, np.arange(len(ids)))[:, 1:]
+        shares["test_file"] = attributes.targets(run.config.attributes, comments, len(ids))
+    found: dict[str, dict[str, Any]] = {}
+    for column, name in enumerate(run.config.attributes):
+        own = shares["validation"][:, column], logits["validation"][:, column]
+        chosen = calibration.AS_TRAINED if run.config.soft_labels else attributes.choose(*own)
+        calibration.fold_in_row(run.network.encoder.attribute_head, column, chosen.fit)
+        found[name] = {
+            **{
+                p: attributes.auroc(shares[p][:, column], of[:, column]) for p, of in logits.items()
+            },
+            "calibration": dataclasses.asdict(chosen.fit),
+            "calibration_chosen": {"name": chosen.name, "held_out": chosen.held_out},
+        }
+    return found
 
 
 def _results(
@@ -165,8 +193,8 @@ def _record(run: Finished, results: dict[str, Any], platt: calibration.Platt) ->
         }
     if earlier.teachers:
         distillation = distill.record(run.config, earlier.teachers, corpus.extra)
-    return {
-        "model": dataclasses.asdict(run.network.encoder.config),
+    record = {
+        "model": run.network.encoder.config.to_json(),
         "train": run.config.to_json(),
         "data": corpus.comments.source,
         "sources": [source.to_json() for source in corpus.sources] or None,
@@ -182,6 +210,10 @@ def _record(run: Finished, results: dict[str, Any], platt: calibration.Platt) ->
         "calibration": dataclasses.asdict(platt),
         "distillation": distillation,
     }
+    if run.config.attributes:
+        fits = {name: of["calibration"] for name, of in results[ATTRIBUTES].items()}
+        record["attribute_calibration"] = fits
+    return record
 
 
 def _lines(
@@ -195,6 +227,7 @@ def _lines(
             values = "  ".join(f"{key} {metrics[key]:.4f}" for key in shown)
             lines.append(f"{name:<10} {values}")
     lines += by_source.table_lines(results)
+    lines += attributes.lines(results.get(ATTRIBUTES, {}))
     if table := results.get("quantization"):
         lines += qat.table_lines(table, validation_comments)
     return lines

@@ -28,7 +28,7 @@ from train.distributed import Processes, processes_of
 from train.earlier import load_earlier_runs
 from train.examples import Examples, make_examples
 from train.finish import Finished, finish
-from train.methods import debias
+from train.methods import attributes, debias
 from train.optimizer import make_optimizer, prepare_step, update
 from train.start import Network, learn_without_labels, make_network
 from train.terminal import Printer, StopRequest
@@ -127,7 +127,7 @@ class _Run:
         self.config, self.processes, self.data = config, processes, data
         self.network, self.optimizer, self.work = network, optimizer, work
         self.progress, self.total_steps = progress, total_steps
-        self.parallel = processes.parallel(network.trained)
+        self.parallel = processes.parallel(network.heads)
         pos_weight = torch.tensor(data.pos_weight, device=processes.device)
         self.loss_of = nn.BCEWithLogitsLoss(pos_weight=pos_weight, reduction="none")
 
@@ -157,8 +157,8 @@ class _Run:
                 share = self.config.identity_insertion
                 part = debias.with_terms_inserted(part, labels, data.terms, share)
             ids, mask = (x.to(processes.device) for x in (part.input_ids, part.attention_mask))
-            logits = self.parallel(ids, mask)
-        losses = self.loss_of(logits.float(), labels) * weights
+            logits = self.parallel(ids, mask).float()
+        losses = self._losses(logits, labels, part.rows) * weights
         loss = losses.sum() * each
         update(self.optimizer, self.network.encoder, loss, self.config)
 
@@ -166,6 +166,14 @@ class _Run:
         self.progress["epoch_loss"].append(processes.mean(loss.detach()))
         self.progress["tokens"] += int(batch.attention_mask.sum())
         self.progress["seconds"] += time.monotonic() - began
+
+    def _losses(self, logits: torch.Tensor, labels: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        """Of each comment, float32 [B]; `logits` are [B], or [B, 1 + A] with --attributes."""
+        if not self.config.attributes:
+            return self.loss_of(logits, labels)
+        targets = torch.from_numpy(self.data.attributes[rows]).to(logits.device)
+        own = attributes.masked_loss(logits[:, 1:], targets)
+        return self.loss_of(logits[:, 0], labels) + attributes.WEIGHT * own
 
     def validate(self, rows: np.ndarray, labels: np.ndarray) -> str:
         """Judge the weights on the validation split, keep them if they are the best; says how."""

@@ -5,7 +5,10 @@ Shape letters: B comments, L tokens ([CLS] first), D = d_model, H heads, C = D /
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -13,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contract import MAX_LEN, PAD_ID
+from contract import ATTRIBUTE_NAME, ATTRIBUTES, MAX_ATTRIBUTES, MAX_LEN, PAD_ID, PUBLIC_MODEL
 
 Attention = Literal["softmax", "linear"]
 ATTENTION_EPSILON = 1e-6
@@ -34,17 +37,43 @@ class ModelConfig:
         256, ge=1, le=MAX_LEN, description="longest comment in tokens, [CLS] included"
     )
     attention: Attention = Field("softmax", description="how a token weighs the others")
+    attributes: tuple[str, ...] = Field((), description="what else has a logit, by name")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelConfig:
         check_heads(self.d_model, self.n_heads)
+        check_attributes(self.attributes)
         return self
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, but for attributes that there are not."""
+        return without_no_attributes(asdict(self))
 
 
 def check_heads(d_model: int, n_heads: int) -> None:
     """Raise ValueError when the heads do not divide the width."""
     if d_model % n_heads:
         raise ValueError(f"d_model is {d_model}, expected a multiple of n_heads, {n_heads}")
+
+
+def check_attributes(names: Sequence[str]) -> None:
+    """Raise ValueError for names that cannot be those of a model's attributes."""
+    for name in names:
+        if not re.fullmatch(ATTRIBUTE_NAME, name) or name == PUBLIC_MODEL:
+            raise ValueError(
+                f"attributes has {name[:40]!r}, expected names of lower-case letters, digits and "
+                f"_, as in identity_attack, and not {PUBLIC_MODEL}, which is there by itself"
+            )
+    if len(set(names)) < len(names):
+        raise ValueError(f"attributes has {' '.join(names)}, expected each name once")
+    if len(names) > MAX_ATTRIBUTES:
+        raise ValueError(f"attributes has {len(names)} names, expected at most {MAX_ATTRIBUTES}")
+
+
+def without_no_attributes(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a config as JSON, as they were before there were attributes where it has none."""
+    names = fields.pop(ATTRIBUTES)
+    return fields | {ATTRIBUTES: list(names)} if names else fields
 
 
 class LinearAttention(nn.Module):
@@ -120,7 +149,7 @@ class Block(nn.Module):
 
 
 class ToxicityEncoder(nn.Module):
-    """Encoder with a linear head on the final [CLS] state.
+    """Encoder with a linear head on the final [CLS] state, and one for each attribute.
 
     The tokenizer puts [CLS] at position 0, so the learned [CLS] vector is row CLS_ID of the
     token embedding and an empty comment is one token long.
@@ -138,6 +167,8 @@ class ToxicityEncoder(nn.Module):
         nn.init.normal_(self.position_embedding.weight, std=0.02)
         with torch.no_grad():
             self.token_embedding.weight[PAD_ID].zero_()
+        if config.attributes:  # the last to draw its weights: the others are as without it
+            self.attribute_head = nn.Linear(config.d_model, len(config.attributes))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits.
@@ -149,10 +180,37 @@ class ToxicityEncoder(nn.Module):
         Returns:
             float32 [B]; the probability is its logistic function.
         """
+        return self.head(self.cls_state(input_ids, attention_mask)).squeeze(-1)  # [B]
+
+    def cls_state(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the heads read, [B, D]; arguments as of `forward`."""
         position_L = torch.arange(input_ids.shape[1], device=input_ids.device)
         x_BLD = self.token_embedding(input_ids) + self.position_embedding(position_L)
         x_BLD = self.dropout(x_BLD)
         padding_BL = attention_mask == 0
         for block in self.blocks:
             x_BLD = block(x_BLD, padding_BL)
-        return self.head(x_BLD[:, 0]).squeeze(-1)  # [B]
+        return x_BLD[:, 0]
+
+
+class AllHeads(nn.Module):
+    """Logits of toxicity and of every attribute, by a forward pass that gives [CLS] states."""
+
+    def __init__(self, encoder: ToxicityEncoder, states: nn.Module) -> None:
+        """`states` is `encoder`, or another pass through it, which shares its parameters."""
+        super().__init__()
+        self.encoder = encoder
+        self.states: Any = states  # of PyTorch's type it would be a module or a tensor to mypy
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """float32 [B, 1 + A], toxicity first; arguments as of `ToxicityEncoder.forward`."""
+        cls_BD = self.states.cls_state(input_ids, attention_mask)
+        return torch.cat([self.encoder.head(cls_BD), self.encoder.attribute_head(cls_BD)], dim=1)
+
+
+def every_head(encoder: ToxicityEncoder, states: nn.Module | None = None) -> nn.Module:
+    """A pass that gives all logits: float32 [B, 1 + A], or [B] of an encoder without attributes."""
+    given = states or encoder
+    if not encoder.config.attributes:
+        return given
+    return AllHeads(encoder, given).train(given.training)  # as it is: a mode goes down to the parts

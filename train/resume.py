@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from contract import BadInput
+from contract import ATTRIBUTES, BadInput
 from storage.files import clear_removed, clear_unfinished, recover, remove
 from train import artifacts
 from train.config import WRITTEN_BEFORE, TrainConfig
@@ -82,7 +82,7 @@ def load(work: Work, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def _identity(config: TrainConfig, corpus: Corpus, global_batch: int) -> dict[str, Any]:
-    settings = config.to_json()
+    settings = config.to_json() | {ATTRIBUTES: list(config.attributes)}
     for name in ("out", "test_data", "pretokenize", "checkpoint_steps", "restart", "device"):
         del settings[name]
     settings["fractions"] = list(config.fractions)

@@ -18,7 +18,7 @@ from train.examples import Examples
 from train.methods import pretrain, qat
 from train.methods.cls_only import ClsOnlyEncoder
 from train.methods.embeddings import cooccurrence_embeddings, spelled_alike, start_from
-from train.model import ToxicityEncoder
+from train.model import ToxicityEncoder, every_head
 from train.resume import Work
 from train.terminal import Printer, StopRequest
 
@@ -33,6 +33,11 @@ class Network:
     """Its forward pass in training, which shares its parameters."""
     ranges: qat.Ranges | None
     """Activation ranges of --qat."""
+
+    @property
+    def heads(self) -> nn.Module:
+        """`trained` with the logits of --attributes: [B, 1 + A], [B] without any."""
+        return every_head(self.encoder, self.trained)
 
 
 def make_network(

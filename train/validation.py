@@ -23,19 +23,25 @@ Networks"."""
 def logits_of(
     model: nn.Module, ids: CommentIds, rows: np.ndarray, *, batch_size: int = 128
 ) -> np.ndarray:
-    """float32 [n] logits of `rows` in their order, in eval mode; the model's mode is restored."""
+    """Logits of `rows` in their order, in eval mode; the model's mode is restored.
+
+    float32 [n], or [n, 1 + A] of a model that gives as many (`train.model.AllHeads`).
+    """
     device = next(model.parameters()).device
-    logits = np.empty(len(ids), dtype=np.float32)
+    logits: np.ndarray | None = None
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             for batch in evaluation_batches(ids, rows, batch_size=batch_size):
                 output = model(batch.input_ids.to(device), batch.attention_mask.to(device))
-                logits[batch.rows] = output.float().cpu().numpy()
+                found = output.float().cpu().numpy()
+                if logits is None:
+                    logits = np.empty((len(ids), *found.shape[1:]), np.float32)
+                logits[batch.rows] = found
     finally:
         model.train(was_training)
-    return logits[rows]
+    return np.empty(0, np.float32) if logits is None else logits[rows]
 
 
 def probability_of(logits: np.ndarray) -> np.ndarray:

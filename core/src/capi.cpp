@@ -138,12 +138,18 @@ TOXICITY_API std::int64_t toxicity_cached_bytes(void* scorer) {
     return static_cast<std::int64_t>(static_cast<Scorer*>(scorer)->cached_bytes());
 }
 
+// Logits that `toxicity_score` writes for a comment: toxicity's, then the attributes'.
+TOXICITY_API std::int64_t toxicity_width(void* scorer) {
+    return static_cast<std::int64_t>(static_cast<Scorer*>(scorer)->width());
+}
+
 TOXICITY_API int toxicity_windows(void* scorer, const char* text, std::int64_t length, int* rows) {
     return guarded(
         [&] { *rows = static_cast<Scorer*>(scorer)->windows(checked(text, length)); });
 }
 
-// Text i is from `ends[i - 1]`, or 0, to `ends[i]`. `lengths`, `counts` and `cpu_s` as in scorer.h.
+// Text i is from `ends[i - 1]`, or 0, to `ends[i]`, and has `toxicity_width` logits. `lengths`, `counts` and `cpu_s` as in
+// scorer.h.
 TOXICITY_API int toxicity_score(void* scorer, const char* texts, const std::int64_t* ends,
                                 std::int64_t n, float* logits, std::int32_t* lengths,
                                 std::int64_t counts[7], double cpu_s[2]) {

@@ -3,7 +3,6 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -25,6 +24,7 @@ enum Function : std::size_t {
     kSetIntraOpNumThreads = 24,
     kSetInterOpNumThreads = 25,
     kSessionGetInputCount = 30,
+    kSessionGetOutputCount = 31,
     kSessionGetInputTypeInfo = 33,
     kSessionGetOutputTypeInfo = 34,
     kSessionGetInputName = 36,
@@ -34,6 +34,7 @@ enum Function : std::size_t {
     kCastTypeInfoToTensorInfo = 55,
     kGetTensorElementType = 60,
     kGetDimensionsCount = 61,
+    kGetDimensions = 62,
     kGetTensorShapeElementCount = 64,
     kGetTensorTypeAndShape = 65,
     kCreateCpuMemoryInfo = 69,
@@ -147,6 +148,7 @@ struct Tensor {
     std::string name;
     int type = 0;
     std::size_t rank = 0;
+    std::int64_t columns = 0;  // of one of rank 2; -1 where that is not fixed
 };
 
 Tensor describe(const OnnxRuntime& ort, void* session, std::size_t i, bool input) {
@@ -164,6 +166,11 @@ Tensor describe(const OnnxRuntime& ort, void* session, std::size_t i, bool input
     if (shape) {
         ort.call(kGetTensorElementType, shape, &tensor.type);
         ort.call(kGetDimensionsCount, shape, &tensor.rank);
+    }
+    if (tensor.rank == 2) {
+        std::int64_t sizes[2] = {0, 0};
+        ort.call(kGetDimensions, shape, &sizes[0], std::size_t{2});
+        tensor.columns = sizes[1];
     }
     return tensor;
 }
@@ -216,7 +223,8 @@ Session::Session(Session&& other) noexcept
     : runtime_(std::move(other.runtime_)),
       session_(std::exchange(other.session_, nullptr)),
       memory_(std::exchange(other.memory_, nullptr)),
-      ragged_(other.ragged_) {}
+      ragged_(other.ragged_),
+      attributes_(other.attributes_) {}
 
 Session::~Session() { close(); }
 
@@ -245,6 +253,20 @@ void Session::check_tensors() {
     if (count != 2 || !known || output.name != LOGIT || output.type != kFloat || output.rank != 1)
         throw BadInput("the graph has other tensors than input_ids with attention_mask or "
                        "accumulated_counts, and logit; export again");
+    check_outputs();
+}
+
+// Whatever is behind the logit must be one tensor with a column for each attribute.
+void Session::check_outputs() {
+    std::size_t count = 0;
+    runtime_->call(kSessionGetOutputCount, session_, &count);
+    if (count == 1) return;
+    const Tensor output = describe(*runtime_, session_, 1, false);
+    if (count != 2 || output.name != ATTRIBUTES || output.type != kFloat || output.rank != 2 ||
+        output.columns < 1 || output.columns > MAX_ATTRIBUTES)
+        throw BadInput("the graph has other outputs than logit and the columns of attributes, 1 to " +
+                       std::to_string(MAX_ATTRIBUTES) + "; export again");
+    attributes_ = static_cast<std::size_t>(output.columns);
 }
 
 void Session::run(const std::vector<Row>& rows, float* logits) {
@@ -277,26 +299,40 @@ void Session::run_tensors(const void* const inputs[2], const std::size_t bytes[2
                           const std::int64_t shape[2][2], std::size_t rows, float* logits) {
     const OnnxRuntime& ort = *runtime_;
     const std::size_t rank = ragged_ ? 1 : 2;
-    Held first(ort, kReleaseValue), second(ort, kReleaseValue), output(ort, kReleaseValue),
-        shape_of(ort, kReleaseTensorTypeAndShapeInfo);
+    Held first(ort, kReleaseValue), second(ort, kReleaseValue), logit(ort, kReleaseValue),
+        attributes(ort, kReleaseValue);
     ort.call(kCreateTensorWithData, memory_, const_cast<void*>(inputs[0]), bytes[0], &shape[0][0], rank,
              kInt64, &first.pointer);
     ort.call(kCreateTensorWithData, memory_, const_cast<void*>(inputs[1]), bytes[1], &shape[1][0], rank,
              ragged_ ? kInt32 : kInt64, &second.pointer);
     const char* const names[] = {INPUT_IDS, ragged_ ? ACCUMULATED_COUNTS : ATTENTION_MASK};
-    const char* const wanted[] = {LOGIT};
+    const char* const wanted[] = {LOGIT, ATTRIBUTES};
     void* const values[] = {first.pointer, second.pointer};
+    void* found[2] = {nullptr, nullptr};
     ort.call(kRun, session_, static_cast<void*>(nullptr), &names[0], &values[0], std::size_t{2},
-             &wanted[0], std::size_t{1}, &output.pointer);
+             &wanted[0], attributes_ ? std::size_t{2} : std::size_t{1}, &found[0]);
+    logit.pointer = found[0];
+    attributes.pointer = found[1];
+    copy_logits(logit.pointer, rows, 1, logits);
+    if (attributes_) copy_logits(attributes.pointer, rows, attributes_, logits + 1);
+}
+
+// A tensor of `columns` logits a row, to every `width`-th place from `logits` on.
+void Session::copy_logits(void* tensor, std::size_t rows, std::size_t columns, float* logits) const {
+    const OnnxRuntime& ort = *runtime_;
+    Held shape_of(ort, kReleaseTensorTypeAndShapeInfo);
     std::size_t count = 0;
-    ort.call(kGetTensorTypeAndShape, output.pointer, &shape_of.pointer);
+    ort.call(kGetTensorTypeAndShape, tensor, &shape_of.pointer);
     ort.call(kGetTensorShapeElementCount, shape_of.pointer, &count);
-    if (count != rows)
+    if (count != rows * columns)
         throw std::runtime_error("the graph gave " + std::to_string(count) + " logits for " +
-                                 std::to_string(rows) + " comments");
+                                 std::to_string(rows) + " comments, expected " +
+                                 std::to_string(columns) + " each");
     void* data = nullptr;
-    ort.call(kGetTensorMutableData, output.pointer, &data);
-    std::memcpy(logits, data, rows * sizeof(float));
+    ort.call(kGetTensorMutableData, tensor, &data);
+    const auto* from = static_cast<const float*>(data);
+    for (std::size_t row = 0; row < rows; row++)
+        std::copy_n(from + row * columns, columns, logits + row * width());
 }
 
 }  // namespace toxicity

@@ -28,19 +28,25 @@ class Session {
     Session(Session&&) noexcept;
     ~Session();
 
-    // Logits of 1 row or more, in their order. Throws std::runtime_error with ONNX Runtime's words.
+    // Logits that a row has: toxicity's, then those of the attributes that the graph gives.
+    std::size_t width() const { return 1 + attributes_; }
+    // `width` logits each of 1 row or more, in their order. Throws std::runtime_error with ONNX
+    // Runtime's words.
     void run(const std::vector<Row>& rows, float* logits);
 
   private:
     void check_tensors();
+    void check_outputs();
     void close();
     void run_tensors(const void* const inputs[2], const std::size_t bytes[2],
                      const std::int64_t shape[2][2], std::size_t rows, float* logits);
+    void copy_logits(void* tensor, std::size_t rows, std::size_t columns, float* logits) const;
 
     std::shared_ptr<const OnnxRuntime> runtime_;
     void* session_ = nullptr;
     void* memory_ = nullptr;
     bool ragged_ = false;
+    std::size_t attributes_ = 0;
     std::vector<std::int64_t> ids_, mask_;
     std::vector<std::int32_t> counts_;
 };

@@ -49,15 +49,15 @@ Scorer::Scorer(std::shared_ptr<const Tokenizer> tokenizer, Session session, Long
 void Scorer::check_ids() {
     const std::vector<std::int32_t> ids(static_cast<std::size_t>(max_len_),
                                         tokenizer_->vocabulary_size() - 1);
-    float logit = 0;
+    std::vector<float> logits(width());
     try {
-        session_.run({Row{ids.data(), 0, max_len_}}, &logit);
+        session_.run({Row{ids.data(), 0, max_len_}}, logits.data());
     } catch (const std::runtime_error& error) {
         throw BadInput("the graph does not take the tokenizer's " +
                        std::to_string(tokenizer_->vocabulary_size()) + " ids and " +
                        std::to_string(max_len_) + " tokens (" + error.what() + "); export again");
     }
-    if (!std::isfinite(logit))
+    if (!std::all_of(logits.begin(), logits.end(), [](float logit) { return std::isfinite(logit); }))
         throw BadInput("the graph gives a logit that is no number, expected a finite one; export again");
 }
 
@@ -102,7 +102,7 @@ Counts Scorer::score(const std::vector<std::string_view>& texts, float* logits,
         constexpr auto known = static_cast<std::size_t>(-1);
         for (std::size_t i = 0; i < comments.size(); i++) {
             from[i] = known;
-            if (cache_->get(key(comments[i]), logits[i])) continue;
+            if (cache_->get(key(comments[i]), logits + i * width(), width())) continue;
             const auto [place, is_new] = missing_at.emplace(key(comments[i]), missing.size());
             if (is_new) {
                 missing.push_back(comments[i]);
@@ -110,11 +110,13 @@ Counts Scorer::score(const std::vector<std::string_view>& texts, float* logits,
             }
             from[i] = place->second;
         }
-        std::vector<float> computed(missing.size());
+        std::vector<float> computed(missing.size() * width());
         compute(missing, computed.data());
-        for (std::size_t i = 0; i < missing.size(); i++) cache_->put(key(missing[i]), computed[i]);
+        for (std::size_t i = 0; i < missing.size(); i++)
+            cache_->put(key(missing[i]), computed.data() + i * width(), width());
         for (std::size_t i = 0; i < comments.size(); i++)
-            if (from[i] != known) logits[i] = computed[from[i]];
+            if (from[i] != known)
+                std::copy_n(computed.data() + from[i] * width(), width(), logits + i * width());
         counts.hits = static_cast<std::int64_t>(comments.size() - missing.size());
     }
     counts.encoder_cpu_s = thread_cpu_s() - tokenized;
@@ -130,13 +132,13 @@ void Scorer::compute(const std::vector<Comment>& comments, float* logits) {
         for (int at = 0; at < last; at += long_text_.stride) rows.push_back({ids, at, max_len_});
         rows.push_back({ids, last, std::min(comment.length, max_len_)});
     }
-    std::vector<float> by_row(rows.size());
+    std::vector<float> by_row(rows.size() * width());
     std::size_t done = 0;
     std::int64_t pairs = 0;
     batch_.clear();
     const auto run = [&] {
         session_.run(batch_, by_row.data() + done);
-        done += batch_.size();
+        done += batch_.size() * width();
         batch_.clear();
         pairs = 0;
     };
@@ -150,12 +152,21 @@ void Scorer::compute(const std::vector<Comment>& comments, float* logits) {
     const float* of = by_row.data();
     for (std::size_t i = 0; i < comments.size(); i++) {
         const int count = long_text_.count(comments[i].length, max_len_);
-        double sum = 0;  // of so few floats it has no order
-        for (int w = 0; w < count; w++) sum += of[w];
-        logits[i] = long_text_.rule == LongText::Rule::mean ? static_cast<float>(sum / count)
-                                                            : *std::max_element(of, of + count);
-        of += count;
+        for (std::size_t head = 0; head < width(); head++)
+            logits[i * width() + head] = combined(of + head, count);
+        of += static_cast<std::size_t>(count) * width();
     }
+}
+
+// Of one head's logits, `width` apart, of a comment's windows.
+float Scorer::combined(const float* of, int count) const {
+    double sum = 0;  // of so few floats it has no order
+    float most = *of;
+    for (int w = 0; w < count; w++, of += width()) {
+        sum += *of;
+        most = std::max(most, *of);
+    }
+    return long_text_.rule == LongText::Rule::mean ? static_cast<float>(sum / count) : most;
 }
 
 void Scorer::warm_up() {
@@ -163,7 +174,7 @@ void Scorer::warm_up() {
     for (const int words : {0, 1, 4, 16, max_len_}) {
         std::string text;
         for (int i = 0; i < words; i++) text += "don't ";
-        std::vector<float> logits(8);
+        std::vector<float> logits(8 * width());
         for (const std::size_t copies : {1u, 8u})
             score(std::vector<std::string_view>(copies, text), logits.data());
     }

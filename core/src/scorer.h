@@ -53,8 +53,10 @@ class Scorer {
 
     // Rows of the encoder's batches that a comment will be.
     int windows(std::string_view text);
-    // Logits of any number of valid texts, none included; an empty one is valid. `lengths`, where it
-    // is given, becomes the ids of each.
+    // Logits of a comment: toxicity's first, then the attributes', if the graph gives any.
+    std::size_t width() const { return session_.width(); }
+    // `width` logits each of any number of valid texts, none included; an empty one is valid.
+    // `lengths`, where it is given, becomes the ids of each.
     Counts score(const std::vector<std::string_view>& texts, float* logits,
                  std::int32_t* lengths = nullptr);
     std::size_t cached_bytes() const { return cache_ ? cache_->used_bytes() : 0; }
@@ -67,6 +69,7 @@ class Scorer {
         int length;
     };
     void compute(const std::vector<Comment>& comments, float* logits);
+    float combined(const float* of, int count) const;
     void check_ids();
     std::string_view key(const Comment& comment) const;
 

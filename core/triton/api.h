@@ -60,6 +60,7 @@ constexpr std::uint32_t kResponseFinal = 1, kReleaseAll = 1, kParameterString = 
     X(BACKEND_InputBuffer, TRITONBACKEND_Input*, std::uint32_t, const void**, std::uint64_t*, int*,  \
       std::int64_t*)                                                                                 \
     X(BACKEND_ResponseNew, TRITONBACKEND_Response**, TRITONBACKEND_Request*)                         \
+    X(BACKEND_ResponseSetStringParameter, TRITONBACKEND_Response*, const char*, const char*)         \
     X(BACKEND_ResponseOutput, TRITONBACKEND_Response*, TRITONBACKEND_Output**, const char*,          \
       std::uint32_t, const std::int64_t*, std::uint32_t)                                             \
     X(BACKEND_OutputBuffer, TRITONBACKEND_Output*, void**, std::uint64_t, int*, std::int64_t*)       \

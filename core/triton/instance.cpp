@@ -186,7 +186,8 @@ void Instance::score(std::vector<Request*>& admitted, std::uint64_t began_ns) {
         texts.insert(texts.end(), request->texts.begin(), request->texts.end());
         rows += request->rows;
     }
-    std::vector<float> logits(texts.size());
+    const std::size_t width = scorer_->width();  // toxicity's logit is the first of a comment's
+    std::vector<float> logits(texts.size() * width);
     std::vector<std::int32_t> lengths(texts.size());
     Times times{began_ns, now_ns(), 0};
     const Counts counts = scorer_->score(texts, logits.data(), lengths.data());
@@ -195,7 +196,7 @@ void Instance::score(std::vector<Request*>& admitted, std::uint64_t began_ns) {
     const float* next = logits.data();
     for (Request* request : admitted) {
         const float* own = next;
-        next += request->texts.size();
+        next += request->texts.size() * width;
         TRITONBACKEND_Request* const handle = request->handle;
         respond(*request, own);
         request->answered_ns = now_ns();
@@ -215,10 +216,10 @@ void Instance::count(const std::vector<Request*>& scored, const std::vector<floa
     const Metrics* const metrics = version_.metrics();
     if (!metrics) return;
     const auto add = [&](Metric metric, auto amount) { metrics->add(metric, static_cast<double>(amount)); };
-    const auto comments = static_cast<std::int64_t>(logits.size());
-    std::vector<double> scores(logits.size());
-    std::transform(logits.begin(), logits.end(), scores.begin(),
-                   [](float logit) { return static_cast<double>(probability(logit)); });
+    const auto comments = static_cast<std::int64_t>(lengths.size());
+    std::vector<double> scores(lengths.size());
+    for (std::size_t i = 0; i < scores.size(); i++)  // of toxicity, the first of a comment's logits
+        scores[i] = static_cast<double>(probability(logits[i * scorer_->width()]));
     const auto flagged = std::count_if(scores.begin(), scores.end(),
                                        [&](double score) { return score >= version_.threshold(); });
     add(Metric::batches, 1);
@@ -291,10 +292,10 @@ void Instance::respond(Request& request, const float* logits) {
 }
 
 void* Instance::output(TRITONBACKEND_Response* response, const char* name, std::uint32_t type,
-                       std::size_t count, std::size_t bytes) const {
+                       std::size_t count, std::size_t columns, std::size_t bytes) const {
     TRITONBACKEND_Output* output = nullptr;
     void* buffer = nullptr;
-    const std::int64_t shape[] = {static_cast<std::int64_t>(count), 1};
+    const std::int64_t shape[] = {static_cast<std::int64_t>(count), static_cast<std::int64_t>(columns)};
     int memory = static_cast<int>(MemoryType::cpu);
     std::int64_t device = 0;
     triton.check(triton.BACKEND_ResponseOutput(response, &output, name, type, shape, 2));
@@ -306,17 +307,34 @@ void* Instance::output(TRITONBACKEND_Response* response, const char* name, std::
 
 void Instance::write(TRITONBACKEND_Response* response, const char* name, const float* logits,
                      std::size_t count) const {
+    const std::size_t width = scorer_->width(), bytes = count * sizeof(float);
     if (!std::strcmp(name, PROBABILITY)) {
-        auto* out = static_cast<float*>(output(response, name, kTypeFloat, count, count * sizeof(float)));
-        for (std::size_t i = 0; i < count; i++) out[i] = probability(logits[i]);
+        auto* out = static_cast<float*>(output(response, name, kTypeFloat, count, 1, bytes));
+        for (std::size_t i = 0; i < count; i++) out[i] = probability(logits[i * width]);
     } else if (!std::strcmp(name, LOGIT)) {
-        void* out = output(response, name, kTypeFloat, count, count * sizeof(float));
-        std::memcpy(out, logits, count * sizeof(float));
+        auto* out = static_cast<float*>(output(response, name, kTypeFloat, count, 1, bytes));
+        for (std::size_t i = 0; i < count; i++) out[i] = logits[i * width];
+    } else if (!std::strcmp(name, ATTRIBUTES)) {
+        write_attributes(response, logits, count);
     } else if (!std::strcmp(name, MODEL_VERSION)) {
         const std::size_t size = version_item_.size();
-        auto* out = static_cast<char*>(output(response, name, kTypeBytes, count, count * size));
+        auto* out = static_cast<char*>(output(response, name, kTypeBytes, count, 1, count * size));
         for (std::size_t i = 0; i < count; i++) std::memcpy(out + i * size, version_item_.data(), size);
     }
+}
+
+// Probabilities, and beside them the names of their columns. Of a graph without any it is no output.
+void Instance::write_attributes(TRITONBACKEND_Response* response, const float* logits,
+                                std::size_t count) const {
+    const std::size_t width = scorer_->width(), columns = width - 1;
+    if (!columns) return;
+    auto* out = static_cast<float*>(
+        output(response, ATTRIBUTES, kTypeFloat, count, columns, count * columns * sizeof(float)));
+    for (std::size_t i = 0; i < count; i++, logits += width)
+        for (std::size_t column = 0; column < columns; column++)
+            *out++ = probability(logits[1 + column]);
+    triton.check(triton.BACKEND_ResponseSetStringParameter(response, ATTRIBUTES,
+                                                           version_.attributes().c_str()));
 }
 
 void Instance::refuse(Request& request, ErrorCode code, const std::string& words) noexcept {

@@ -48,8 +48,9 @@ class Instance {
     void refuse(Request& request, ErrorCode code, const std::string& words) noexcept;
     void write(TRITONBACKEND_Response* response, const char* name, const float* logits,
                std::size_t count) const;
+    void write_attributes(TRITONBACKEND_Response* response, const float* logits, std::size_t count) const;
     void* output(TRITONBACKEND_Response* response, const char* name, std::uint32_t type,
-                 std::size_t count, std::size_t bytes) const;
+                 std::size_t count, std::size_t columns, std::size_t bytes) const;
     void count(const std::vector<Request*>& scored, const std::vector<float>& logits,
                const std::vector<std::int32_t>& lengths, const Counts& counts, const Times& times) const;
     void observe(const std::vector<Request*>& scored, const std::vector<double>& scores,

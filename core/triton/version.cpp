@@ -147,6 +147,10 @@ void Version::read_manifest() {
         long_text_.stride = static_cast<int>(rule->at("stride").as_integer("stride"));
         long_text_.windows = static_cast<int>(rule->at("windows").as_integer("windows"));
     }
+    if (const Json* names = manifest.find(ATTRIBUTES))
+        for (const Json& name : names->as_array(ATTRIBUTES)) {
+            attributes_ += (attribute_count_++ ? "," : "") + name.as_string("an attribute");
+        }
     const Json& files = manifest.at("files");
     read_verified(files, ORT_FILE, false);
     graph_ = read_verified(files, ONNX_FILE);
@@ -160,6 +164,9 @@ double Version::capacity_after(std::int64_t comments, double busy_s, double now_
 std::unique_ptr<Scorer> Version::scorer(int gpu) const {
     auto made = std::make_unique<Scorer>(tokenizer_, Session(folder_ + ORT_FILE, graph_, gpu), long_text_,
                                          max_batch_, cache_);
+    if (made->width() != 1 + attribute_count_)
+        throw BadInput("the graph has " + std::to_string(made->width() - 1) + " attributes, the artifact " +
+                       std::to_string(attribute_count_) + ", expected as many; export again");
     made->warm_up();
     return made;
 }

@@ -27,6 +27,8 @@ class Version {
     // "cpu" or "cuda", as the manifest says.
     const std::string& device() const { return device_; }
     const std::string& number() const { return number_; }
+    // Names of the graph's attributes in their order, commas between them; empty without any.
+    const std::string& attributes() const { return attributes_; }
     const LogitCache* cache() const { return cache_.get(); }
     const Metrics* metrics() const { return metrics_ ? &*metrics_ : nullptr; }
     // Probability from which a comment counts as flagged.
@@ -40,7 +42,8 @@ class Version {
     void read_manifest();
     std::string read_verified(const Json& files, const char* name, bool keep = true) const;
 
-    std::string folder_, number_, device_, graph_;
+    std::string folder_, number_, device_, graph_, attributes_;
+    std::size_t attribute_count_ = 0;
     int max_batch_ = 0;
     double threshold_ = DECISION_THRESHOLD;
     bool histograms_ = true;

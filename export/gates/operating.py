@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from export.config import ExportConfig
-from export.gates.run import Form, GateSubject, load_subject, served_logits
+from export.gates.run import Form, GateSubject, load_subject, served_scores
 from train.data.split import essence
 from train.operating.choice import Labelled, Wish, default_threshold
 from train.operating.document import Thresholds, thresholds_of
@@ -18,7 +18,7 @@ def of_form(config: ExportConfig, subject: GateSubject, form: Form) -> Threshold
     Raises BadInput for a --threshold-precision that is not reachable.
     """
     return thresholds_of(
-        _labelled(subject, served_logits(subject, form)),
+        _labelled(subject, served_scores(subject, form).logit),
         source="validation split",
         scores=f"the {form.precision.upper()} graph",
         wish=_wish(config),

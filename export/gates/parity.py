@@ -14,18 +14,31 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
 import contract
-from contract import ACCUMULATED_COUNTS, ATTENTION_MASK, CLS_ID, INPUT_IDS, LOGIT, UNK_ID
+from contract import (
+    ACCUMULATED_COUNTS,
+    ATTENTION_MASK,
+    ATTRIBUTES,
+    CLS_ID,
+    INPUT_IDS,
+    LOGIT,
+    UNK_ID,
+)
 from export.scorer import LongText
 from export.session import open_session
 from train.data.batches import collate
 from train.data.tokenizer import Tokenizer
+from train.methods.attributes import auroc
 from train.model import ToxicityEncoder
 from train.validation import logits_of, probability_of
 
 Runner = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(input_ids int64 [B, L], attention_mask int64 [B, L]) -> logits float32 [B]."""
+"""(input_ids int64 [B, L], attention_mask int64 [B, L]) -> logits float32 [B].
+
+[B, 1 + A] of a model with attributes, toxicity first. A gate then bounds the worst of a comment's.
+"""
 
 _QUALITY = {
     "int8": (
@@ -87,7 +100,7 @@ def named(
     return Comment(name, ids)
 
 
-def torch_runner(model: ToxicityEncoder) -> Runner:
+def torch_runner(model: nn.Module) -> Runner:
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             logits = model(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
@@ -100,8 +113,7 @@ def onnx_runner(path: Path, device: str = "cpu") -> Runner:
     session = open_session(path, device)
 
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        feed = {INPUT_IDS: input_ids, ATTENTION_MASK: attention_mask}
-        return np.asarray(session.run([LOGIT], feed)[0])
+        return _logits(session, {INPUT_IDS: input_ids, ATTENTION_MASK: attention_mask})
 
     return run
 
@@ -111,9 +123,15 @@ def ragged_runner(path: Path, device: str = "cpu") -> Runner:
     session = open_session(path, device)
 
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        return np.asarray(session.run([LOGIT], ragged_feeds(input_ids, attention_mask))[0])
+        return _logits(session, ragged_feeds(input_ids, attention_mask))
 
     return run
+
+
+def _logits(session: Any, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    names = [LOGIT, ATTRIBUTES][: len(session.get_outputs())]
+    outputs = session.run(names, feeds)
+    return np.column_stack(outputs) if len(outputs) > 1 else np.asarray(outputs[0])
 
 
 def ragged_feeds(input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -161,7 +179,10 @@ def windows_of(
 def reference_logits(
     model: torch.nn.Module, texts: Sequence[str], tokenizer: Tokenizer, long_text: LongText
 ) -> np.ndarray:
-    """float32 [n] logits of `texts` by PyTorch, long ones by the rule that the server follows."""
+    """float32 [n] logits of `texts` by PyTorch, long ones by the rule that the server follows.
+
+    [n, 1 + A] of `train.model.AllHeads`.
+    """
     windows, counts = windows_of(texts, tokenizer, long_text)
     return long_text.combine(logits_of(model, windows, np.arange(len(windows))), counts)
 
@@ -209,10 +230,12 @@ def shape_parity(
 def comment_parity(
     gate: str, bound: float, reference: np.ndarray, candidate: np.ndarray, names: Sequence[str]
 ) -> Finding:
-    """Max |logit difference| over the same comments; both are float32 [n]."""
+    """Max |logit difference| over the same comments; both are float32 [n], or [n, 1 + A]."""
     difference = _gap(reference, candidate)
     at = int(np.argmax(difference))
-    where = f"{names[at]}: {candidate[at]:.6f}, expected {reference[at]:.6f}"
+    got, wanted = (np.atleast_1d(logits[at]) for logits in (candidate, reference))
+    head = int(np.argmax(np.abs(got - wanted)))
+    where = f"{names[at]}: {got[head]:.6f}, expected {wanted[head]:.6f}"
     return Finding(gate, float(difference[at]), bound, where)
 
 
@@ -256,6 +279,45 @@ def quality_parity(
             f"{int(flipped.sum())} of {len(labels)}"
             + (f", furthest {names[at]}" if flipped.any() else ""),
         ),
+    ]
+
+
+def attribute_parity(
+    precision: str,
+    shares: np.ndarray,
+    reference: np.ndarray,
+    candidate: np.ndarray,
+    names: Sequence[str],
+    attributes: Sequence[str],
+) -> list[Finding]:
+    """Bounds of "int8" or "fp16" for the attributes on the validation split: logits and AUROC.
+
+    `shares` [n, A] are the labels, NaN where there is none; `reference` and `candidate` float32
+    [n, A] logits of PyTorch and of the form; `names` are the comments'.
+    """
+    logit_max, logit_mean, _, _ = _QUALITY[precision]
+    mean_by_attribute = np.abs(np.nan_to_num(reference - candidate, nan=np.inf)).mean(axis=0)
+    worst, at = 0.0, ""
+    for column, name in enumerate(attributes):
+        found = [
+            auroc(shares[:, column], np.nan_to_num(logits[:, column]))
+            for logits in (reference, candidate)
+        ]
+        positive, before, after = found[0]["positive"], found[0]["auroc"], found[1]["auroc"]
+        rarer = min(positive, found[0]["comments"] - positive)
+        if rarer >= contract.ATTRIBUTE_EXAMPLES and abs(before - after) >= worst:
+            worst, at = abs(before - after), f"{name}: PyTorch {before:.5f}, now {after:.5f}"
+    furthest = int(np.argmax(mean_by_attribute))
+    prefix = f"{precision}_{ATTRIBUTES}"
+    return [
+        comment_parity(f"{prefix}_logit_max", logit_max, reference, candidate, names),
+        Finding(
+            f"{prefix}_logit_mean",
+            float(mean_by_attribute[furthest]),
+            logit_mean,
+            f"{attributes[furthest]}, over {len(shares)} validation comments",
+        ),
+        Finding(f"{prefix}_auroc", worst, contract.ATTRIBUTE_AUROC_ATOL, at or "few examples"),
     ]
 
 
@@ -321,7 +383,7 @@ def adversarial_mates(model: ToxicityEncoder, *, max_len: int, seed: int) -> lis
 
 
 def _gap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|a - b|, infinite where either is not a number: NaN never passes a gate."""
+    """|a - b| [n], the largest of a row; infinite where one is NaN, which passes no gate."""
     with np.errstate(invalid="ignore"):
-        difference = np.abs(a - b)
-    return np.where(np.isnan(difference), np.inf, difference)
+        difference = np.abs(a - b).reshape(len(a), -1)
+    return np.where(np.isnan(difference), np.inf, difference).max(axis=1)

@@ -23,12 +23,13 @@ from export.gates.placement import Placement, placement_of
 from export.graph.encoder import linear_layers
 from export.graph.qdq import qdq_logits
 from export.graph.torchscript import torchscript_runner
-from export.scorer import LongText, Scorer
+from export.scorer import LongText, Scorer, Scores
 from train.artifacts import Checkpoint, load_checkpoint
 from train.data.batches import TokenizedOnTheFly
 from train.data.split import Split, comments_of_run
+from train.methods import attributes
 from train.methods.qat import Ranges, difference, int8_reference, ranges_of
-from train.model import ToxicityEncoder
+from train.model import ToxicityEncoder, every_head
 
 _SAMPLE = 64
 """Validation comments that the gates score in every company; each costs about 40 runs."""
@@ -82,16 +83,25 @@ class GateSubject:
     long_text: LongText
     cascade: Cascade | None  # whose model is then the checkpoint's
     auroc_loss: float
+    shares: np.ndarray  # float32 [n, A], the attributes' labels of the validation comments
+    attribute_logits: np.ndarray  # float32 [n, A] of PyTorch, as validation_logits
+    int8_attributes: np.ndarray  # the same, as int8_reference
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        return self.checkpoint.model.config.attributes
 
     @property
     def max_len(self) -> int:
         return self.checkpoint.tokenizer.max_len
 
     def reference_logits(self, texts: list[str], precision: str) -> np.ndarray:
-        """float32 [n] logits of `texts` by the PyTorch model that a form must equal."""
+        """float32 [n, 1 + A] logits of `texts` by the PyTorch model that a form must equal."""
         int8_after_qat = precision == "int8" and self.ranges is not None
-        model = int8_reference(self.checkpoint) if int8_after_qat else self.checkpoint.model
-        return parity.reference_logits(model, texts, self.checkpoint.tokenizer, self.long_text)
+        states = int8_reference(self.checkpoint) if int8_after_qat else None
+        heads = every_head(self.checkpoint.model, states)
+        asked = heads, texts, self.checkpoint.tokenizer, self.long_text
+        return _columns(parity.reference_logits(*asked))
 
 
 def load_subject(config: ExportConfig) -> GateSubject:
@@ -127,9 +137,13 @@ def load_subject(config: ExportConfig) -> GateSubject:
         checkpoint = dataclasses.replace(checkpoint, model=model)
     ranges, long_text = ranges_of(checkpoint), config.long_text_for(checkpoint.tokenizer.max_len)
     held_out = [comments.texts[row] for row in split.validation], checkpoint.tokenizer, long_text
-    reference = logits = parity.reference_logits(checkpoint.model, *held_out)
+    heads = every_head(checkpoint.model)
+    reference = logits = _columns(parity.reference_logits(heads, *held_out))
     if ranges:
-        reference = parity.reference_logits(int8_reference(checkpoint), *held_out)
+        heads = every_head(checkpoint.model, int8_reference(checkpoint))
+        reference = _columns(parity.reference_logits(heads, *held_out))
+    names = checkpoint.model.config.attributes
+    attributes.check_columns(names, comments)
     return GateSubject(
         checkpoint=checkpoint,
         texts=comments.texts,
@@ -139,19 +153,27 @@ def load_subject(config: ExportConfig) -> GateSubject:
         sample=sample,
         timed=timed,
         validation=validation,
-        validation_logits=logits,
-        int8_reference=reference,
+        validation_logits=logits[:, 0],
+        int8_reference=reference[:, 0],
         ranges=ranges,
         long_text=long_text,
         cascade=cascade,
         auroc_loss=config.auroc_loss,
+        shares=attributes.targets(names, comments, len(comments.texts))[split.validation],
+        attribute_logits=logits[:, 1:],
+        int8_attributes=reference[:, 1:],
     )
+
+
+def _columns(logits: np.ndarray) -> np.ndarray:
+    """[n] as [n, 1], and [n, 1 + A] as it is."""
+    return logits.reshape(len(logits), -1)
 
 
 # --- Gates of the reference ---------------------------------------------------------------
 def reference_gates(subject: GateSubject, traced: Path, seed: int) -> list[Finding]:
     """The traced graph against PyTorch: every form rests on it."""
-    torch_run = parity.torch_runner(subject.checkpoint.model)
+    torch_run = parity.torch_runner(every_head(subject.checkpoint.model))
     names, bound = ("fp32_shapes", "fp32_edge_cases"), contract.FP32_LOGIT_ATOL
     return _same_logits(names, bound, torch_run, parity.onnx_runner(traced), subject, seed)
 
@@ -186,11 +208,12 @@ def form_gates(
     subject: GateSubject, form: Form, traced: Path, seed: int
 ) -> tuple[list[Finding], Placement]:
     """Every gate of one form, and where its nodes ran."""
-    served = served_logits(subject, form)
+    scores = served_scores(subject, form)
+    served = scores.logit
     feeds = parity.feeds_of(subject.sample)
     placed = placement_of(form.path, feeds, form.device)
     if form.precision == "fp32":
-        findings = _fp32_gates(subject, form, traced, served, seed)
+        findings = _fp32_gates(subject, form, traced, scores, seed)
     elif form.precision == "fp16":
         findings = _quality("fp16", subject, subject.validation_logits, served)
     else:
@@ -200,6 +223,7 @@ def form_gates(
             *(_qat_gates(subject, served) if subject.ranges else []),
             *(_cascade_gates(subject, subject.cascade, served) if subject.cascade else []),
         ]
+    findings += _attribute_gates(subject, form, scores)
     findings += [_invariance(subject, form, seed), _ragged_parity(subject, form, seed)]
     if subject.long_text.windows > 1:
         findings += _long_text_gates(subject, form)
@@ -211,7 +235,7 @@ def form_gates(
 
 
 def _fp32_gates(
-    subject: GateSubject, form: Form, traced: Path, served: np.ndarray, seed: int
+    subject: GateSubject, form: Form, traced: Path, scores: Scores, seed: int
 ) -> list[Finding]:
     traced_run, form_run = parity.onnx_runner(traced), parity.onnx_runner(form.path, form.device)
     names, bound = ("serving_vs_traced_shapes", "serving_vs_traced"), contract.SERVING_LOGIT_ATOL
@@ -220,8 +244,8 @@ def _fp32_gates(
         parity.comment_parity(
             "fp32_served_text",
             contract.FP32_LOGIT_ATOL,
-            subject.validation_logits,
-            served,
+            np.column_stack([subject.validation_logits, subject.attribute_logits]),
+            scores.logits,
             [comment.name for comment in subject.validation],
         ),
     ]
@@ -257,6 +281,17 @@ def _quality(
         by_branch = subject.cascade.by_branch(served)
         findings[:2] = parity.quality_parity(precision, labels, by_branch, served, names)[:2]
     return findings
+
+
+def _attribute_gates(subject: GateSubject, form: Form, scores: Scores) -> list[Finding]:
+    """What a lower precision does to the attributes; those of FP32 are in its other gates."""
+    if form.precision == "fp32" or not subject.attributes:
+        return []
+    int8 = form.precision == "int8"
+    reference = subject.int8_attributes if int8 else subject.attribute_logits
+    names = [comment.name for comment in subject.validation]
+    given = subject.shares, reference, scores.attributes, names, subject.attributes
+    return parity.attribute_parity(form.precision, *given)
 
 
 def _cascade_gates(subject: GateSubject, cascade: Cascade, served: np.ndarray) -> list[Finding]:
@@ -297,10 +332,10 @@ def _qat_gates(subject: GateSubject, served: np.ndarray) -> list[Finding]:
     ]
 
 
-def served_logits(subject: GateSubject, form: Form) -> np.ndarray:
-    """float32 [n] logits of the validation texts from the very code that a server runs."""
+def served_scores(subject: GateSubject, form: Form) -> Scores:
+    """Of the validation texts from the very code that a server runs."""
     texts = [subject.texts[row] for row in subject.split.validation]
-    return scorer_of(subject, form).score(texts).logit
+    return scorer_of(subject, form).score(texts)
 
 
 def scorer_of(subject: GateSubject, form: Form) -> Scorer:
@@ -319,8 +354,8 @@ def _long_text_gates(subject: GateSubject, form: Form) -> list[Finding]:
     texts = [" ".join(itertools.islice(words, length)) for length in lengths]
     names = [f"text of {length} words" for length in lengths]
     scorer = scorer_of(subject, form)
-    served = scorer.score(texts).logit
-    alone = np.concatenate([scorer.score([text]).logit for text in texts])
+    served = scorer.score(texts).logits
+    alone = np.concatenate([scorer.score([text]).logits for text in texts])
     expected = subject.reference_logits(texts, form.precision)
     bounds = _LONG_TEXT_ATOL[form.precision], _INVARIANCE_ATOL[form.precision]
     gate = f"{form.precision}_long_text"

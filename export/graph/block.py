@@ -75,6 +75,17 @@ def head(g: Graph, model: ToxicityEncoder, x: str) -> str:
     return g("Add", dot, g.constant(array(model.head.bias), np.float32, "head.bias"))
 
 
+def attribute_head(g: Graph, model: ToxicityEncoder, x: str) -> str:
+    """x_BD -> logits of the attributes float32 [B, A]; as `head` computes one."""
+    if g.dtype is not np.float32:
+        x = g("Cast", x, to=TensorProto.FLOAT)
+    weight = g.constant(array(model.attribute_head.weight), np.float32, "attribute_head.weight")
+    products = g("Mul", g("Unsqueeze", x, g.constant([1])), weight)  # [B, A, D]
+    dots = g("ReduceSum", products, g.constant([2]), keepdims=0)
+    bias = array(model.attribute_head.bias)
+    return g("Add", dots, g.constant(bias, np.float32, "attribute_head.bias"))
+
+
 def by_head(g: Graph, block: BlockWeights, x: str) -> str:
     """Rows of whole multiples of D as [*, H, C], D after D."""
     return g("Reshape", x, g.constant([-1, block.n_heads, block.width // block.n_heads]))

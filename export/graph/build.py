@@ -25,16 +25,15 @@ n comments of one group, W its width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from contract import LOGIT
 from export.graph.calibrate import calibrate_model
-from export.graph.encoder import Servable, serving_graph
+from export.graph.encoder import Servable, outputs_of, serving_graph
 from export.graph.nodes import Graph, model_proto
 from export.graph.packed import packed_graph
 from storage.files import write_atomically
@@ -45,10 +44,12 @@ from train.model import ToxicityEncoder
 def build(model: Servable, path: Path, groups: Sequence[int], ragged: Path | None = None) -> None:
     """Write the FP32 form: INPUT_IDS, ATTENTION_MASK int64 [B, L] to LOGIT float32 [B].
 
+    With attributes also to ATTRIBUTES float32 [B, A].
+
     `model` is on the CPU in eval mode; `groups` is what `groups.groups_for` gave. `ragged` is where
     the ragged interface goes too: INPUT_IDS int64 [T], ACCUMULATED_COUNTS int32 [B] to the same.
     """
-    _write_interfaces(partial(serving_graph, model, groups), path, ragged)
+    _write_interfaces(partial(serving_graph, model, groups), outputs_of(model), path, ragged)
 
 
 def build_packed(
@@ -60,7 +61,7 @@ def build_packed(
     head and the logit float32; softmax and LayerNorm sum in float32 inside their kernels.
     """
     dtype = {"fp16": np.float16, "fp32": np.float32}[precision]
-    _write_interfaces(partial(packed_graph, model, dtype), path, ragged)
+    _write_interfaces(partial(packed_graph, model, dtype), outputs_of(model), path, ragged)
 
 
 def build_int8(
@@ -77,12 +78,18 @@ def build_int8(
     It is not read when the activation `ranges` are known already, as after `train.methods.qat`.
     """
     ranges = ranges or calibrate_model(model, groups, calibration)
-    _write_interfaces(partial(serving_graph, model, groups, ranges), path, ragged)
+    graph_of = partial(serving_graph, model, groups, ranges)
+    _write_interfaces(graph_of, outputs_of(model), path, ragged)
 
 
-def _write_interfaces(graph_of: Callable[..., Graph], dense: Path, ragged: Path | None) -> None:
+def _write_interfaces(
+    graph_of: Callable[..., Graph],
+    outputs: Mapping[str, Sequence[int | str]],
+    dense: Path,
+    ragged: Path | None,
+) -> None:
     for path in (dense, ragged):
         if path is not None:
-            proto = model_proto(graph_of(ragged=path is ragged), {LOGIT: ["batch"]})
+            proto = model_proto(graph_of(ragged=path is ragged), outputs)
             onnx.checker.check_model(proto)
             write_atomically(path, proto.SerializeToString())

@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from contract import LOGIT
+from contract import ATTRIBUTES, LOGIT
 from export.cascade import CascadeEncoder
 from export.graph import linear_attention, one_layer, softmax_attention
-from export.graph.block import BlockWeights, head, linear, mlp
+from export.graph.block import BlockWeights, attribute_head, head, linear, mlp
 from export.graph.layout import JoinedBatch, dense_batch, layout_of, ragged_batch
 from export.graph.nodes import Graph, array
 from train.methods.qat import Ranges
@@ -39,10 +39,26 @@ def serving_graph(
     batch = ragged_batch(g) if ragged else dense_batch(g)
     if isinstance(model, CascadeEncoder):
         logit = _cascade(g, model, groups, batch)
-    else:
-        logit = _encoder(g, model, groups, batch)
+        g.nodes.append(helper.make_node("Identity", [logit], [LOGIT]))
+        return g
+    x, order = _states(g, model, groups, batch)
+    logit = _logit(g, model, x, order)
     g.nodes.append(helper.make_node("Identity", [logit], [LOGIT]))
+    if model.config.attributes:
+        attributes = attribute_head(g, model, x)
+        if order:
+            rows = g("Unsqueeze", order, g.constant([1]))
+            attributes = g("ScatterND", attributes, rows, attributes)
+        g.nodes.append(helper.make_node("Identity", [attributes], [ATTRIBUTES]))
     return g
+
+
+def outputs_of(model: Servable) -> dict[str, list[int | str]]:
+    """Shape of each output of the graph of `model`, all of them float32."""
+    found: dict[str, list[int | str]] = {LOGIT: ["batch"]}
+    if model.config.attributes:
+        found[ATTRIBUTES] = ["batch", len(model.config.attributes)]
+    return found
 
 
 def _cascade(g: Graph, model: CascadeEncoder, groups: Sequence[int], batch: JoinedBatch) -> str:
@@ -72,9 +88,22 @@ def _branch(g: Graph) -> onnx.GraphProto:
 
 def _encoder(g: Graph, model: ToxicityEncoder, groups: Sequence[int], batch: JoinedBatch) -> str:
     """Logits float32 [B], in the order of the batch."""
+    return _logit(g, model, *_states(g, model, groups, batch))
+
+
+def _logit(g: Graph, model: ToxicityEncoder, x: str, order: str) -> str:
+    """Logits float32 [B] in the order of the batch, of what `_states` gave."""
+    logit = head(g, model, x)
+    return g("ScatterElements", logit, order, logit, axis=0) if order else logit
+
+
+def _states(
+    g: Graph, model: ToxicityEncoder, groups: Sequence[int], batch: JoinedBatch
+) -> tuple[str, str]:
+    """What the heads read, float32 [B, D], and each one's row of the batch; "" where in order."""
     config = model.config
     if one_layer.fits(model):
-        return _one_layer(g, model, batch)
+        return _one_layer(g, model, batch), ""
     layout = layout_of(g, config, groups, batch)
     tokens = g.weight(array(model.token_embedding.weight), "token_embedding")
     positions = g.weight(array(model.position_embedding.weight), "position_embedding")
@@ -86,9 +115,7 @@ def _encoder(g: Graph, model: ToxicityEncoder, groups: Sequence[int], batch: Joi
     index = [attention.part_index(g, group) for group in layout.groups] if blocks else []
     for block in blocks:
         x_TD = attention.full_block(g, block, x_TD, layout, index)
-    x_BD = attention.last_block(g, last, x_TD, layout)
-    sorted_B = head(g, model, x_BD)
-    return g("ScatterElements", sorted_B, layout.order, sorted_B, axis=0)
+    return attention.last_block(g, last, x_TD, layout), layout.order
 
 
 def _one_layer(g: Graph, model: ToxicityEncoder, batch: JoinedBatch) -> str:
@@ -96,7 +123,7 @@ def _one_layer(g: Graph, model: ToxicityEncoder, batch: JoinedBatch) -> str:
     block = BlockWeights("blocks.0", model.blocks[0], model.config.n_heads)
     context, weight, bias = one_layer.attend(g, model, batch)
     x = linear(g, context, f"{block.name}.projection", weight, bias)
-    return head(g, model, mlp(g, block, x))
+    return mlp(g, block, x)
 
 
 def linear_layers(model: Servable) -> int:

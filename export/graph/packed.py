@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from contract import ATTENTION_MASK, INPUT_IDS, LOGIT
-from export.graph.block import BlockWeights, after_attention, head, norm
+from contract import ATTENTION_MASK, ATTRIBUTES, INPUT_IDS, LOGIT
+from export.graph.block import BlockWeights, after_attention, attribute_head, head, norm
 from export.graph.layout import ragged_batch
 from export.graph.nodes import CONTRIB, Graph, array
 from train.model import ToxicityEncoder
@@ -35,6 +35,8 @@ def packed_graph(model: ToxicityEncoder, dtype: Any, ragged: bool = False) -> Gr
             x, context = g("Gather", x, first), g("Gather", context, first)
         x = after_attention(g, block, x, context, *block.projection)
     g.nodes.append(helper.make_node("Identity", [head(g, model, x)], [LOGIT]))
+    if model.config.attributes:
+        g.nodes.append(helper.make_node("Identity", [attribute_head(g, model, x)], [ATTRIBUTES]))
     return g
 
 

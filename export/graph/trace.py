@@ -8,14 +8,30 @@ from pathlib import Path
 
 import onnx
 import torch
+from torch import Tensor, nn
 
-from contract import ATTENTION_MASK, CLS_ID, INPUT_IDS, LOGIT, OPSET
+from contract import ATTENTION_MASK, ATTRIBUTES, CLS_ID, INPUT_IDS, LOGIT, OPSET
 from storage.files import write_atomically
 from train.model import ToxicityEncoder
 
 
+class _GraphOutputs(nn.Module):
+    """The encoder with the outputs that a graph with attributes has."""
+
+    def __init__(self, encoder: ToxicityEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits float32 [B] of toxicity and [B, A] of the attributes."""
+        cls_BD = self.encoder.cls_state(input_ids, attention_mask)
+        return self.encoder.head(cls_BD).squeeze(-1), self.encoder.attribute_head(cls_BD)
+
+
 def trace(model: ToxicityEncoder, path: Path) -> None:
     """Write `model` as ONNX: INPUT_IDS and ATTENTION_MASK int64 [B, L] to LOGIT float32 [B].
+
+    With attributes also to ATTRIBUTES float32 [B, A].
 
     `model` is on the CPU in eval mode. The file holds its weights (no external data).
     """
@@ -27,16 +43,17 @@ def trace(model: ToxicityEncoder, path: Path) -> None:
         0: torch.export.Dim("batch", min=1, max=65_536),
         1: torch.export.Dim("length", min=1, max=model.config.max_len),
     }
+    with_attributes = bool(model.config.attributes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            model,
+            _GraphOutputs(model) if with_attributes else model,
             (input_ids, attention_mask),
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT_IDS, ATTENTION_MASK],
-            output_names=[LOGIT],
+            output_names=[LOGIT, ATTRIBUTES] if with_attributes else [LOGIT],
             dynamic_shapes={INPUT_IDS: axes, ATTENTION_MASK: axes},
             verbose=False,
         )

@@ -22,11 +22,16 @@ class Decisions(msgspec.Struct, frozen=True):
     thresholds: dict[str, float] = {}
     """By output; chosen by `train.operating`, or absent from an older version."""
     languages: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
 
     @property
     def threshold(self) -> float:
         """Probability from which a comment is flagged."""
-        return self.thresholds.get(PUBLIC_MODEL, DECISION_THRESHOLD)
+        return self.threshold_of(PUBLIC_MODEL)
+
+    def threshold_of(self, name: str) -> float:
+        """Probability from which a comment is so, by "toxicity" or an attribute's name."""
+        return self.thresholds.get(name, DECISION_THRESHOLD)
 
 
 class Versions:
@@ -42,6 +47,13 @@ class Versions:
         if known is None:
             known = self._known[version] = self._read(version)
         return known
+
+    def has_attributes(self, version: str) -> bool:
+        """Whether a version that answered scores anything beside toxicity."""
+        try:
+            return bool(self.of(version).attributes)
+        except Refusal:  # it has just gone
+            return False
 
     def current(self) -> Decisions:
         """Of the newest version that a server holds. Raises Refusal when none does."""

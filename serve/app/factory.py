@@ -60,8 +60,9 @@ class App:
 def create_app(settings: AppSettings) -> App:
     """An application for one event loop, which `uvicorn` runs."""
     labels = LabelFile(Path(settings.labels)) if settings.labels else None
-    scorer = BatchingScorer(settings.servers, settings.large)
-    services = Services(settings, scorer, Versions(settings.views), labels)
+    versions = Versions(settings.views)
+    scorer = BatchingScorer(settings.servers, settings.large, versions.has_attributes)
+    services = Services(settings, scorer, versions, labels)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -56,6 +56,7 @@ def openapi(settings: AppSettings) -> dict[str, Any]:
     )
     scored = _object(
         probability=_one_or_several(_NUMBER),
+        attributes=_one_or_several(_map(_NUMBER)),
         model_version=_STRING,
         flagged=_one_or_several(_BOOLEAN),
         threshold=_NUMBER,

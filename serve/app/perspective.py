@@ -1,7 +1,7 @@
 """`/v1alpha1/comments:analyze` and `comments:suggestscore`, as Perspective's clients send them.
 
-The served model has one attribute, TOXICITY. The score of a span is that of its sentence alone;
-where no spans are asked for, there is one, the whole comment, as there.
+The served model has TOXICITY, and those of NAMES that it was trained with. The score of a span is
+that of its sentence alone; where no spans are asked for, there is one, the whole comment, as there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contract import PUBLIC_MODEL
 from serve.app import markup
 from serve.app.decisions import Versions
 from serve.app.http import Endpoint, Scope
+from serve.app.kserve import ServedScores
 from serve.app.labels import LabelFile
 from serve.app.perspective_messages import (
     AnalyzeRequest,
@@ -28,6 +29,11 @@ from serve.app.scorer import BatchingScorer
 from serve.app.sentences import sentences
 
 ATTRIBUTE = PUBLIC_MODEL.upper()
+NAMES = (
+    *("SEVERE_TOXICITY", "IDENTITY_ATTACK", "INSULT", "PROFANITY", "THREAT"),
+    *("SEXUALLY_EXPLICIT", "OBSCENE"),
+)
+"""Other attributes of that API; the model's own of the same name in lower case is each of them."""
 _PROBABILITY = "PROBABILITY"
 _TYPES = (None, "", "SCORE_TYPE_UNSPECIFIED", _PROBABILITY)
 _TEXT_TYPES = (None, "", "TEXT_TYPE_UNSPECIFIED", "PLAIN_TEXT")
@@ -51,7 +57,7 @@ def analyze_endpoint(scorer: BatchingScorer, versions: Versions) -> Endpoint:
     async def analyze(body: bytes, scope: Scope) -> dict[str, Any]:
         del scope
         asked = decoded(AnalyzeRequest, body)
-        parameters = _parameters(asked)
+        parameters = _parameters(asked, versions)
         comment = _comment(asked.comment, spans=bool(asked.span_annotations))
         texts = [comment.text, *(comment.text[begin:end] for begin, end in comment.spans)]
         found = await scorer.score(texts)
@@ -59,9 +65,15 @@ def analyze_endpoint(scorer: BatchingScorer, versions: Versions) -> Endpoint:
         languages = asked.languages or known
         _refuse_languages(languages, known)
         document: dict[str, Any] = {}
-        scores = _scores(comment, found.probability, parameters.score_threshold)
+        by_name = _by_name(found)
+        _refuse_attributes(parameters, list(by_name))  # an update may have come between
+        scores = {
+            name: own
+            for name, how in parameters.items()
+            if (own := _scores(comment, by_name[name], how.score_threshold))
+        }
         if scores:
-            document["attributeScores"] = {ATTRIBUTE: scores}
+            document["attributeScores"] = scores
         document |= {"languages": languages, "detectedLanguages": []}
         if asked.client_token:
             document["clientToken"] = asked.client_token
@@ -96,25 +108,38 @@ def suggest_endpoint(labels: LabelFile | None) -> Endpoint:
 
 
 # --- What is asked -------------------------------------------------------------------------
-def _parameters(asked: AnalyzeRequest) -> Parameters:
-    """How TOXICITY is asked for. Raises Refusal for other attributes, and for none."""
+def _parameters(asked: AnalyzeRequest, versions: Versions) -> dict[str, Parameters]:
+    """How each attribute is asked for. Raises Refusal for unknown ones, and for none."""
     attributes = asked.requested_attributes
     if not attributes:
         raise Refusal(400, f"requestedAttributes is empty, expected {ATTRIBUTE}")
-    _refuse_attributes(attributes)
-    parameters = attributes[ATTRIBUTE] or Parameters()
-    if parameters.score_type not in _TYPES:
-        raise Refusal(400, f"scoreType of {ATTRIBUTE} is not {_PROBABILITY}, the only one there is")
+    if attributes.keys() != {ATTRIBUTE}:
+        _refuse_attributes(attributes, [ATTRIBUTE, *_named(versions.current().attributes)])
+    parameters = {name: how or Parameters() for name, how in attributes.items()}
+    for name, how in parameters.items():
+        if how.score_type not in _TYPES:
+            raise Refusal(400, f"scoreType of {name} is not {_PROBABILITY}, the only one there is")
     return parameters
 
 
-def _refuse_attributes(names: Any) -> None:
-    unknown = sorted(set(names) - {ATTRIBUTE})
+def _named(attributes: Sequence[str]) -> list[str]:
+    """The model's attributes that this API has too, by its names for them."""
+    return [name.upper() for name in attributes if name.upper() in NAMES]
+
+
+def _by_name(found: ServedScores) -> dict[str, Sequence[float]]:
+    """Scores of all texts, by this API's names."""
+    columns = zip(found.names, zip(*found.attributes, strict=True), strict=True)
+    others = {name.upper(): own for name, own in columns if name.upper() in NAMES}
+    return {ATTRIBUTE: found.probability, **others}
+
+
+def _refuse_attributes(asked: Any, known: Sequence[str]) -> None:
+    unknown = sorted(set(asked) - set(known))
     if unknown:
         name = unknown[0] if unknown[0].isidentifier() and len(unknown[0]) < 64 else "that"
-        raise Refusal(
-            400, f"Unknown requested attribute: {name}; the served model has {ATTRIBUTE} only"
-        )
+        has = f"{ATTRIBUTE} only" if len(known) == 1 else ", ".join(known)
+        raise Refusal(400, f"Unknown requested attribute: {name}; the served model has {has}")
 
 
 def _comment(given: Text | None, *, spans: bool) -> _Comment:
@@ -134,7 +159,7 @@ def _comment(given: Text | None, *, spans: bool) -> _Comment:
 
 def _suggested(asked: SuggestRequest) -> float:
     scores = asked.attribute_scores or {}
-    _refuse_attributes(scores)
+    _refuse_attributes(scores, [ATTRIBUTE])  # the file of labels has one column
     suggested = scores.get(ATTRIBUTE)
     value = suggested.summary_score.value if suggested and suggested.summary_score else None
     if value is None or not 0 <= value <= 1:

@@ -6,6 +6,8 @@
 
 "decide" asks for the decision by the threshold of the version that answered, "threshold": 0.8 for
 that by a threshold of the client's own.
+
+A version with attributes adds "attributes": {"insult": 0.02, ...}, or a list of such.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from contract import FLAGGED, MODEL_VERSION, PROBABILITY, THRESHOLD
+from contract import ATTRIBUTES, FLAGGED, MODEL_VERSION, PROBABILITY, THRESHOLD
 from serve.app.decisions import Versions
 from serve.app.http import Endpoint, Scope
 from serve.app.refusals import Refusal
@@ -96,4 +98,8 @@ async def answer(scorer: BatchingScorer, text: str | Sequence[str]) -> dict[str,
     single = isinstance(text, str)
     found = await scorer.score([text] if isinstance(text, str) else text)
     probability = found.probability[0] if single else found.probability
-    return {PROBABILITY: probability, MODEL_VERSION: found.version}
+    document: dict[str, object] = {PROBABILITY: probability}
+    if found.names:
+        every = [dict(zip(found.names, row, strict=True)) for row in found.attributes]
+        document[ATTRIBUTES] = every[0] if single else every
+    return document | {MODEL_VERSION: found.version}

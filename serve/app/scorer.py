@@ -12,10 +12,10 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from contract import LARGE_BODY_BYTES, MAX_COMMENT_BYTES, MAX_REQUEST_BYTES
+from contract import ATTRIBUTES, LARGE_BODY_BYTES, MAX_COMMENT_BYTES, MAX_REQUEST_BYTES
 from serve.app import kserve
 from serve.app.kserve import ServedScores
 from serve.app.recent import Recent
@@ -53,13 +53,20 @@ class _Waiting:
 class BatchingScorer:
     """Of one event loop."""
 
-    def __init__(self, servers: str, large: str) -> None:
+    def __init__(
+        self,
+        servers: str,
+        large: str,
+        has_attributes: Callable[[str], bool] = lambda _version: False,
+    ) -> None:
+        """Sockets as in `AppSettings`; `has_attributes` knows it of a version's number."""
         self._servers = Upstream(servers, _TIMEOUT_S)
         self._large = Upstream(large, _TIMEOUT_S)
         self._queue: deque[_Waiting] = deque()
         self._comments = self._bytes = self._calls = 0
         self._flushing: asyncio.Handle | None = None
         self._at_once = False
+        self._has_attributes, self._attributes = has_attributes, False
         self.recent = Recent()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -74,8 +81,11 @@ class BatchingScorer:
         answers = await asyncio.gather(*waiting)
         if len({answer.version for answer in answers}) > 1:  # an update fell between two calls
             return await self.score(texts)
+        if len({answer.names for answer in answers}) > 1:  # the first call of a version
+            return await self.score(texts)
         every = tuple(value for answer in answers for value in answer.probability)
-        return ServedScores(every, answers[0].version)
+        others = tuple(row for answer in answers for row in answer.attributes)
+        return ServedScores(every, answers[0].version, answers[0].names, others)
 
     async def probe(self, comment: str) -> ServedScores:
         """`score` of a fresh comment that `recent` does not count. Raises Refusal."""
@@ -185,15 +195,34 @@ class BatchingScorer:
         at = 0
         for one in call:
             end = at + len(one.comments)
-            part = found.probability[at:end]
+            part = found.part(at, end)
             if one.counted:
-                self.recent.add(one.since_s, now_s, part)
+                self.recent.add(one.since_s, now_s, part.probability)
             if not one.answer.done():
-                one.answer.set_result(ServedScores(part, found.version))
+                one.answer.set_result(part)
             at = end
 
     async def _ask(self, comments: Sequence[bytes]) -> ServedScores:
-        request = kserve.request(comments)
+        """With attributes where the version has them, which its first answer tells."""
+        if self._attributes:
+            try:
+                return await self._ask_for(comments, attributes=True)
+            except Refusal as refusal:
+                if not _has_no_attributes(refusal):
+                    raise
+                self._attributes = False  # the version that had them is gone
+        found = await self._ask_for(comments, attributes=False)
+        if self._has_attributes(found.version):
+            self._attributes = True
+            try:
+                return await self._ask_for(comments, attributes=True)
+            except Refusal as refusal:  # of several servers one has another version yet
+                if not _has_no_attributes(refusal):
+                    raise
+        return found
+
+    async def _ask_for(self, comments: Sequence[bytes], *, attributes: bool) -> ServedScores:
+        request = kserve.request(comments, attributes=attributes)
         upstream = self._servers if len(request) <= LARGE_BODY_BYTES else self._large
         try:
             try:
@@ -261,6 +290,11 @@ def _refused(answer: UpstreamAnswer) -> Refusal:
         kind = "OVERLOADED" if words.startswith("overloaded") else "UNAVAILABLE"
         return Refusal(503, words, kind=kind, retry_after_s=1)
     return Refusal(answer.status, words)
+
+
+def _has_no_attributes(refusal: Refusal) -> bool:
+    """Whether a server refused an output that its version has not."""
+    return refusal.status == 400 and f"'{ATTRIBUTES}'" in refusal.words
 
 
 def _overloaded() -> Refusal:

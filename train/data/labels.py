@@ -94,6 +94,23 @@ def read_labels(
     return Labels(known[at], dropped[at])
 
 
+def read_shares(column: Any, has_text: np.ndarray, *, source: str, name: str) -> np.ndarray:
+    """Shares of an attribute, float32 [n] in [0, 1], NaN where there is none.
+
+    Raises BadInput for a row with a text (bool [n]) and anything else in it.
+    """
+    values, at = distinct(column, name)
+    shares = np.array([_meaning(value, {}) for value in values] + [np.nan])[at]
+    if (wrong := has_text & np.isneginf(shares)).any():
+        raise BadInput(
+            f"column {name!r} of {source} has no share of an attribute in row "
+            f"{int(np.argmax(wrong))}, expected a number from 0 to 1, true, false or nothing; mend "
+            "it, or leave the attribute out"
+        )
+    shares[np.isneginf(shares)] = np.nan  # where there is no text
+    return shares.astype(np.float32)
+
+
 def _meaning(value: str, label_map: Mapping[str, float]) -> float:
     """In [0, 1]; NaN for none, _LEFT_OUT, and -infinity for what is no label."""
     if value.strip().casefold() in _MISSING:

@@ -18,7 +18,7 @@ from contract import LABEL_THRESHOLD, BadInput
 from storage.files import sha256_of
 from train.data import json_lines
 from train.data.json_lines import JSON_SUFFIXES
-from train.data.labels import Labels, read_labels
+from train.data.labels import Labels, read_labels, read_shares
 from train.data.synthetic import DEFAULT_ROWS, generate
 from train.data.tables import (
     CSV_SUFFIXES,
@@ -82,6 +82,9 @@ class Comments:
     """float32 [n] by identity column, NaN where no annotator was asked."""
     extra: dict[str, np.ndarray]
     """str [n] by column that the caller asked for and the source has."""
+    attributes: dict[str, np.ndarray]
+    """float32 [n] in [0, 1] by attribute that the caller asked for and the source has a column of,
+    NaN where nothing is said."""
     source: dict[str, Any] = field(compare=False)
     """Where the comments came from, and how many rows were dropped and why; JSON."""
     origin: np.ndarray | None = None
@@ -113,6 +116,7 @@ def load_comments(
     label_map: Sequence[str] = (),
     both_classes: bool = True,
     extra_columns: tuple[str, ...] = (),
+    attributes: Sequence[str] = (),
     flags: str = FLAGS,
     threshold: float = LABEL_THRESHOLD,
 ) -> Comments:
@@ -129,6 +133,7 @@ def load_comments(
         both_classes: False takes comments of one class too, as in a set of harmless ones that
             measures false alarms.
         extra_columns: columns to take along as they are, where the source has them.
+        attributes: names of columns of shares in [0, 1], case aside, where the source has them.
         flags: what the flags of these choices begin with, for errors.
         threshold: target from which on a comment is toxic.
 
@@ -136,21 +141,16 @@ def load_comments(
         BadInput: for a source that is missing, damaged, or without usable comments, and for labels
             that are neither numbers in [0, 1] nor named by `label_map`.
     """
-    columns = _Columns(source, flags, text_column, label_column, extra_columns)
+    columns = _Columns(source, flags, text_column, label_column, extra_columns, tuple(attributes))
     table, details = _read(source, columns.choose)
     with explained(source):
         texts = _texts_of(table, source, columns.text, f"{flags}text-column")
         has_text = np.array([bool(text and text.strip()) for text in texts], bool)
-        labels = read_labels(
-            table.column(columns.label),
-            has_text,
-            label_map,
-            source=source,
-            name=columns.label,
-            flags=flags,
-        )
+        given = table.column(columns.label), has_text, label_map
+        labels = read_labels(*given, source=source, name=columns.label, flags=flags)
         shares = {n: _numbers(table.column(c), c) for n, c in columns.identities.items()}
         extra = {n: np.array(_words(table.column(n), n), object) for n in columns.extra}
+        found = _attributes_of(table, columns, has_text)
     rows = np.flatnonzero(has_text & ~np.isnan(labels.targets))
     targets = labels.targets[rows].astype(np.float32)
     toxic = (labels.targets[rows] >= threshold).astype(np.float32)
@@ -161,10 +161,19 @@ def load_comments(
         targets=targets,
         identities={n: s[rows].astype(np.float32) for n, s in shares.items() if s is not None},
         extra={name: words[rows] for name, words in extra.items()},
+        attributes={name: shares_of[rows] for name, shares_of in found.items()},
         source=_about(source, details, columns, label_map, has_text, labels, toxic, shares),
     )
     _check_usable(comments, both_classes=both_classes, flags=flags)
     return comments
+
+
+def _attributes_of(table: Any, columns: _Columns, has_text: np.ndarray) -> dict[str, np.ndarray]:
+    """float32 [n] by attribute, of all rows."""
+    return {
+        name: read_shares(table.column(column), has_text, source=columns.source, name=column)
+        for name, column in columns.attributes.items()
+    }
 
 
 def _about(
@@ -293,11 +302,14 @@ class _Columns:
     asked_text: str | None
     asked_label: str | None
     asked_extra: tuple[str, ...]
+    asked_attributes: tuple[str, ...]
     text: str = ""
     label: str = ""
     identities: dict[str, str] = field(default_factory=dict)
     """Column by name in IDENTITY_COLUMNS."""
     extra: list[str] = field(default_factory=list)
+    attributes: dict[str, str] = field(default_factory=dict)
+    """Column by the attribute that was asked for."""
 
     def choose(self, names: Sequence[str]) -> list[str]:
         text, label = f"{self.flags}text-column", f"{self.flags}label-column"
@@ -315,7 +327,9 @@ class _Columns:
         lower = {name.lower(): name for name in names}
         self.identities = {name: lower[name] for name in IDENTITY_COLUMNS if name in lower}
         self.extra = [name for name in self.asked_extra if name in names]
-        return list(dict.fromkeys((self.text, self.label, *self.identities.values(), *self.extra)))
+        self.attributes = {name: lower[name] for name in self.asked_attributes if name in lower}
+        others = *self.identities.values(), *self.extra, *self.attributes.values()
+        return list(dict.fromkeys((self.text, self.label, *others)))
 
 
 def _texts_of(table: Any, source: str, name: str, flag: str | None) -> list[str | None]:

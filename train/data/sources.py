@@ -211,9 +211,10 @@ def _entry(entry: str) -> tuple[str, str, str]:
 
 
 # --- Comments --------------------------------------------------------------------------------
-def load_source(source: CommentSource, where: str = "") -> Comments:
+def load_source(source: CommentSource, where: str = "", attributes: Sequence[str] = ()) -> Comments:
     """Comments of one source, of one class too. Raises BadInput as `load_comments` does.
 
+    `attributes` are those that it has a column of.
     `where` is the sources file, for errors; "" where its columns are flags.
     """
     return load_comments(
@@ -224,22 +225,29 @@ def load_source(source: CommentSource, where: str = "") -> Comments:
         both_classes=False,
         flags=f"{where}, {source.name}: " if where else FLAGS,
         threshold=source.threshold,
+        attributes=attributes,
     )
 
 
-def load_all(sources: Sources, where: str = "") -> Comments:
+def load_all(sources: Sources, where: str = "", attributes: Sequence[str] = ()) -> Comments:
     """Comments of all `sources`, in their order, with `Comments.origin`.
 
     Raises BadInput as `load_comments` does, and where there is but one class.
     """
-    parts = [load_source(source, where) for source in sources]
+    parts = [load_source(source, where, attributes) for source in sources]
     origin = np.repeat(np.arange(len(parts)), [len(part.texts) for part in parts])
     each = [
         {**part.source, **source.to_json(), "path": source.path, "name": source.name}
         for source, part in zip(sources, parts, strict=True)
     ]
     names = list(dict.fromkeys(name for part in parts for name in part.identities))
-    missing = [np.full(len(part.texts), np.nan, np.float32) for part in parts]
+
+    def joined(name: str, shares: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+        unknown = (np.full(len(part.texts), np.nan, np.float32) for part in parts)
+        return np.concatenate(
+            [own.get(name, nan) for own, nan in zip(shares, unknown, strict=True)]
+        )
+
     labels = np.concatenate([part.labels for part in parts])
     if len(np.unique(labels)) < 2:
         raise BadInput(
@@ -263,11 +271,11 @@ def load_all(sources: Sources, where: str = "") -> Comments:
         rows=np.concatenate([part.rows for part in parts]),
         labels=labels,
         targets=np.concatenate([part.targets for part in parts]),
-        identities={
-            name: np.concatenate(
-                [part.identities.get(name, nan) for part, nan in zip(parts, missing, strict=True)]
-            )
-            for name in names
+        identities={name: joined(name, [p.identities for p in parts]) for name in names},
+        attributes={
+            name: joined(name, [p.attributes for p in parts])
+            for name in attributes
+            if any(name in part.attributes for part in parts)
         },
         source=about,
         origin=origin,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from contract import BadInput
+from contract import ATTRIBUTES, BadInput
 from train.artifacts import CONFIG_FILE, SPLIT_FILE, check_split, read_json
 from train.data.load import Comments, load_comments
 from train.data.sources import is_sources_file, load_all, read_sources, sources_of, without
@@ -197,18 +197,21 @@ def comments_of_run(folder: Path, data: str | None = None) -> tuple[Comments, Sp
 def _comments_of(config: Mapping[str, Any], data: str | None) -> Comments:
     """Comments of a run by its config.json; `data` as `comments_of_run` has it."""
     settings = config["train"]
+    attributes = settings.get(ATTRIBUTES, ())
     if data and is_sources_file(data):
         sources = read_sources(Path(data))
         if held_out := settings.get("hold_out_source"):
             sources = without(sources, held_out)[0]
-        return load_all(sources, data)
+        return load_all(sources, data, attributes)
     if config.get("sources") and not data:
-        return load_all(sources_of(config["sources"], CONFIG_FILE), CONFIG_FILE)
+        sources = sources_of(config["sources"], CONFIG_FILE)
+        return load_all(sources, CONFIG_FILE, attributes)
     return load_comments(
         data or settings["data"],
         text_column=settings["text_column"],
         label_column=settings["label_column"],
         label_map=settings.get("label_map", ()),
+        attributes=attributes,
     )
 
 

@@ -22,6 +22,7 @@ from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
+from torch import nn
 
 from train.model import ToxicityEncoder
 from train.validation import expected_calibration_error, probability_of
@@ -130,9 +131,14 @@ def _losses(toxic: np.ndarray, probability: np.ndarray) -> np.ndarray:
 
 def fold_in(model: ToxicityEncoder, calibration: Platt) -> None:
     """Change the head so that `model` gives the calibrated logits."""
+    fold_in_row(model.head, 0, calibration)
+
+
+def fold_in_row(head: nn.Linear, row: int, calibration: Platt) -> None:
+    """Change one output of a head so that it gives the calibrated logits."""
     with torch.no_grad():
-        model.head.weight.mul_(calibration.slope)
-        model.head.bias.mul_(calibration.slope).add_(calibration.offset)
+        head.weight[row].mul_(calibration.slope)
+        head.bias[row].mul_(calibration.slope).add_(calibration.offset)
 
 
 def comparison(labels: np.ndarray, logits: np.ndarray) -> dict[str, dict[str, float]]:

@@ -21,6 +21,10 @@ class ClsOnlyEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits float32 [B]; arguments as of `ToxicityEncoder.forward`."""
+        return self.encoder.head(self.cls_state(input_ids, attention_mask)).squeeze(-1)  # [B]
+
+    def cls_state(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the heads read, [B, D]."""
         padding_BL = attention_mask == 0
         x_BLD = embed(self.encoder, input_ids)
         *full, last = self.encoder.blocks
@@ -40,7 +44,7 @@ class ClsOnlyEncoder(nn.Module):
             )
         x_B1D = x_BLD[:, :1] + last.attention_dropout(attended_B1D)
         x_B1D = x_B1D + last.mlp(last.mlp_norm(x_B1D))
-        return self.encoder.head(x_B1D[:, 0]).squeeze(-1)  # [B]
+        return x_B1D[:, 0]
 
 
 def embed(encoder: ToxicityEncoder, input_ids: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ NGRAM_TEACHER = 1.0
 """Weight of the regression on letters beside a run's 1, by the validation AUROC of students of
 64 x 1 on Jigsaw Wikipedia."""
 _SOURCE = (
-    *("data", "text_column", "label_column", "label_map"),
+    *("data", "text_column", "label_column", "label_map", "attributes"),
     *("sources", "hold_out_source", "near_duplicates"),
 )
 _FIXED = ("fractions", "seed", "max_vocab", "respell", "phrases", "max_len")

@@ -67,7 +67,7 @@ _CARRIED = (
 """What a fine-tuning does as the training did, unless a flag says otherwise."""
 _FIXED = (
     *("fractions", "seed", "max_vocab", "respell", "phrases"),
-    *("max_len", "d_model", "n_layers", "n_heads", "mlp_ratio", "dropout"),
+    *("max_len", "d_model", "n_layers", "n_heads", "mlp_ratio", "dropout", "attributes"),
 )
 """What a checkpoint fixes: its split, its tokenizer and its shape."""
 
@@ -197,6 +197,10 @@ class FakeQuantizedEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits float32 [B]; arguments as of `ToxicityEncoder.forward`."""
+        return self.encoder.head(self.cls_state(input_ids, attention_mask)).squeeze(-1)  # [B]
+
+    def cls_state(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the heads read, [B, D]."""
         encoder = self.encoder
         position_L = torch.arange(input_ids.shape[1], device=input_ids.device)
         x_BLD = encoder.token_embedding(input_ids) + encoder.position_embedding(position_L)
@@ -206,7 +210,7 @@ class FakeQuantizedEncoder(nn.Module):
         for i, block in enumerate(full):
             x_BLD = self._full_block(block, f"blocks.{i}", x_BLD, attend_B11L)
         cls_B1D = self._last_block(last, f"blocks.{len(full)}", x_BLD, attend_B11L)
-        return encoder.head(cls_B1D[:, 0]).squeeze(-1)  # [B]
+        return cls_B1D[:, 0]
 
     def _full_block(
         self, block: nn.Module, name: str, x_BLD: Tensor, attend_B11L: Tensor
