@@ -95,8 +95,8 @@ def measure(config: QualityConfig) -> QualityReport:
             name: _curated(config, comments, _score(models, name, comments.texts), thresholds)
             for name, comments in curated.items()
         },
+        **attributes.measured(config, sets, [*models.values()]),
     }
-    document |= attributes.measured(config, sets, [*models.values()])
     if config.misspell:
         document["misspelled"] = {
             name: _misspelled(config, models, name, comments, logits[name])
