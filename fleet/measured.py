@@ -1,0 +1,178 @@
+"""What was measured of one artifact on one machine, read from the result files of the benches.
+
+`road.json` is needed: its runs behind haproxy have the CPU time of each part, the rate of an open
+loop at its p99, memory and batches. `simulation.json`, where it is of the same artifact, has the
+bytes of a request, too. Nothing is filled in for a figure that is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contract import BadInput
+from storage.files import read_json
+
+ROAD = Path("road/road.json")
+SIMULATION = Path("simulation/simulation.json")
+_REMEDY = "measure with `toxicity bench road`, or name another folder with --results"
+PARTS = ("balancer", "application", "server", "tokenizer", "encoder")
+"""Of a request's CPU time, as bench.traffic.counters has them; the generator's is no part of it."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number and where it is from."""
+
+    value: float
+    unit: str
+    source: str
+    """A result file and what of it, a flag, or "assumed" and why."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one replica behind haproxy on all cores of one machine."""
+
+    artifact: str
+    """First twelve digits of the graph's sha256."""
+    precision: str
+    machine: str
+    cores: int
+    replicas: int
+    instances: int
+    window_ms: float
+    cpu_us: Mapping[str, float]
+    """CPU microseconds a request by PARTS; of the encoder, for a comment that no cache knows."""
+    generator_us: float
+    rate_rps: float
+    """Highest valid open loop with p99 within the objective, no error."""
+    p99_ms: float
+    """Of that run."""
+    utilisation: float
+    """Share of all cores' time that was used then, by the load generator, too."""
+    replica_mib: float
+    beside_mib: float
+    """haproxy and the application, once a machine."""
+    start_s: float
+    tokens: Mapping[str, float]
+    """Of the comments: `median`, `mean`, and `seen`, the mean after the cut at `max_len`."""
+    max_len: int
+    runs: tuple[Mapping[str, Any], ...]
+    """Every run behind haproxy, as `bench.traffic.one_run.Result` has it."""
+    source: str
+    request_bytes: Figure | None = None
+    response_bytes: Figure | None = None
+
+    @property
+    def total_us(self) -> float:
+        """CPU microseconds of a request that no cache knows, without the generator's."""
+        return sum(self.cpu_us.values())
+
+
+def read_measured(results: Path, precision: str, p99_ms: float) -> Measured:
+    """The figures of the artifact in `results`, of a run whose p99 was at most `p99_ms`.
+
+    Raises BadInput, in one line, when a document or a figure is missing, when the artifact has
+    another precision, and when no measured open loop held the objective.
+    """
+    path = results / ROAD
+    road = read_json(path, _REMEDY)
+    try:
+        return _measured(path, road, precision, p99_ms, results / SIMULATION)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise BadInput(
+            f"{path} lacks {error}, expected what this release's bench writes; {_REMEDY}"
+        ) from error
+
+
+def _measured(
+    path: Path, road: Mapping[str, Any], precision: str, p99_ms: float, simulation: Path
+) -> Measured:
+    artifact, hardware, tuning = road["artifact"], road["hardware"], road["tuning"]
+    if artifact["precision"] != precision:
+        raise BadInput(
+            f"--precision is {precision}, expected {artifact['precision']}, which {path} is of; "
+            f"{_REMEDY}"
+        )
+    visits, plain = road["servers"]["door"], road["servers"]["native"]
+    if not visits:
+        raise BadInput(f"{path} has no run behind haproxy, expected some; {_REMEDY}")
+    runs = [run for visit in visits for run in _runs(visit)]
+    best = _best_open(path, visits, p99_ms)
+    cpu, cores = best["cpu_us"], int(hardware["cores"])
+    known = float(best["cache_hit_share"])
+    if known >= 1 or not cpu["encoder"]:
+        raise BadInput(f"{path}: the encoder ran nothing, expected new comments; {_REMEDY}")
+    parts = {part: float(cpu.get(part, 0.0)) for part in PARTS}
+    parts["encoder"] /= 1 - known
+    tokens = road["comments"]["tokens"]
+    cut = [value for name, value in tokens.items() if name.startswith("mean_cut_at_")]
+    replica = max(float(visit["memory_mib"]) for visit in plain)
+    name = artifact["onnx_sha256"][:12]
+    isa = ", ".join(hardware["isa"])
+    return Measured(
+        artifact=name,
+        precision=precision,
+        machine=f"{hardware['cpu']}, {cores} cores ({isa}), {hardware['memory_gib']} GiB",
+        cores=cores,
+        replicas=1,
+        instances=int(tuning["instances"]),
+        window_ms=float(tuning["window_ms"]),
+        cpu_us=parts,
+        generator_us=float(cpu["generator"]),
+        rate_rps=float(best["rate_rps"]),
+        p99_ms=float(best["latency_ms"]["p99"]),
+        utilisation=sum(cpu.values()) * float(best["rate_rps"]) / 1e6 / cores,
+        replica_mib=replica,
+        beside_mib=max(0.0, max(float(visit["memory_mib"]) for visit in visits) - replica),
+        start_s=max(float(visit["start_s"]) for visit in visits),
+        tokens={
+            "median": float(tokens["median"]),
+            "mean": float(tokens["mean"]),
+            "seen": float(cut[0]) if cut else float(tokens["mean"]),
+        },
+        max_len=int(artifact["max_len"]),
+        runs=tuple(runs),
+        source=path.name,
+        **_bytes(simulation, artifact["onnx_sha256"]),
+    )
+
+
+def _runs(visit: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    more = [visit[name] for name in ("repeats", "hits") if visit.get(name)]
+    return [*visit["closed"].values(), *more, *visit["open"]]
+
+
+def _best_open(
+    path: Path, visits: list[Mapping[str, Any]], p99_ms: float
+) -> Mapping[str, Any]:
+    """The quickest open loop that was valid, without an error and within the objective."""
+    opened = [run for visit in visits for run in visit["open"]]
+    valid = [run for run in opened if not run["failures"] and not run["check"]["invalid"]]
+    good = [run for run in valid if run["latency_ms"]["p99"] <= p99_ms]
+    if good:
+        return max(good, key=lambda run: float(run["rate_rps"]))
+    if not valid:
+        raise BadInput(f"{path} has no valid open loop behind haproxy, expected one; {_REMEDY}")
+    least = min(run["latency_ms"]["p99"] for run in valid)
+    raise BadInput(
+        f"--p99-ms is {p99_ms:g}, expected at least {least:.1f}, the least p99 of an open loop in "
+        f"{path}; {_REMEDY}"
+    )
+
+
+def _bytes(path: Path, onnx_sha256: str) -> dict[str, Figure]:
+    """Bytes of a request and its answer, where the simulation's bench counted them."""
+    if not path.is_file():
+        return {}
+    found = read_json(path, "run `python -m bench.serving.simulation`, or remove it")
+    if found.get("artifact", {}).get("onnx_sha256") != onnx_sha256 or "bytes" not in found:
+        return {}
+    source = f"{path.name}: haproxy's own counters"
+    return {
+        f"{name}_bytes": Figure(float(found["bytes"][name]), "bytes", source)
+        for name in ("request", "response")
+    }
