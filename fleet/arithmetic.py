@@ -60,6 +60,8 @@ class Plan:
     cost_hour: float | None
     limits: tuple[Limit, ...]
     """Of one machine once a zone is lost; the one that breaks first is first."""
+    slow_connections: float
+    """Of one machine in flight, were every answer as slow as the objective."""
     assumptions: Mapping[str, Figure]
 
     @property
@@ -121,6 +123,7 @@ def plan(config: PlanConfig, measured: Measured) -> Plan:
         utilisation_lost=busy / (surviving * config.cores_per_machine),
         cost_hour=None if price is None else machines * config.cores_per_machine * price,
         limits=_limits(config, measured, cpu_us, surviving, replicas, machine_gib, bits),
+        slow_connections=rps / surviving * config.p99_ms / 1e3,
         assumptions=assumptions(config, measured),
     )
 
@@ -184,10 +187,11 @@ def _limits(
         ),
         Limit(
             "connections in flight",
-            rate * config.p99_ms / 1e3,
+            rate * measured.mean_ms / 1e3,
             MAX_CONNECTIONS,
             "connections",
-            "Little's law with every answer at the objective; MAX_CONNECTIONS of contract.py",
+            f"Little's law, mean {measured.mean_ms:.1f} ms of {measured.source}; idle ones not "
+            "counted; contract.py",
         ),
     ]
     if bits is not None and config.machine_gbits:
@@ -210,20 +214,25 @@ def assumptions(config: PlanConfig, measured: Measured) -> dict[str, Figure]:
         measured.utilisation, "of the cores", f"{run}, the load generator's time counted"
     )
     found["p99 of that run"] = Figure(measured.p99_ms, "ms", run)
+    found["mean latency of that run"] = Figure(measured.mean_ms, "ms", run)
     found["comments that a cache knows"] = Figure(config.repeats, "of all", "--repeats")
     found["memory of a replica"] = Figure(measured.replica_mib, "MiB", measured.source)
     found["memory of haproxy and the application"] = Figure(
         measured.beside_mib, "MiB a machine", f"{measured.source}, with haproxy less without"
     )
     found["cores of a replica"] = Figure(
-        measured.cores / measured.replicas, "cores", f"{measured.source}; fewer or more: not measured"
+        measured.cores / measured.replicas,
+        "cores",
+        f"{measured.source}; fewer or more: not measured",
     )
     found["cores of a machine"] = Figure(
         config.cores_per_machine,
         "cores",
-        f"--cores-per-machine; assumed: {measured.cores} measured cores cost the same CPU a request",
+        f"--cores-per-machine; assumed: a request costs them what it costs {measured.cores}",
     )
-    found["zones"] = Figure(config.zones, "zones", "--zones; assumed: equal, and traffic is spread evenly")
+    found["zones"] = Figure(
+        config.zones, "zones", "--zones; assumed: equal, and traffic is spread evenly"
+    )
     for name, figure in zip(("request", "answer"), network(config, measured), strict=True):
         if figure:
             found[f"bytes a {name}"] = figure

@@ -51,6 +51,7 @@ class Measured:
     """Highest valid open loop with p99 within the objective, no error."""
     p99_ms: float
     """Of that run."""
+    mean_ms: float
     utilisation: float
     """Share of all cores' time that was used then, by the load generator, too."""
     replica_mib: float
@@ -125,6 +126,7 @@ def _measured(
         generator_us=float(cpu["generator"]),
         rate_rps=float(best["rate_rps"]),
         p99_ms=float(best["latency_ms"]["p99"]),
+        mean_ms=float(best["latency_ms"]["mean"]),
         utilisation=sum(cpu.values()) * float(best["rate_rps"]) / 1e6 / cores,
         replica_mib=replica,
         beside_mib=max(0.0, max(float(visit["memory_mib"]) for visit in visits) - replica),
@@ -146,9 +148,7 @@ def _runs(visit: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [*visit["closed"].values(), *more, *visit["open"]]
 
 
-def _best_open(
-    path: Path, visits: list[Mapping[str, Any]], p99_ms: float
-) -> Mapping[str, Any]:
+def _best_open(path: Path, visits: list[Mapping[str, Any]], p99_ms: float) -> Mapping[str, Any]:
     """The quickest open loop that was valid, without an error and within the objective."""
     opened = [run for visit in visits for run in visit["open"]]
     valid = [run for run in opened if not run["failures"] and not run["check"]["invalid"]]
@@ -176,3 +176,42 @@ def _bytes(path: Path, onnx_sha256: str) -> dict[str, Figure]:
         f"{name}_bytes": Figure(float(found["bytes"][name]), "bytes", source)
         for name in ("request", "response")
     }
+
+
+def read_beside(results: Path, measured: Measured) -> dict[str, Figure]:
+    """Rates of other result files, to judge the plan by; of what is there, and none planned with.
+
+    Each says which artifact it is of: figures of two do not belong in one plan.
+    """
+    found: dict[str, Figure] = {}
+    for file, rows, rung in (
+        ("peers/peers.json", "peers", "ours: published version"),
+        ("capacity/capacity.json", "rungs", "published, a replica a core"),
+    ):
+        path = results / file
+        if not path.is_file():
+            continue
+        document = read_json(path, "run the bench again, or remove it")
+        named = document.get("artifact", {}).get("onnx_sha256", "")[:12]
+        of = "same artifact" if named == measured.artifact else f"artifact {named or 'not named'}"
+        for row in document.get(rows, ()):
+            if row["rung"]["name"] == rung:
+                p99 = row["result"]["latency_ms"]["p99"]
+                found[f"open loop, {rung}"] = Figure(
+                    float(row["capacity_rps"]),
+                    f"/s, p99 {p99:.0f} ms",
+                    f"{path.name}, {of}, {document['hardware']['cpu']}, "
+                    f"{document['hardware']['cores']} cores",
+                )
+    path = results / "cache/cache.json"
+    if path.is_file():
+        document = read_json(path, "run the bench again, or remove it")
+        named = document.get("artifact", {}).get("onnx_sha256", "")[:12]
+        of = "same artifact" if named == measured.artifact else f"artifact {named or 'not named'}"
+        for name, bar in document.get("bars", {}).items():
+            if bar["value"] is not None:
+                words = name.replace("cpu_at_", "").replace("_percent", " % repeats")
+                found[f"CPU with the cache over without, {words}"] = Figure(
+                    float(bar["value"]), "", f"{path.name}, {of}"
+                )
+    return found

@@ -144,6 +144,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             *("bench.serving.tune", "bench.serving.tune:TuneConfig"),
             "choose instances, window and largest batch by measurement",
         ),
+        "plan": Entry(
+            *("fleet.__main__", "fleet.config:PlanConfig"),
+            "what a load needs, from measured figures: machines, memory, money, what breaks first",
+        ),
         "ladder": Entry(
             *("experiments.ladder", "experiments.ladder:LadderConfig"),
             "distil students, export them, plot AUROC against speed",

@@ -1,0 +1,222 @@
+"""A plan in words, tables and one JSON document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from console.tables import aligned
+from contract import MAX_CONNECTIONS
+from fleet.arithmetic import Plan
+from fleet.config import PlanConfig
+from fleet.measured import Figure, Measured
+from fleet.scenarios import Scenarios
+from fleet.training import Projection
+
+_OWN = ("json", "plot")
+
+
+def words_of_plan(
+    plan: Plan, measured: Measured, config: PlanConfig, beside: Mapping[str, Figure]
+) -> str:
+    """What a load needs, what breaks first, and every assumption beside its source."""
+    head = (
+        f"{plan.rps:,.0f} requests/s of one comment, p99 at most {config.p99_ms:g} ms, "
+        f"{config.repeats:.0%} known to the cache\n"
+        f"artifact {measured.artifact}, {measured.precision}, measured on {measured.machine}; "
+        f"highest open loop behind haproxy {measured.rate_rps:,.0f}/s, p99 {measured.p99_ms:.1f} ms"
+    )
+    parts = [
+        head,
+        aligned([["needed", "", ""], *_needed(plan)], left=1),
+        aligned(
+            [
+                ["CPU time of a request", "us", "share"],
+                *(
+                    [part, f"{plan.cpu_us[part]:.1f}", f"{share:.0%}"]
+                    for part, share in plan.drivers.items()
+                ),
+            ]
+        ),
+        aligned(
+            [
+                ["a machine, a zone lost: first to break", "used", "limit", "share", "source"],
+                *(
+                    [
+                        one.name,
+                        *(f"{one.used:.4g}", f"{one.limit:.4g} {one.unit}"),
+                        *(f"{one.share:.0%}", one.source),
+                    ]
+                    for one in plan.limits
+                ),
+            ]
+        ),
+        *_warnings(plan),
+        _assumptions(plan.assumptions),
+        _figures("beside it, not planned with", beside),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _warnings(plan: Plan) -> list[str]:
+    """What does not fit a machine, and what would not if every answer were slow."""
+    found = [
+        f"DOES NOT FIT: {one.name} of a machine, {one.used:.4g} of {one.limit:.4g} {one.unit}"
+        for one in plan.limits
+        if one.share > 1
+    ]
+    if plan.slow_connections > MAX_CONNECTIONS:
+        found.append(
+            f"were every answer as slow as the objective, {plan.slow_connections:,.0f} connections "
+            f"a machine were in flight, and haproxy takes {MAX_CONNECTIONS:,}: then take smaller "
+            "machines"
+        )
+    return ["\n".join(found)] if found else []
+
+
+def _needed(plan: Plan) -> list[list[str]]:
+    saved = plan.uncached_cores - plan.cores
+    bits = plan.network_bits
+    lost = "a lost zone is covered" if plan.zones > 1 else "no zone can be lost"
+    rows = [
+        ["cores at the measured utilisation", f"{plan.cores:,.0f}", "all zones there or not"],
+        ["saved by the cache", f"{saved:,.0f}", "cores"],
+        ["machines", f"{plan.machines:,}", f"{plan.machines_a_zone:,} a zone, {plan.zones} zones"],
+        ["cores of them", f"{plan.machines * plan.cores_a_machine:,}", lost],
+        ["replicas", f"{plan.replicas:,}", f"{plan.replicas_a_machine} a machine"],
+        [
+            "balancers",
+            f"{plan.machines:,}",
+            "one haproxy a machine; what is before them: not measured",
+        ],
+        ["memory", f"{plan.memory_gib:,.1f} GiB", f"{plan.machine_gib:.2f} GiB a machine"],
+        [
+            "network",
+            "not known" if bits is None else f"{bits / 1e9:,.2f} Gbit/s",
+            "give --request-bytes and --response-bytes" if bits is None else "both directions",
+        ],
+        ["cores in use, all zones there", f"{plan.utilisation:.0%}", ""],
+    ]
+    if plan.zones > 1:
+        rows.append(["cores in use, one zone lost", f"{plan.utilisation_lost:.0%}", ""])
+    if plan.cost_hour is None:
+        return [*rows, ["cost", "not known", "give --price-per-core-hour"]]
+    return [
+        *rows,
+        ["cost an hour", f"{plan.cost_hour:,.2f}", ""],
+        ["cost a month", f"{plan.cost_month:,.0f}", "of 730 hours"],
+        ["cost a million requests", f"{plan.cost_a_million:,.4f}", "under this load all the time"],
+    ]
+
+
+def _assumptions(found: Mapping[str, Figure]) -> str:
+    return _figures("rests on", found)
+
+
+def _figures(heading: str, found: Mapping[str, Figure]) -> str:
+    rows = [[heading, "", "unit", "source"]]
+    rows += [[name, f"{one.value:,.4g}", one.unit, one.source] for name, one in found.items()]
+    name, value, unit = (max(len(row[at]) for row in rows) for at in range(3))
+    return "\n".join(
+        f"{row[0].ljust(name)}  {row[1].rjust(value)}  {row[2].ljust(unit)}  {row[3]}"
+        for row in rows
+    )
+
+
+def words_of_scenarios(found: Scenarios, config: PlanConfig) -> str:
+    """What was simulated, and the load at which each thing breaks."""
+    rows = [["simulated", "requests/s", "p50 ms", "p99", "p99.9", "refused", "failed", "retried"]]
+    named = {
+        **found.runs,
+        **{f"{f:g} x the load, a zone lost": r for f, r in found.by_factor.items()},
+    }
+    for name, run in named.items():
+        shown = [run.percentiles_ms.get(at, 0.0) for at in ("p50", "p99", "p99.9")]
+        rows.append(
+            [
+                *(name, f"{run.setting.rate:,.0f}", *(f"{ms:,.1f}" for ms in shown)),
+                *(f"{run.refused_share:.2%}", f"{run.failed_share:.2%}"),
+                f"{run.outcomes.retried}",
+            ]
+        )
+    breaks = [
+        f"{words}: {'not up to' if f is None else 'from'} {f or max(found.by_factor):g} x the load"
+        for words, f in found.breaks(config.p99_ms).items()
+    ]
+    service = found.service
+    return (
+        f"{aligned(rows)}\n\nwith a zone lost, {'; '.join(breaks)}\n"
+        f"one machine of {found.cores} cores in each zone stands for all; a call of the model "
+        f"takes {1e6 * service.call_s:.1f} us + {1e6 * service.comment_s:.2f} us a comment + "
+        f"{1e6 * service.token_s:.3f} us a token, fitted to {service.runs} measured runs, mean "
+        f"error {service.error:.0%}\n"
+        f"assumed: half of haproxy's and Triton's time before the queue, half behind; a dead "
+        f"machine is known after {config.detect_s:g} s (--detect-s); nothing takes a core away, so that "
+        "latencies of a shared machine are longer"
+    )
+
+
+def words_of_training(found: Projection) -> str:
+    """Hours and money of a training."""
+    cost = "cost not known: give --train-cores and --price-per-core-hour"
+    if found.cost is not None:
+        cost = f"{found.core_hours:,.1f} core hours, cost {found.cost:,.2f}"
+    elif found.core_hours is not None:
+        cost = f"{found.core_hours:,.1f} core hours; cost not known: give --price-per-core-hour"
+    return (
+        f"training on {found.rows:,} comments, {found.epochs} epochs: {found.hours:,.1f} hours on "
+        f"one machine as it was; {cost}\n\n{_assumptions(found.assumptions)}"
+    )
+
+
+def document(
+    config: PlanConfig,
+    measured: Measured | None,
+    plan: Plan | None,
+    scenarios: Scenarios | None,
+    training: Projection | None,
+) -> dict[str, Any]:
+    """All of it for programs; what was not asked for is None."""
+    return {
+        "plan_for": {
+            name: value.name if isinstance(value, Path) else value
+            for name, value in asdict(config).items()
+            if name not in _OWN
+        },
+        "measured": measured
+        and {
+            "artifact": measured.artifact,
+            "precision": measured.precision,
+            "machine": measured.machine,
+            "rate_rps": measured.rate_rps,
+            "p99_ms": measured.p99_ms,
+            "utilisation": round(measured.utilisation, 4),
+        },
+        "plan": plan and _plan(plan),
+        "simulated": scenarios
+        and {
+            "service_times": asdict(scenarios.service),
+            "runs": {name: run.to_json() for name, run in scenarios.runs.items()},
+            "a_zone_lost_by_load": {
+                f"{f:g}": run.to_json() for f, run in scenarios.by_factor.items()
+            },
+            "breaks_at_load": scenarios.breaks(config.p99_ms),
+        },
+        "training": training and asdict(training),
+    }
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
+    limits = [{**asdict(one), "share": one.share} for one in plan.limits]
+    return {
+        **asdict(plan),
+        "limits": limits,
+        "machines": plan.machines,
+        "replicas": plan.replicas,
+        "balancers": plan.machines,
+        "cost_month": plan.cost_month,
+        "cost_a_million": plan.cost_a_million,
+        "drivers": plan.drivers,
+    }
