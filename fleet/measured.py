@@ -33,6 +33,16 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Stalls:
+    """How a core is taken away, as a probe saw it (bench/serving/simulation.py)."""
+
+    a_second: float
+    """Of one core."""
+    pauses_s: tuple[float, ...]
+    """Of those that were seen; a simulated one is one of these."""
+
+
+@dataclass(frozen=True)
 class Measured:
     """Of one replica behind haproxy on all cores of one machine."""
 
@@ -66,6 +76,7 @@ class Measured:
     source: str
     request_bytes: Figure | None = None
     response_bytes: Figure | None = None
+    stalls: Stalls | None = None
 
     @property
     def total_us(self) -> float:
@@ -139,7 +150,7 @@ def _measured(
         max_len=int(artifact["max_len"]),
         runs=tuple(runs),
         source=path.name,
-        **_bytes(simulation, artifact["onnx_sha256"]),
+        **_more(simulation, artifact["onnx_sha256"]),
     )
 
 
@@ -164,17 +175,19 @@ def _best_open(path: Path, visits: list[Mapping[str, Any]], p99_ms: float) -> Ma
     )
 
 
-def _bytes(path: Path, onnx_sha256: str) -> dict[str, Figure]:
-    """Bytes of a request and its answer, where the simulation's bench counted them."""
+def _more(path: Path, onnx_sha256: str) -> dict[str, Any]:
+    """What the simulation's bench counted of the same artifact: bytes, and how cores are taken."""
     if not path.is_file():
         return {}
-    found = read_json(path, "run `python -m bench.serving.simulation`, or remove it")
-    if found.get("artifact", {}).get("onnx_sha256") != onnx_sha256 or "bytes" not in found:
+    found = read_json(path, "run `toxicity bench simulation`, or remove it")
+    if found["artifact"]["onnx_sha256"] != onnx_sha256:
         return {}
     source = f"{path.name}: haproxy's own counters"
+    stalls = found["stalls"]
     return {
-        f"{name}_bytes": Figure(float(found["bytes"][name]), "bytes", source)
-        for name in ("request", "response")
+        "request_bytes": Figure(float(found["bytes"]["request"]), "bytes", source),
+        "response_bytes": Figure(float(found["bytes"]["response"]), "bytes", source),
+        "stalls": Stalls(float(stalls["a_second"]), tuple(stalls["pauses_s"])),
     }
 
 

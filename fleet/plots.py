@@ -11,7 +11,7 @@ import numpy as np
 from console.figures import finish, panels, save, title
 from fleet.arithmetic import Plan, plan
 from fleet.config import PlanConfig
-from fleet.measured import PARTS, Measured
+from fleet.measured import Measured
 from fleet.scenarios import Scenarios
 
 _LOADS = (0.01, 0.03, 0.1, 0.3, 1)
@@ -42,16 +42,13 @@ def plot_plan(
 def _cores(axes: Any, config: PlanConfig, measured: Measured) -> None:
     assert config.rps is not None
     plans = [plan(replace(config, rps=share * config.rps), measured) for share in _LOADS]
-    names, below = [f"{one.rps:,.0f}" for one in plans], np.zeros(len(plans))
-    for part in PARTS:
-        cores = np.array([one.cores * one.drivers[part] for one in plans])
-        axes.bar(names, cores, bottom=below, label=part)
-        below += cores
-    axes.plot(
-        names, [one.machines * one.cores_a_machine for one in plans], "k_", ms=16, label="bought"
-    )
-    axes.set(title="Cores by load", xlabel="requests/s", ylabel="cores", yscale="log")
-    finish(axes, grid="y")
+    loads = [one.rps for one in plans]
+    axes.plot(loads, [one.cores for one in plans], "o-", label="needed, all zones there")
+    bought = [one.machines * one.cores_a_machine for one in plans]
+    axes.plot(loads, bought, "o-", label="of whole machines, a lost zone covered")
+    scales = {"xscale": "log", "yscale": "log"}
+    axes.set(title="Cores by load", xlabel="requests/s", ylabel="cores", **scales)
+    _finish(axes, "upper left")
 
 
 def _limits(axes: Any, planned: Plan) -> None:
@@ -72,7 +69,7 @@ def _sweep(axes: Any, config: PlanConfig, found: Scenarios) -> None:
     refused = axes.twinx()
     refused.plot(factors, [100 * run.refused_share for run in runs], "r:", label="refused")
     refused.set(ylabel="% refused (dotted)", ylim=(0, None))
-    finish(axes)
+    _finish(axes, "lower right")
 
 
 def _lost_zone(axes: Any, found: Scenarios) -> None:
@@ -94,4 +91,10 @@ def _lost_zone(axes: Any, found: Scenarios) -> None:
         xlabel="s",
         ylabel="requests/s by when they were sent",
     )
-    finish(axes)
+    _finish(axes, "center right")
+
+
+def _finish(axes: Any, place: str) -> None:
+    """A legend within the axes, where another axis or panel is beside them."""
+    finish(axes, legend=False)
+    axes.legend(loc=place, fontsize=8)

@@ -16,6 +16,10 @@ from fleet.scenarios import Scenarios
 from fleet.training import Projection
 
 _OWN = ("json", "plot")
+_STALLS = {
+    True: "cores are taken away as a probe saw it, simulation.json",
+    False: "nothing takes a core away: latencies of a shared machine are longer",
+}
 
 
 def words_of_plan(
@@ -153,8 +157,7 @@ def words_of_scenarios(found: Scenarios, config: PlanConfig) -> str:
         f"{1e6 * service.token_s:.3f} us a token, fitted to {service.runs} measured runs, mean "
         f"error {service.error:.0%}\n"
         f"assumed: half of haproxy's and Triton's time before the queue, half behind; a dead "
-        f"machine is known after {config.detect_s:g} s (--detect-s); nothing takes a core away, so that "
-        "latencies of a shared machine are longer"
+        f"machine is known after {config.detect_s:g} s (--detect-s); {_STALLS[found.stalls]}"
     )
 
 

@@ -35,6 +35,8 @@ class Scenarios:
     """Of a simulated machine."""
     runs: Mapping[str, Simulated]
     by_factor: Mapping[float, Simulated]
+    stalls: bool
+    """Whether cores are taken away as a probe of the measured machine saw it."""
 
     def breaks(self, p99_ms: float) -> dict[str, float | None]:
         """The first of FACTORS at which the p99 is missed, at which something is refused, and at
@@ -82,6 +84,7 @@ def run_scenarios(config: PlanConfig, measured: Measured, planned: Plan) -> Scen
         hits=config.repeats,
         seed=config.seed,
         detect_s=config.detect_s,
+        stalls=measured.stalls,
     )
     third = config.simulate_s / 3
     runs = {"as planned": simulate(setting)}
@@ -95,4 +98,4 @@ def run_scenarios(config: PlanConfig, measured: Measured, planned: Plan) -> Scen
             runs[words] = simulate(replace(setting, incidents=(happens,)))
     left = replace(setting, machines=max(1, zones - 1), seconds=_SWEEP_SHARE * config.simulate_s)
     by_factor = {f: simulate(replace(left, rate=f * setting.rate)) for f in FACTORS}
-    return Scenarios(service, cores, runs, by_factor)
+    return Scenarios(service, cores, runs, by_factor, measured.stalls is not None)

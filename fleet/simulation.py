@@ -16,6 +16,7 @@ import simpy
 
 from fleet.cores import Steps
 from fleet.machine import Machine, Shape
+from fleet.measured import Stalls
 from fleet.requests import Lengths, Outcomes, Request, schedule
 
 
@@ -26,16 +27,6 @@ class Incident:
     kind: Literal["replica killed", "rollout", "zone lost"]
     at_s: float
     machine: int = 0
-
-
-@dataclass(frozen=True)
-class Stalls:
-    """How a core is taken away, as a probe saw it (bench/serving/simulation.py)."""
-
-    a_second: float
-    """Of one core."""
-    pauses_s: tuple[float, ...]
-    """Of those that were seen; a simulated one is one of these."""
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,10 @@ BENCH: dict[str, dict[str, Entry]] = {
             *("bench.serving.cache", "bench.serving.cache:CacheBenchConfig"),
             "what the cache of repeated comments costs and saves",
         ),
+        "simulation": Entry(
+            *("bench.serving.simulation", "bench.serving.simulation:SimulationConfig"),
+            "the simulation of `toxicity plan` beside two real replicas",
+        ),
         "peers": Entry(
             *("bench.serving.peers", "bench.serving.peers:PeersConfig"),
             "ours beside FastAPI, LitServe and the plain graph on Triton",
