@@ -13,14 +13,10 @@ Prints a table and writes `simulation.json`, which `toxicity plan` reads.
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
 import os
 import statistics
-import time
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +37,7 @@ from bench.report.result import (
     report,
 )
 from bench.serving.servers import artifact_of, serving
+from bench.serving.stalls import probe
 from bench.serving.visits import Loader, loader
 from bench.traffic.comments import AUTO, COMMENTS_HELP, Pool, load_pool
 from bench.traffic.counters import server_counters
@@ -63,8 +60,6 @@ _WITHIN = 0.15
 _CALIBRATED_AT = 0.4
 """Of the closed loop's rate, the open loop that CPU times are of."""
 _WARM_UP_S, _SKIP_S = 2, 1
-_STALL_S = 0.0002
-"""A longer gap between two looks at the clock is a core that was taken away."""
 _OUTSIDE = ("balancer", "application", "server")
 """Whose CPU time is not the model's."""
 
@@ -169,29 +164,6 @@ def calibrate(config: SimulationConfig, server: Server, load: Loader) -> Calibra
         response_bytes=round(taken[1] / requests, 1),
         closed_rps=best,
     )
-
-
-def probe(seconds: float) -> Stalls:
-    """How often each core that this process may use is taken from a program that only spins."""
-    cores = sorted(os.sched_getaffinity(0))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(cores), mp_context=context) as pool:
-        found = [pause for of in pool.map(spin, cores, [seconds] * len(cores)) for pause in of]
-    return Stalls(len(found) / (seconds * len(cores)), tuple(round(pause, 6) for pause in found))
-
-
-def spin(core: int, seconds: float) -> list[float]:
-    """Pauses in seconds of a program that looks at the clock on one core for so long."""
-    os.sched_setaffinity(0, {core})
-    gc.disable()
-    pauses = []
-    last = began = time.perf_counter()
-    while last - began < seconds:
-        now = time.perf_counter()
-        if now - last > _STALL_S:
-            pauses.append(now - last)
-        last = now
-    return pauses
 
 
 def _bytes(server: Server) -> tuple[float, float]:
