@@ -37,7 +37,7 @@ def main() -> None:
         from fleet.scenarios import run_scenarios  # the core and simpy, for this alone
 
         scenarios = run_scenarios(config, measured, planned)
-        words.append(words_of_scenarios(scenarios, config))
+        words.append(words_of_scenarios(scenarios, measured, config))
     if config.train_rows is not None:
         training = project(config)
         words.append(words_of_training(training))

@@ -45,6 +45,8 @@ class Plan:
     """Needed at the measured utilisation, a zone's loss not counted."""
     uncached_cores: float
     """The same where nothing repeats."""
+    visits: tuple[float, ...]
+    """The same by each visit of the bench; the last one is planned with."""
     machines_a_zone: int
     zones: int
     replicas_a_machine: int
@@ -111,6 +113,7 @@ def plan(config: PlanConfig, measured: Measured) -> Plan:
         rps=rps,
         cpu_us=cpu_us,
         cores=cores,
+        visits=tuple(rps * seconds for seconds in measured.visits_s),
         uncached_cores=_cores(rps, measured.cpu_us, measured),
         machines_a_zone=machines_a_zone,
         zones=config.zones,

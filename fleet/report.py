@@ -30,7 +30,7 @@ def words_of_plan(
         f"{plan.rps:,.0f} requests/s of one comment, p99 at most {config.p99_ms:g} ms, "
         f"{config.repeats:.0%} known to the cache\n"
         f"artifact {measured.artifact}, {measured.precision}, measured on {measured.machine}; "
-        f"highest open loop behind haproxy {measured.rate_rps:,.0f}/s, p99 {measured.p99_ms:.1f} ms"
+        f"open loop behind haproxy of {measured.rate_rps:,.0f}/s, p99 {measured.p99_ms:.1f} ms"
     )
     parts = [
         head,
@@ -86,6 +86,11 @@ def _needed(plan: Plan) -> list[list[str]]:
     lost = "a lost zone is covered" if plan.zones > 1 else "no zone can be lost"
     rows = [
         ["cores at the measured utilisation", f"{plan.cores:,.0f}", "all zones there or not"],
+        [
+            "of each visit of the bench, nothing known",
+            _visits(plan),
+            "cores; the most is planned with",
+        ],
         ["saved by the cache", f"{saved:,.0f}", "cores"],
         ["machines", f"{plan.machines:,}", f"{plan.machines_a_zone:,} a zone, {plan.zones} zones"],
         ["cores of them", f"{plan.machines * plan.cores_a_machine:,}", lost],
@@ -115,6 +120,10 @@ def _needed(plan: Plan) -> list[list[str]]:
     ]
 
 
+def _visits(plan: Plan) -> str:
+    return ", ".join(f"{cores:,.0f}" for cores in plan.visits)
+
+
 def _assumptions(found: Mapping[str, Figure]) -> str:
     return _figures("rests on", found)
 
@@ -129,7 +138,7 @@ def _figures(heading: str, found: Mapping[str, Figure]) -> str:
     )
 
 
-def words_of_scenarios(found: Scenarios, config: PlanConfig) -> str:
+def words_of_scenarios(found: Scenarios, measured: Measured, config: PlanConfig) -> str:
     """What was simulated, and the load at which each thing breaks."""
     rows = [["simulated", "requests/s", "p50 ms", "p99", "p99.9", "refused", "failed", "retried"]]
     named = {
@@ -149,13 +158,16 @@ def words_of_scenarios(found: Scenarios, config: PlanConfig) -> str:
         f"{words}: {'not up to' if f is None else 'from'} {f or max(found.by_factor):g} x the load"
         for words, f in found.breaks(config.p99_ms).items()
     ]
-    service = found.service
+    service, again = found.service, found.again.percentiles_ms
     return (
         f"{aligned(rows)}\n\nwith a zone lost, {'; '.join(breaks)}\n"
         f"one machine of {found.cores} cores in each zone stands for all; a call of the model "
         f"takes {1e6 * service.call_s:.1f} us + {1e6 * service.comment_s:.2f} us a comment + "
         f"{1e6 * service.token_s:.3f} us a token, fitted to {service.runs} measured runs, mean "
         f"error {service.error:.0%}\n"
+        f"the measured open loop of {measured.rate_rps:,.0f}/s, simulated: p50 "
+        f"{again['p50']:.1f} ms (measured {measured.p50_ms:.1f}), p99 {again['p99']:.1f} ms "
+        f"(measured {measured.p99_ms:.1f}): so far off is it\n"
         f"assumed: half of haproxy's and Triton's time before the queue, half behind; a dead "
         f"machine is known after {config.detect_s:g} s (--detect-s); {_STALLS[found.stalls]}"
     )
@@ -194,12 +206,14 @@ def document(
             "precision": measured.precision,
             "machine": measured.machine,
             "rate_rps": measured.rate_rps,
+            "p50_ms": measured.p50_ms,
             "p99_ms": measured.p99_ms,
             "utilisation": round(measured.utilisation, 4),
         },
         "plan": plan and _plan(plan),
         "simulated": scenarios
         and {
+            "measured_run_again": scenarios.again.to_json(),
             "service_times": asdict(scenarios.service),
             "runs": {name: run.to_json() for name, run in scenarios.runs.items()},
             "a_zone_lost_by_load": {

@@ -8,7 +8,7 @@ worse case.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from fleet.arithmetic import Plan
@@ -30,6 +30,8 @@ _SWEEP_SHARE = 0.5
 class Scenarios:
     """Runs by name, and those of ever more load once a zone is lost."""
 
+    again: Simulated
+    """The measured run itself, its generator on the same cores: how far off the simulation is."""
     service: ServiceTimes
     cores: int
     """Of a simulated machine."""
@@ -42,7 +44,7 @@ class Scenarios:
         """The first of FACTORS at which the p99 is missed, at which something is refused, and at
         which something fails; None where it never is.
         """
-        signs = {
+        signs: dict[str, Callable[[Simulated], bool]] = {
             "p99 above the objective": lambda run: run.percentiles_ms.get("p99", 1e9) > p99_ms,
             "comments refused": lambda run: run.refused_share > 0,
             "fewer answers than requests": lambda run: (
@@ -98,4 +100,16 @@ def run_scenarios(config: PlanConfig, measured: Measured, planned: Plan) -> Scen
             runs[words] = simulate(replace(setting, incidents=(happens,)))
     left = replace(setting, machines=max(1, zones - 1), seconds=_SWEEP_SHARE * config.simulate_s)
     by_factor = {f: simulate(replace(left, rate=f * setting.rate)) for f in FACTORS}
-    return Scenarios(service, cores, runs, by_factor, measured.stalls is not None)
+    again = simulate(
+        replace(
+            setting,
+            shape=replace(
+                shape_of(measured, measured.cores, service),
+                generator_s=measured.generator_us / 1e6,
+            ),
+            rate=measured.rate_rps,
+            machines=1,
+            hits=measured.hits,
+        )
+    )
+    return Scenarios(again, service, cores, runs, by_factor, measured.stalls is not None)

@@ -64,6 +64,9 @@ def test_figures_are_those_of_the_result_file(measured: Measured) -> None:
     assert miss == pytest.approx(best["cpu_us"]["encoder"])
     used = sum(best["cpu_us"].values()) * best["rate_rps"] / 1e6
     assert measured.utilisation == pytest.approx(used / road["hardware"]["cores"])
+    costliest = plan(PlanConfig(rps=1e6), measured)
+    assert costliest.cores == pytest.approx(max(costliest.visits)) > min(costliest.visits)
+    assert len(costliest.visits) == len(road["servers"]["door"])
     assert road["artifact"]["onnx_sha256"].startswith(measured.artifact)
     assert measured.request_bytes is None  # no bench has counted them here
 
@@ -373,11 +376,11 @@ def test_what_breaks_first_is_found(measured: Measured) -> None:
     shape = shape_of(measured, 2, fit(measured.runs))
     rate = measured.cores * 1e6 / measured.total_us
     runs = {factor: simulate(Setting(shape, factor * rate, 0.5, LENGTHS)) for factor in (0.3, 2.5)}
-    found = Scenarios(shape.service, 2, {}, runs, stalls=False).breaks(p99_ms=50)
+    found = Scenarios(runs[0.3], shape.service, 2, {}, runs, stalls=False).breaks(p99_ms=50)
     assert found["p99 above the objective"] == found["fewer answers than requests"] == 2.5
-    assert Scenarios(shape.service, 2, {}, {0.3: runs[0.3]}, False).breaks(50) == dict.fromkeys(
-        found
-    )
+    assert Scenarios(runs[0.3], shape.service, 2, {}, {0.3: runs[0.3]}, False).breaks(
+        50
+    ) == dict.fromkeys(found)
 
 
 # --- The command -------------------------------------------------------------------------
@@ -394,6 +397,8 @@ def test_the_command_prints_a_document_and_draws(
     planned = found["simulated"]["runs"]["as planned"]
     assert planned["sent"] == planned["answered"] and planned["latency_ms"]["p99"] > 0
     assert found["simulated"]["runs"]["a zone lost"]["failed"] > 0
+    again = found["simulated"]["measured_run_again"]
+    assert again["rate"] == pytest.approx(found["measured"]["rate_rps"], abs=0.1)
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
