@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from contract import DEFAULT_CACHE_BYTES, MAX_CONNECTIONS
 from fleet.config import PlanConfig
-from fleet.measured import PARTS, Figure, Measured
+from fleet.measured import PARTS, Figure, MeasuredServer
 
 _MIB_A_GIB, _HOURS_A_MONTH = 1024, 730
 
@@ -35,7 +35,7 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FleetPlan:
     """What a load needs."""
 
     rps: float
@@ -94,7 +94,7 @@ class Plan:
         return {part: us / total for part, us in ordered}
 
 
-def plan(config: PlanConfig, measured: Measured) -> Plan:
+def plan(config: PlanConfig, measured: MeasuredServer) -> FleetPlan:
     """Machines such that the load fits at the measured utilisation with any one zone lost."""
     assert config.rps is not None  # the config refuses a plan without
     rps = config.rps
@@ -109,7 +109,7 @@ def plan(config: PlanConfig, measured: Measured) -> Plan:
     bits = _bits_a_request(config, measured)
     price = config.price_per_core_hour
     surviving = machines_a_zone * (left if config.zones > 1 else 1)
-    return Plan(
+    return FleetPlan(
         rps=rps,
         cpu_us=cpu_us,
         cores=cores,
@@ -131,26 +131,26 @@ def plan(config: PlanConfig, measured: Measured) -> Plan:
     )
 
 
-def _cpu_us(measured: Measured, repeats: float) -> dict[str, float]:
+def _cpu_us(measured: MeasuredServer, repeats: float) -> dict[str, float]:
     """A comment that the cache knows costs what another does, without the encoder."""
     return {**measured.cpu_us, "encoder": measured.cpu_us["encoder"] * (1 - repeats)}
 
 
-def _cores(rps: float, cpu_us: Mapping[str, float], measured: Measured) -> float:
+def _cores(rps: float, cpu_us: Mapping[str, float], measured: MeasuredServer) -> float:
     return rps * sum(cpu_us[part] for part in PARTS) / 1e6 / measured.utilisation
 
 
-def _replica_mib(measured: Measured) -> float:
+def _replica_mib(measured: MeasuredServer) -> float:
     """As measured, and at least with a full cache beside nothing."""
     return max(measured.replica_mib, DEFAULT_CACHE_BYTES / 2**20)
 
 
-def _bits_a_request(config: PlanConfig, measured: Measured) -> float | None:
+def _bits_a_request(config: PlanConfig, measured: MeasuredServer) -> float | None:
     there, back = network(config, measured)
     return None if there is None or back is None else 8 * (there.value + back.value)
 
 
-def network(config: PlanConfig, measured: Measured) -> tuple[Figure | None, Figure | None]:
+def network(config: PlanConfig, measured: MeasuredServer) -> tuple[Figure | None, Figure | None]:
     """Bytes of a request and of its answer: the flags', or else measured, or None."""
     found = []
     for name in ("request_bytes", "response_bytes"):
@@ -162,7 +162,7 @@ def network(config: PlanConfig, measured: Measured) -> tuple[Figure | None, Figu
 
 def _limits(
     config: PlanConfig,
-    measured: Measured,
+    measured: MeasuredServer,
     cpu_us: Mapping[str, float],
     machines: int,
     replicas: int,
@@ -207,7 +207,7 @@ def _limits(
     return tuple(sorted(found, key=lambda limit: -limit.share))
 
 
-def assumptions(config: PlanConfig, measured: Measured) -> dict[str, Figure]:
+def assumptions(config: PlanConfig, measured: MeasuredServer) -> dict[str, Figure]:
     """Every number that the plan rests on, and where it is from."""
     run = f"{measured.source}, open loop of {measured.rate_rps:,.0f}/s behind haproxy"
     found = {

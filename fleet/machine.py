@@ -19,7 +19,7 @@ import simpy
 from contract import MAX_REQUEST_COMMENTS
 from core.binding import Admission
 from fleet.cores import Cores, Steps
-from fleet.requests import ANSWERED, FAILED, REFUSED, Outcomes, Request
+from fleet.requests import ANSWERED, FAILED, REFUSED, Outcomes, SimulatedRequest
 from fleet.service_times import ServiceTimes
 
 LOST = "lost"
@@ -51,16 +51,16 @@ class Shape:
     """Of one call."""
 
 
-class Replica:
+class SimulatedReplica:
     """One tritonserver: a queue, and sessions that take from it."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.alive = True
         self.in_flight = self.last = 0
-        self._queue: deque[Request] = deque()
+        self._queue: deque[SimulatedRequest] = deque()
         self._idle: deque[simpy.Event] = deque()
-        self._pending: dict[int, Request] = {}
+        self._pending: dict[int, SimulatedRequest] = {}
         self._life = 0
         self._start()
 
@@ -68,7 +68,7 @@ class Replica:
         for _ in range(self.machine.shape.instances):
             self.machine.env.process(self._serve(self._life))
 
-    def put(self, request: Request) -> simpy.Event:
+    def put(self, request: SimulatedRequest) -> simpy.Event:
         """Queue a request; the event comes with its outcome."""
         env = self.machine.env
         request.queued_s, request.done = env.now, env.event()
@@ -97,7 +97,7 @@ class Replica:
             self.alive = True
             self._start()
 
-    def _finish(self, request: Request, outcome: str) -> None:
+    def _finish(self, request: SimulatedRequest, outcome: str) -> None:
         if self._pending.pop(id(request), None) is not None:
             request.done.succeed(outcome)
 
@@ -121,7 +121,7 @@ class Replica:
             ]
             yield from self._call(call, admission, life)
 
-    def _call(self, call: list[Request], admission: Admission, life: int) -> Steps:
+    def _call(self, call: list[SimulatedRequest], admission: Admission, life: int) -> Steps:
         env, outcomes = self.machine.env, self.machine.outcomes
         admitted = admission.admit([1] * len(call), env.now)
         for request in call[admitted:]:
@@ -148,7 +148,7 @@ class Machine:
         self.alive = True
         self.in_flight = self._turn = 0
         self.cores = Cores(env, shape.cores)
-        self.replicas = [Replica(self) for _ in range(shape.replicas)]
+        self.replicas = [SimulatedReplica(self) for _ in range(shape.replicas)]
 
     def kill(self) -> None:
         """Lose all of it, and what is in flight; it does not come back."""
@@ -161,7 +161,7 @@ class Machine:
         for _ in self.replicas:
             yield from self.cores.work(self.shape.start_s)
 
-    def answer(self, request: Request) -> Steps:
+    def answer(self, request: SimulatedRequest) -> Steps:
         """The whole way of one request that was sent here."""
         self.in_flight += 1
         self.outcomes.most_in_flight = max(self.outcomes.most_in_flight, self.in_flight)
@@ -176,7 +176,7 @@ class Machine:
         self.in_flight -= 1
         self.outcomes.record(request, outcome if self.alive else FAILED, self.env.now)
 
-    def _scored(self, request: Request) -> Generator[simpy.Event, Any, str]:
+    def _scored(self, request: SimulatedRequest) -> Generator[simpy.Event, Any, str]:
         """By the replica with fewest connections; by another when that one dies."""
         waited = 0.0
         while self.alive:

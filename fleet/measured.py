@@ -43,7 +43,7 @@ class Stalls:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredServer:
     """Of one replica behind haproxy on all cores of one machine."""
 
     artifact: str
@@ -89,7 +89,7 @@ class Measured:
         return sum(self.cpu_us.values())
 
 
-def read_measured(results: Path, precision: str, p99_ms: float) -> Measured:
+def read_measured(results: Path, precision: str, p99_ms: float) -> MeasuredServer:
     """The figures of the artifact in `results`, of a run whose p99 was at most `p99_ms`.
 
     Raises BadInput, in one line, when a document or a figure is missing, when the artifact has
@@ -105,7 +105,7 @@ def measured_of(
     precision: str,
     p99_ms: float,
     simulation: Path | None = None,
-) -> Measured:
+) -> MeasuredServer:
     """The same of a road.json that was read; `path` is what errors name. Raises as above."""
     try:
         return _measured(path, road, precision, p99_ms, simulation)
@@ -117,7 +117,7 @@ def measured_of(
 
 def _measured(
     path: Path, road: Mapping[str, Any], precision: str, p99_ms: float, simulation: Path | None
-) -> Measured:
+) -> MeasuredServer:
     artifact, hardware, tuning = road["artifact"], road["hardware"], road["tuning"]
     if artifact["precision"] != precision:
         raise BadInput(
@@ -141,7 +141,7 @@ def _measured(
     replica = max(float(visit["memory_mib"]) for visit in plain)
     name = artifact["onnx_sha256"][:12]
     isa = ", ".join(hardware["isa"])
-    return Measured(
+    return MeasuredServer(
         artifact=name,
         precision=precision,
         machine=f"{hardware['cpu']}, {cores} cores ({isa}), {hardware['memory_gib']} GiB",
@@ -225,7 +225,7 @@ def _more(path: Path | None, onnx_sha256: str) -> dict[str, Any]:
     }
 
 
-def read_beside(results: Path, measured: Measured) -> dict[str, Figure]:
+def read_beside(results: Path, measured: MeasuredServer) -> dict[str, Figure]:
     """Rates of other result files, to judge the plan by; of what is there, and none planned with.
 
     Each says which artifact it is of: figures of two do not belong in one plan.

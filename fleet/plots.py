@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from console.figures import finish, panels, save, title
-from fleet.arithmetic import Plan, plan
+from fleet.arithmetic import FleetPlan, plan
 from fleet.config import PlanConfig
-from fleet.measured import Measured
+from fleet.measured import MeasuredServer
 from fleet.scenarios import Scenarios
 
 _LOADS = (0.01, 0.03, 0.1, 0.3, 1)
@@ -20,7 +20,11 @@ _BIN_S = 0.05
 
 
 def plot_plan(
-    config: PlanConfig, measured: Measured, planned: Plan, found: Scenarios | None, path: Path
+    config: PlanConfig,
+    measured: MeasuredServer,
+    planned: FleetPlan,
+    found: Scenarios | None,
+    path: Path,
 ) -> None:
     """Write a PNG: two panels of the arithmetic, and two more of what was simulated."""
     rows = 2 if found else 1
@@ -39,7 +43,7 @@ def plot_plan(
     save(figure, path)
 
 
-def _cores(axes: Any, config: PlanConfig, measured: Measured) -> None:
+def _cores(axes: Any, config: PlanConfig, measured: MeasuredServer) -> None:
     assert config.rps is not None
     plans = [plan(replace(config, rps=share * config.rps), measured) for share in _LOADS]
     loads = [one.rps for one in plans]
@@ -51,7 +55,7 @@ def _cores(axes: Any, config: PlanConfig, measured: Measured) -> None:
     _finish(axes, "upper left")
 
 
-def _limits(axes: Any, planned: Plan) -> None:
+def _limits(axes: Any, planned: FleetPlan) -> None:
     limits = planned.limits[::-1]
     axes.barh([one.name for one in limits], [100 * one.share for one in limits])
     axes.axvline(100, color="black", lw=1)

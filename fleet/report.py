@@ -9,9 +9,9 @@ from typing import Any
 
 from console.tables import aligned
 from contract import MAX_CONNECTIONS
-from fleet.arithmetic import Plan
+from fleet.arithmetic import FleetPlan
 from fleet.config import PlanConfig
-from fleet.measured import Figure, Measured
+from fleet.measured import Figure, MeasuredServer
 from fleet.scenarios import Scenarios
 from fleet.training import Projection
 
@@ -23,7 +23,7 @@ _STALLS = {
 
 
 def words_of_plan(
-    plan: Plan, measured: Measured, config: PlanConfig, beside: Mapping[str, Figure]
+    plan: FleetPlan, measured: MeasuredServer, config: PlanConfig, beside: Mapping[str, Figure]
 ) -> str:
     """What a load needs, what breaks first, and every assumption beside its source."""
     head = (
@@ -64,7 +64,7 @@ def words_of_plan(
     return "\n\n".join(part for part in parts if part)
 
 
-def _warnings(plan: Plan) -> list[str]:
+def _warnings(plan: FleetPlan) -> list[str]:
     """What does not fit a machine, and what would not if every answer were slow."""
     found = [
         f"DOES NOT FIT: {one.name} of a machine, {one.used:.4g} of {one.limit:.4g} {one.unit}"
@@ -80,7 +80,7 @@ def _warnings(plan: Plan) -> list[str]:
     return ["\n".join(found)] if found else []
 
 
-def _needed(plan: Plan) -> list[list[str]]:
+def _needed(plan: FleetPlan) -> list[list[str]]:
     saved = plan.uncached_cores - plan.cores
     bits = plan.network_bits
     lost = "a lost zone is covered" if plan.zones > 1 else "no zone can be lost"
@@ -120,7 +120,7 @@ def _needed(plan: Plan) -> list[list[str]]:
     ]
 
 
-def _visits(plan: Plan) -> str:
+def _visits(plan: FleetPlan) -> str:
     return ", ".join(f"{cores:,.0f}" for cores in plan.visits)
 
 
@@ -138,7 +138,7 @@ def _figures(heading: str, found: Mapping[str, Figure]) -> str:
     )
 
 
-def words_of_scenarios(found: Scenarios, measured: Measured, config: PlanConfig) -> str:
+def words_of_scenarios(found: Scenarios, measured: MeasuredServer, config: PlanConfig) -> str:
     """What was simulated, and the load at which each thing breaks."""
     rows = [["simulated", "requests/s", "p50 ms", "p99", "p99.9", "refused", "failed", "retried"]]
     named = {
@@ -188,8 +188,8 @@ def words_of_training(found: Projection) -> str:
 
 def document(
     config: PlanConfig,
-    measured: Measured | None,
-    plan: Plan | None,
+    measured: MeasuredServer | None,
+    plan: FleetPlan | None,
     scenarios: Scenarios | None,
     training: Projection | None,
 ) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def document(
     }
 
 
-def _plan(plan: Plan) -> dict[str, Any]:
+def _plan(plan: FleetPlan) -> dict[str, Any]:
     limits = [{**asdict(one), "share": one.share} for one in plan.limits]
     return {
         **asdict(plan),

@@ -19,7 +19,7 @@ ANSWERED, REFUSED, FAILED = "answered", "refused", "failed"
 
 
 @dataclass(slots=True)
-class Request:
+class SimulatedRequest:
     """One comment's way."""
 
     due_s: float
@@ -51,7 +51,7 @@ class Outcomes:
     most_in_flight: int = 0
     """Of one machine."""
 
-    def record(self, request: Request, outcome: str, now_s: float) -> None:
+    def record(self, request: SimulatedRequest, outcome: str, now_s: float) -> None:
         """One request is over."""
         self.last_s = now_s
         if outcome == ANSWERED:
@@ -79,9 +79,11 @@ def lognormal(median: float, mean: float, max_len: int) -> Lengths:
 
 def schedule(
     rate: float, seconds: float, lengths: Lengths, hits: float, rng: np.random.Generator
-) -> list[Request]:
+) -> list[SimulatedRequest]:
     """Requests of an open loop of `rate` a second, in order; `hits` of them known to the cache."""
     count = rng.poisson(rate * seconds)
     due = np.sort(rng.random(count) * seconds)  # a Poisson process, given its number of events
     tokens = np.where(rng.random(count) < hits, 0.0, lengths(rng, count))
-    return [Request(at, size) for at, size in zip(due.tolist(), tokens.tolist(), strict=True)]
+    return [
+        SimulatedRequest(at, size) for at, size in zip(due.tolist(), tokens.tolist(), strict=True)
+    ]

@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from fleet.arithmetic import Plan
+from fleet.arithmetic import FleetPlan
 from fleet.config import PlanConfig
 from fleet.machine import Shape
-from fleet.measured import Measured
+from fleet.measured import MeasuredServer
 from fleet.requests import lognormal
 from fleet.service_times import ServiceTimes, fit
-from fleet.simulation import Incident, Setting, Simulated, simulate
+from fleet.simulation import FleetIncident, Setting, Simulated, simulate
 
-FACTORS = (0.8, 1.0, 1.15, 1.3, 1.6, 2.0)
+FACTORS = (0.8, 1.0, 1.2, 1.4, 1.6, 2.0)
 """Of the planned load, a zone being lost."""
 _REPLICAS = 2
 _SWEEP_SHARE = 0.5
@@ -57,7 +57,7 @@ class Scenarios:
         }
 
 
-def shape_of(measured: Measured, cores: int, service: ServiceTimes) -> Shape:
+def shape_of(measured: MeasuredServer, cores: int, service: ServiceTimes) -> Shape:
     """A machine of so many cores with replicas as they were measured."""
     outside = sum(measured.cpu_us[part] for part in ("balancer", "application", "server"))
     return Shape(
@@ -72,7 +72,7 @@ def shape_of(measured: Measured, cores: int, service: ServiceTimes) -> Shape:
     )
 
 
-def run_scenarios(config: PlanConfig, measured: Measured, planned: Plan) -> Scenarios:
+def run_scenarios(config: PlanConfig, measured: MeasuredServer, planned: FleetPlan) -> Scenarios:
     """Every run. Raises BadInput where too little was measured to fit the times of a call."""
     service = fit(measured.runs)
     cores = min(config.cores_per_machine, _REPLICAS * measured.cores)
@@ -96,7 +96,7 @@ def run_scenarios(config: PlanConfig, measured: Measured, planned: Plan) -> Scen
         ("zone lost", "a zone lost"),
     ):
         if kind != "zone lost" or zones > 1:
-            happens = Incident(kind, third)  # type: ignore[arg-type]
+            happens = FleetIncident(kind, third)  # type: ignore[arg-type]
             runs[words] = simulate(replace(setting, incidents=(happens,)))
     left = replace(setting, machines=max(1, zones - 1), seconds=_SWEEP_SHARE * config.simulate_s)
     by_factor = {f: simulate(replace(left, rate=f * setting.rate)) for f in FACTORS}

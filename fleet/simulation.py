@@ -17,11 +17,11 @@ import simpy
 from fleet.cores import Steps
 from fleet.machine import Machine, Shape
 from fleet.measured import Stalls
-from fleet.requests import Lengths, Outcomes, Request, schedule
+from fleet.requests import Lengths, Outcomes, SimulatedRequest, schedule
 
 
 @dataclass(frozen=True)
-class Incident:
+class FleetIncident:
     """Something that happens to one machine at a time of the run."""
 
     kind: Literal["replica killed", "rollout", "zone lost"]
@@ -41,7 +41,7 @@ class Setting:
     machines: int = 1
     hits: float = 0.0
     seed: int = 0
-    incidents: tuple[Incident, ...] = ()
+    incidents: tuple[FleetIncident, ...] = ()
     detect_s: float = 1.0
     """Until the front sends nothing more to a machine that died."""
     stalls: Stalls | None = None
@@ -127,7 +127,7 @@ def simulate(setting: Setting) -> Simulated:
 
 def _send(
     env: simpy.Environment,
-    requests: Sequence[Request],
+    requests: Sequence[SimulatedRequest],
     machines: Sequence[Machine],
     known: list[int],
     rng: np.random.Generator,
@@ -157,7 +157,7 @@ def _stall(
 
 def _happen(
     env: simpy.Environment,
-    incident: Incident,
+    incident: FleetIncident,
     machines: Sequence[Machine],
     known: list[int],
     detect_s: float,

@@ -24,11 +24,11 @@ from fleet import __main__ as command
 from fleet.arithmetic import plan
 from fleet.config import PlanConfig
 from fleet.machine import Shape
-from fleet.measured import PARTS, Measured, Stalls, read_beside, read_measured
+from fleet.measured import PARTS, MeasuredServer, Stalls, read_beside, read_measured
 from fleet.requests import lognormal
 from fleet.scenarios import Scenarios, shape_of
 from fleet.service_times import ServiceTimes, fit
-from fleet.simulation import Incident, Setting, simulate
+from fleet.simulation import FleetIncident, Setting, simulate
 from fleet.training import project
 from serve import haproxy
 from tests.test_bench import RESULT
@@ -40,7 +40,7 @@ SECONDS = 0.001
 
 
 @pytest.fixture(scope="module")
-def measured() -> Measured:
+def measured() -> MeasuredServer:
     return read_measured(RESULTS, "int8", 50)
 
 
@@ -54,7 +54,7 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
 
 
 # --- What was measured -------------------------------------------------------------------
-def test_figures_are_those_of_the_result_file(measured: Measured) -> None:
+def test_figures_are_those_of_the_result_file(measured: MeasuredServer) -> None:
     road = json.loads((RESULTS / "road/road.json").read_text("utf-8"))
     opened = [run for visit in road["servers"]["door"] for run in visit["open"]]
     (best,) = [run for run in opened if run["rate_rps"] == measured.rate_rps]
@@ -65,7 +65,8 @@ def test_figures_are_those_of_the_result_file(measured: Measured) -> None:
     used = sum(best["cpu_us"].values()) * best["rate_rps"] / 1e6
     assert measured.utilisation == pytest.approx(used / road["hardware"]["cores"])
     costliest = plan(PlanConfig(rps=1e6), measured)
-    assert costliest.cores == pytest.approx(max(costliest.visits)) > min(costliest.visits)
+    assert costliest.cores == pytest.approx(max(costliest.visits))
+    assert min(costliest.visits) < costliest.cores
     assert len(costliest.visits) == len(road["servers"]["door"])
     assert road["artifact"]["onnx_sha256"].startswith(measured.artifact)
     assert measured.request_bytes is None  # no bench has counted them here
@@ -106,7 +107,7 @@ def test_a_missing_document_and_an_objective_that_nothing_held_are_refused(tmp_p
         read_measured(RESULTS, "int8", 1)
 
 
-def test_figures_of_other_artifacts_are_told_and_not_planned_with(measured: Measured) -> None:
+def test_figures_of_other_artifacts_are_told_and_not_planned_with(measured: MeasuredServer) -> None:
     beside = read_beside(RESULTS, measured)
     assert "same artifact" in beside["open loop, ours: published version"].source
     assert "artifact not named" in beside["open loop, published, a replica a core"].source
@@ -130,7 +131,7 @@ CORES = st.integers(1, 128)
 
 @given(LOADS, LOADS, ZONES, CORES, st.floats(0, 1))
 def test_more_load_never_needs_less(
-    measured: Measured, one: float, other: float, zones: int, cores: int, repeats: float
+    measured: MeasuredServer, one: float, other: float, zones: int, cores: int, repeats: float
 ) -> None:
     fleet = {"zones": zones, "cores_per_machine": cores, "repeats": repeats}
     less, more = (plan(PlanConfig(rps=rps, **fleet), measured) for rps in sorted((one, other)))
@@ -141,7 +142,9 @@ def test_more_load_never_needs_less(
 
 
 @given(LOADS, st.integers(2, 9), CORES)
-def test_a_lost_zone_is_covered(measured: Measured, rps: float, zones: int, cores: int) -> None:
+def test_a_lost_zone_is_covered(
+    measured: MeasuredServer, rps: float, zones: int, cores: int
+) -> None:
     found = plan(PlanConfig(rps=rps, zones=zones, cores_per_machine=cores), measured)
     left = found.machines_a_zone * (zones - 1)
     busy = rps * sum(found.cpu_us.values()) / 1e6
@@ -154,7 +157,7 @@ def test_a_lost_zone_is_covered(measured: Measured, rps: float, zones: int, core
 
 @given(LOADS, st.floats(0, 1), st.floats(0, 1))
 def test_what_the_cache_knows_saves_the_encoder_alone(
-    measured: Measured, rps: float, one: float, other: float
+    measured: MeasuredServer, rps: float, one: float, other: float
 ) -> None:
     low, high = sorted((one, other))
     less, more = (plan(PlanConfig(rps=rps, repeats=share), measured) for share in (high, low))
@@ -163,7 +166,7 @@ def test_what_the_cache_knows_saves_the_encoder_alone(
     assert known.cpu_us == {**measured.cpu_us, "encoder": 0}
 
 
-def test_units(measured: Measured) -> None:
+def test_units(measured: MeasuredServer) -> None:
     config = PlanConfig(
         rps=100_000,
         request_bytes=600,
@@ -190,7 +193,7 @@ def test_units(measured: Measured) -> None:
     assert shares == sorted(shares, reverse=True)
 
 
-def test_what_is_not_measured_is_not_known(measured: Measured) -> None:
+def test_what_is_not_measured_is_not_known(measured: MeasuredServer) -> None:
     found = plan(PlanConfig(rps=1e6), measured)
     assert found.network_bits is None and found.cost_hour is None and found.cost_month is None
     assert {one.name for one in found.limits}.isdisjoint({"network", "memory"})
@@ -276,17 +279,21 @@ def test_waits_are_those_of_m_m_c(servers: int, load: float) -> None:
 
 INCIDENTS = [
     (),
-    (Incident("replica killed", 0.1),),
-    (Incident("replica killed", 0.1), Incident("replica killed", 0.15)),
-    (Incident("rollout", 0.1),),
-    (Incident("zone lost", 0.1),),
-    (Incident("zone lost", 0.1), Incident("zone lost", 0.2, 1), Incident("zone lost", 0.3, 2)),
+    (FleetIncident("replica killed", 0.1),),
+    (FleetIncident("replica killed", 0.1), FleetIncident("replica killed", 0.15)),
+    (FleetIncident("rollout", 0.1),),
+    (FleetIncident("zone lost", 0.1),),
+    (
+        FleetIncident("zone lost", 0.1),
+        FleetIncident("zone lost", 0.2, 1),
+        FleetIncident("zone lost", 0.3, 2),
+    ),
 ]
 
 
 @pytest.mark.parametrize("incidents", INCIDENTS, ids=lambda them: "+".join(i.kind for i in them))
 @pytest.mark.parametrize("rate", [3000, 120_000])
-def test_every_request_ends_once(incidents: tuple[Incident, ...], rate: float) -> None:
+def test_every_request_ends_once(incidents: tuple[FleetIncident, ...], rate: float) -> None:
     seconds = 0.4 if rate < 10_000 else 0.15
     found = simulate(
         Setting(FLEET, rate, seconds, LENGTHS, machines=3, incidents=incidents, detect_s=0.05)
@@ -301,7 +308,7 @@ def test_every_request_ends_once(incidents: tuple[Incident, ...], rate: float) -
 
 
 def test_a_killed_replica_costs_retries_and_no_request() -> None:
-    kill = (Incident("replica killed", 0.2),)
+    kill = (FleetIncident("replica killed", 0.2),)
     calm, killed = (
         simulate(Setting(FLEET, 15_000, 0.6, LENGTHS, incidents=them)) for them in ((), kill)
     )
@@ -311,7 +318,7 @@ def test_a_killed_replica_costs_retries_and_no_request() -> None:
 
 
 def test_a_lost_zone_fails_what_is_sent_there_until_it_is_known() -> None:
-    lost = (Incident("zone lost", 0.2),)
+    lost = (FleetIncident("zone lost", 0.2),)
     setting = Setting(FLEET, 9000, 0.6, LENGTHS, machines=3, incidents=lost, detect_s=0.1)
     found = simulate(setting)
     assert found.failed_share == pytest.approx(0.1 / 0.6 / 3, rel=0.2)
@@ -372,7 +379,7 @@ def test_times_of_a_call_are_found_again() -> None:
         fit(runs[:2])
 
 
-def test_what_breaks_first_is_found(measured: Measured) -> None:
+def test_what_breaks_first_is_found(measured: MeasuredServer) -> None:
     shape = shape_of(measured, 2, fit(measured.runs))
     rate = measured.cores * 1e6 / measured.total_us
     runs = {factor: simulate(Setting(shape, factor * rate, 0.5, LENGTHS)) for factor in (0.3, 2.5)}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.report.page_tables import MISSING, Document, Rows, each, number, percent
-from fleet.arithmetic import Plan, plan
+from bench.report.page_tables import Document, Rows, each, number, percent
+from console.options import make_config
+from contract import BadInput
+from fleet.arithmetic import FleetPlan, plan
 from fleet.config import PlanConfig
-from fleet.measured import ROAD, Measured, measured_of
+from fleet.measured import ROAD, MeasuredServer, measured_of
 
 _LOADS = (100_000, 1_000_000)
 _REPEATS = 0.3
@@ -27,7 +29,7 @@ def plans(document: Document) -> Rows:
     return [head, *(_row(one) for one in _plans(document))]
 
 
-def _row(one: Plan) -> list[str]:
+def _row(one: FleetPlan) -> list[str]:
     return [
         *(
             number(one.rps),
@@ -43,7 +45,7 @@ def _row(one: Plan) -> list[str]:
 def limits(document: Document) -> Rows:
     """Of one machine, a zone lost, at the higher load: the first is what breaks first."""
     rows = [["of one machine, a zone lost", "used", "limit", "share"]]
-    for one in _plans(document)[-1].limits:
+    for one in [limit for found in _plans(document)[-1:] for limit in found.limits]:
         digits = 0 if one.limit > 100 else 1
         limit = f"{number(one.limit, digits)} {one.unit}"
         rows.append([one.name, number(one.used, digits), limit, percent(one.share)])
@@ -52,20 +54,23 @@ def limits(document: Document) -> Rows:
 
 def drivers(document: Document) -> Rows:
     """Whose CPU time a request is."""
-    one = _plans(document)[-1]
     rows = [["part", "CPU a request in us", "share"]]
-    return rows + [
-        [part, number(one.cpu_us[part], 1), percent(share)]
-        for part, share in one.drivers.items()
-        if number(one.cpu_us[part], 1) != MISSING
-    ]
+    for found in _plans(document)[-1:]:
+        for part, share in found.drivers.items():
+            rows.append([part, number(found.cpu_us[part], 1), percent(share)])
+    return rows
 
 
-def _plans(document: Document) -> list[Plan]:
-    measured = _measured(document)
-    found = (PlanConfig(rps=rps, repeats=_REPEATS, p99_ms=_P99_MS) for rps in _LOADS)
+def _plans(document: Document) -> list[FleetPlan]:
+    """None where no open loop of the document held the objective: the tables are empty then."""
+    try:
+        measured = _measured(document)
+    except BadInput:
+        return []
+    values = {"repeats": _REPEATS, "p99_ms": _P99_MS}
+    found = (make_config(PlanConfig, {**values, "rps": rps}) for rps in _LOADS)
     return [plan(config, measured) for config in found]
 
 
-def _measured(document: Document) -> Measured:
+def _measured(document: Document) -> MeasuredServer:
     return measured_of(document, Path(ROAD), document["artifact"]["precision"], _P99_MS)

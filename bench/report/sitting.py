@@ -84,7 +84,6 @@ _COMPARED = (*_PUBLISHED, "--traced={traced}")
 _RUNNING = ("--run-dir={run_dir}", "--comments={comments}")
 STEPS = (
     Step("bench.serving.road", _PUBLISHED, "road/road.json"),
-    Step("bench.serving.simulation", _PUBLISHED, "simulation/simulation.json"),
     Step("bench.serving.peers", (*_COMPARED, "--checkpoint={checkpoint}"), "peers/peers.json"),
     Step("bench.serving.app", (*_PUBLISHED, "--checkpoint={checkpoint}"), "app/app.json"),
     Step("bench.serving.capacity", _COMPARED, "capacity/capacity.json"),
