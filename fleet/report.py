@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def words_of_plan(
     )
     parts = [
         head,
-        aligned([["needed", "", ""], *_needed(plan)], left=1),
+        _columns([["needed", "", ""], *_needed(plan)], "lrl"),
         aligned(
             [
                 ["CPU time of a request", "us", "share"],
@@ -44,7 +44,7 @@ def words_of_plan(
                 ),
             ]
         ),
-        aligned(
+        _columns(
             [
                 ["a machine, a zone lost: first to break", "used", "limit", "share", "source"],
                 *(
@@ -55,7 +55,8 @@ def words_of_plan(
                     ]
                     for one in plan.limits
                 ),
-            ]
+            ],
+            "lrrrl",
         ),
         *_warnings(plan),
         _assumptions(plan.assumptions),
@@ -85,13 +86,13 @@ def _needed(plan: FleetPlan) -> list[list[str]]:
     bits = plan.network_bits
     lost = "a lost zone is covered" if plan.zones > 1 else "no zone can be lost"
     rows = [
-        ["cores at the measured utilisation", f"{plan.cores:,.0f}", "all zones there or not"],
+        ["cores at the measured utilisation", _count(plan.cores), "all zones there or not"],
         [
             "of each visit of the bench, nothing known",
             _visits(plan),
             "cores; the most is planned with",
         ],
-        ["saved by the cache", f"{saved:,.0f}", "cores"],
+        ["saved by the cache", _count(saved), "cores"],
         ["machines", f"{plan.machines:,}", f"{plan.machines_a_zone:,} a zone, {plan.zones} zones"],
         ["cores of them", f"{plan.machines * plan.cores_a_machine:,}", lost],
         ["replicas", f"{plan.replicas:,}", f"{plan.replicas_a_machine} a machine"],
@@ -121,7 +122,7 @@ def _needed(plan: FleetPlan) -> list[list[str]]:
 
 
 def _visits(plan: FleetPlan) -> str:
-    return ", ".join(f"{cores:,.0f}" for cores in plan.visits)
+    return ", ".join(_count(cores) for cores in plan.visits)
 
 
 def _assumptions(found: Mapping[str, Figure]) -> str:
@@ -131,11 +132,23 @@ def _assumptions(found: Mapping[str, Figure]) -> str:
 def _figures(heading: str, found: Mapping[str, Figure]) -> str:
     rows = [[heading, "", "unit", "source"]]
     rows += [[name, f"{one.value:,.4g}", one.unit, one.source] for name, one in found.items()]
-    name, value, unit = (max(len(row[at]) for row in rows) for at in range(3))
-    return "\n".join(
-        f"{row[0].ljust(name)}  {row[1].rjust(value)}  {row[2].ljust(unit)}  {row[3]}"
-        for row in rows
-    )
+    return _columns(rows, "lrll")
+
+
+def _columns(rows: Sequence[Sequence[str]], sides: str) -> str:
+    """Each column as wide as its widest cell, flush left or right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, sides, strict=True)
+        line = (c.rjust(width) if side == "r" else c.ljust(width) for c, width, side in cells)
+        lines.append("  ".join(line).rstrip())
+    return "\n".join(lines)
+
+
+def _count(value: float) -> str:
+    """With a decimal below a hundred."""
+    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def words_of_scenarios(found: Scenarios, measured: MeasuredServer, config: PlanConfig) -> str:

@@ -17,6 +17,7 @@ from conftest import TinyModel
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.report import plan_tables
 from bench.serving import simulation, stalls
 from bench.traffic.comments import SYNTHETIC
 from contract import CALM_WAIT_S, MAX_REQUEST_COMMENTS, BadInput
@@ -121,6 +122,35 @@ def test_figures_of_other_artifacts_are_told_and_not_planned_with(measured: Meas
 def test_what_cannot_be_planned_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="give --rps"):
         PlanConfig(**values)
+
+
+def test_the_tables_of_the_page_are_those_of_the_command_and_empty_without_a_run(
+    measured: MeasuredServer,
+) -> None:
+    road = json.loads((RESULTS / "road/road.json").read_text("utf-8"))
+    tables = (plan_tables.plans, plan_tables.limits, plan_tables.drivers)
+    last = plan_tables.plans(road)[-1]
+    found = plan(PlanConfig(rps=1e6, repeats=0.3), measured)
+    assert last[0] == "1,000,000" and f"{found.machines:,}" in last
+    assert all(len(table(road)) > 1 for table in tables)
+    _all_invalid(road)
+    assert all(len(table(road)) == 1 for table in tables)
+
+
+def test_a_quicker_visit_does_not_make_the_plan_smaller(tmp_path: Path) -> None:
+    def quicker(road: dict[str, Any]) -> None:
+        for run in road["servers"]["door"][0]["open"]:
+            run["cpu_us"] = {part: us / 2 for part, us in run["cpu_us"].items()}
+
+    def slower(road: dict[str, Any]) -> None:
+        for run in road["servers"]["door"][0]["open"]:
+            run["rate_rps"] /= 10
+
+    before = plan(PlanConfig(rps=1e6), read_measured(RESULTS, "int8", 50)).cores
+    one = read_measured(changed(tmp_path / "quicker", quicker), "int8", 50)
+    other = read_measured(changed(tmp_path / "slower", slower), "int8", 50)
+    assert plan(PlanConfig(rps=1e6), one).cores == pytest.approx(before)
+    assert plan(PlanConfig(rps=1e6), other).cores > 2 * before
 
 
 # --- Arithmetic --------------------------------------------------------------------------
