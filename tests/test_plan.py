@@ -41,8 +41,9 @@ SECONDS = 0.001
 
 
 @pytest.fixture(scope="module")
-def measured() -> MeasuredServer:
-    return read_measured(RESULTS, "int8", 50)
+def measured(tmp_path_factory: pytest.TempPathFactory) -> MeasuredServer:
+    """Of road.json alone."""
+    return read_measured(changed(tmp_path_factory.mktemp("results"), dict), "int8", 50)
 
 
 def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
@@ -429,8 +430,8 @@ def test_the_command_prints_a_document_and_draws(
     monkeypatch.chdir(ROOT)
     command.main()
     found = json.loads(capsys.readouterr().out)
-    assert found["plan"]["machines"] == 3 and found["plan"]["replicas"] == 3
-    assert found["measured"]["artifact"] == "f4273f8eb408"
+    assert found["plan"]["machines"] == found["plan"]["replicas"] >= 3
+    assert found["measured"]["artifact"] == read_measured(RESULTS, "int8", 50).artifact
     planned = found["simulated"]["runs"]["as planned"]
     assert planned["sent"] == planned["answered"] and planned["latency_ms"]["p99"] > 0
     assert found["simulated"]["runs"]["a zone lost"]["failed"] > 0
@@ -446,10 +447,11 @@ def test_the_table_names_artifact_machine_and_every_source(
     monkeypatch.chdir(ROOT)
     command.main()
     out = capsys.readouterr().out
-    for words in ("artifact f4273f8eb408, int8, measured on AMD EPYC, 2 cores", "not known"):
-        assert words in out
+    found = read_measured(RESULTS, "int8", 50)
+    assert f"artifact {found.artifact}, int8, measured on {found.machine}" in out
+    assert "not known" in out
     rests = out.partition("rests on")[2].partition("\n\n")[0].splitlines()[1:]
-    assert len(rests) > 10 and all("road.json" in line or "--" in line for line in rests)
+    assert len(rests) > 10 and all(".json" in line or "--" in line for line in rests)
 
 
 def test_a_missing_document_is_one_line_and_status_2(tmp_path: Path) -> None:
