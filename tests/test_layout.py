@@ -19,7 +19,7 @@ import contract
 
 ROOT = Path(__file__).parent.parent
 STAGES = (
-    "contract storage console core train export serve quality monitor migrate bench experiments "
+    "contract storage console core train export serve quality monitor migrate fleet bench experiments "
     "recipes toxicity"
 ).split()
 """Each may import itself and what stands before it."""

@@ -157,6 +157,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             *("bench.serving.tune", "bench.serving.tune:TuneConfig"),
             "choose instances, window and largest batch by measurement",
         ),
+        "plan": Entry(
+            *("fleet.__main__", "fleet.config:PlanConfig"),
+            "what a load needs, from measured figures: machines, memory, money, what breaks first",
+        ),
         "ladder": Entry(
             *("experiments.ladder", "experiments.ladder:LadderConfig"),
             "distil students, export them, plot AUROC against speed",
@@ -213,6 +217,10 @@ BENCH: dict[str, dict[str, Entry]] = {
         "histograms": Entry(
             *("bench.serving.histograms", "bench.serving.histograms:HistogramBenchConfig"),
             "what the histograms on the metrics port cost",
+        ),
+        "simulation": Entry(
+            *("bench.serving.simulation", "bench.serving.simulation:SimulationConfig"),
+            "the simulation of `toxicity plan` beside two real replicas",
         ),
         "peers": Entry(
             *("bench.serving.peers", "bench.serving.peers:PeersConfig"),

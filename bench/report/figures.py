@@ -24,7 +24,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.report import page_tables, quality_tables
+from bench.report import page_tables, plan_tables, quality_tables
 from bench.report.page_tables import Document, Render, Rows
 from bench.report.sitting import Sitting, measure
 from console.options import parse_config, run
@@ -68,7 +68,13 @@ SOURCES = (
     FigureSource(
         "road/road.json",
         f"make bench-road REPOSITORY=runs/student_repository {_WIKI}",
-        {"road": page_tables.road, "road-open": page_tables.road_open},
+        {
+            "road": page_tables.road,
+            "road-open": page_tables.road_open,
+            "plan": plan_tables.plans,
+            "plan-limits": plan_tables.limits,
+            "plan-drivers": plan_tables.drivers,
+        },
     ),
     FigureSource(
         "app/app.json",
