@@ -215,7 +215,7 @@ def test_the_scored_text_is_the_given_one(served: triton.ServeConfig, tmp_path: 
         expected = score_comments([text], url=f"{HOST}:{served.http_port}")
         (said,) = make(ROOT, "score", f"TEXT={text}", f"HTTP_PORT={served.http_port}", venv=venv)
         row = said.partition("\n")[2]
-        probability, logit, _, shown = row.split(maxsplit=3)
+        probability, logit, _, _, shown = row.split(maxsplit=4)
         assert shown == text + "\n"
         assert (float(probability), float(logit)) == (
             pytest.approx(float(expected.probability[0]), abs=1e-4),

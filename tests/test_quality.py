@@ -385,7 +385,8 @@ def test_card_has_the_figures_of_its_version(
         assert f"| {says} |" in text
     page = (tmp_path / "card/card.html").read_text("utf-8")
     assert "CC0 &lt;b&gt;" in page
-    assert page.count("<table>") >= 6
+    # Of a version without thresholds.json there is no table of them.
+    assert page.count("<table>") >= 5 and "The version is older than" in page
 
     # Of another version there is nothing to say.
     changed = json.loads(evaluation.read_text("utf-8"))
