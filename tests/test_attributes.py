@@ -20,6 +20,7 @@ from torch.nn import functional
 import export.__main__ as export_main
 from contract import (
     ATTRIBUTES,
+    FLAGGED,
     FP32_INVARIANCE_ATOL,
     FP32_LOGIT_ATOL,
     HOST,
@@ -442,8 +443,8 @@ def test_who_asks_for_the_probability_alone_gets_nothing_else(
     monkeypatch.setattr("sys.argv", ["score", "--attributes", "--url", url, "you are kind"])
     score_command._main()
     header, line = capsys.readouterr().out.splitlines()
-    assert header.split() == [PROBABILITY, LOGIT, "version", *NAMES, TEXT]
-    assert len(line.split()) == 3 + len(NAMES) + 3
+    assert header.split() == [PROBABILITY, LOGIT, "version", FLAGGED, *NAMES, TEXT]
+    assert len(line.split()) == 4 + len(NAMES) + 3
 
 
 # --- Other APIs ----------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class SimulationConfig(ResultOptions):
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CallCosts:
     """What the simulation is told of this machine."""
 
     stalls: Stalls
@@ -144,7 +144,7 @@ def main() -> None:
 
 
 # --- Calibrating -------------------------------------------------------------------------
-def calibrate(config: SimulationConfig, server: Server, load: Loader) -> Calibration:
+def calibrate(config: SimulationConfig, server: Server, load: Loader) -> CallCosts:
     """Of runs that are not compared."""
     stalls = probe(config.probe_s)
     print(f"a core is taken away {stalls.a_second:.1f} times a second", flush=True)
@@ -155,7 +155,7 @@ def calibrate(config: SimulationConfig, server: Server, load: Loader) -> Calibra
     opened = load(rate=_CALIBRATED_AT * best, skip_s=_SKIP_S)
     taken = [now - then for now, then in zip(_bytes(server), before, strict=True)]
     requests = sum(result.requests for result in (*closed.values(), opened))
-    return Calibration(
+    return CallCosts(
         stalls=stalls,
         service=fit([asdict(result) for result in (*closed.values(), opened)]),
         outside_s=sum(opened.cpu_us.get(part, 0.0) for part in _OUTSIDE) / 1e6,
@@ -185,7 +185,7 @@ def simulated(
     config: SimulationConfig,
     tuning: Tuning,
     pool: Pool,
-    found: Calibration,
+    found: CallCosts,
     measured: Result,
     max_len: int,
 ) -> Simulated:
