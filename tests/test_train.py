@@ -428,7 +428,7 @@ def test_each_refused_combination_is_named(
     with pytest.raises(BadInput, match=message) as error:
         make_config(TrainConfig, changes)
     assert "\n" not in str(error.value)
-    assert index < len(REFUSED) == 15
+    assert index < len(REFUSED) == 18
 
 
 def test_every_flag_has_its_group_and_its_words() -> None:

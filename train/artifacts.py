@@ -28,6 +28,7 @@ from storage.files import sha256_of_texts as sha256_of_texts
 from storage.files import write_atomically as write_atomically
 from storage.files import write_json as write_json
 from train.data.tokenizer import Tokenizer
+from train.encoders import Encoder, make_encoder
 from train.model import ModelConfig, ToxicityEncoder
 
 WEIGHTS_FILE = "model.safetensors"
@@ -65,22 +66,43 @@ def load_tensors(path: Path, remedy: str) -> dict[str, torch.Tensor]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class Teacher:
     """A finished run: the model in eval mode on the CPU, its tokenizer and its config.json."""
 
     folder: Path
-    model: ToxicityEncoder
+    model: Encoder
     tokenizer: Tokenizer
     config: dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint(Teacher):
+    """A finished run whose model can be fine-tuned, exported and served."""
+
+    model: ToxicityEncoder
+
+
 def load_checkpoint(folder: Path) -> Checkpoint:
+    """Load a finished run of a Transformer.
+
+    Raises BadInput that names the file which is missing or damaged, or for another architecture.
+    """
+    run = load_teacher(folder)
+    if not isinstance(run.model, ToxicityEncoder):
+        raise BadInput(
+            f"{folder} is a {run.model.config.architecture}, which only teaches, expected a "
+            "transformer; give it to `toxicity train --distill` and take the student"
+        )
+    return Checkpoint(run.folder, run.model, run.tokenizer, run.config)
+
+
+def load_teacher(folder: Path) -> Teacher:
     """Load a finished run. Raises BadInput that names the file which is missing or damaged."""
     remedy = "run `make train` to write a new checkpoint"
     if not folder.is_dir():
         raise BadInput(f"no checkpoint at {folder}; {remedy}")
     config = read_json(folder / CONFIG_FILE, remedy)
-    model = ToxicityEncoder(make_config(ModelConfig, config.get("model", {})))
+    model = make_encoder(make_config(ModelConfig, config.get("model", {})))
     tensors = load_tensors(folder / WEIGHTS_FILE, remedy)
     try:
         model.load_state_dict(tensors)
@@ -103,7 +125,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             f"{folder / TOKENIZER_FILE} has {len(tokenizer.vocabulary)} tokens, the weights "
             f"{model.config.vocab_size}; {remedy}"
         )
-    return Checkpoint(folder, model.eval(), tokenizer, config)
+    return Teacher(folder, model.eval(), tokenizer, config)
 
 
 def check_split(folder: Path, fingerprint: str, source: str) -> None:

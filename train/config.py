@@ -18,6 +18,7 @@ from contract import MAX_LEN
 from train.data.labels import parse_label_map
 from train.data.sources import is_sources_file
 from train.model import (
+    Architecture,
     Attention,
     ModelConfig,
     check_attributes,
@@ -130,6 +131,15 @@ class TrainConfig:
         "Model",
         "softmax",
         "linear: its cost grows with a comment's length, not with the square",
+    )
+    architecture: Architecture = _flag(
+        "Model",
+        "transformer",
+        "convolution: a strong teacher for --distill, which is not exported; of the shape it reads "
+        "--d-model and --max-len; see train/convolution.py",
+    )
+    word_dropout: float = _flag(
+        "Model", 0.0, "share of the words that a step does not see, as in 0.1", ge=0, lt=1
     )
     # --- Start weights
     embeddings: Embeddings = _flag(
@@ -264,6 +274,18 @@ REFUSED: tuple[tuple[Callable[[TrainConfig], object], str], ...] = (
     (
         lambda c: c.qat and c.attention != "softmax",
         "--attention is {c.attention}, expected softmax with --qat",
+    ),
+    (
+        lambda c: c.qat and c.architecture != "transformer",
+        "--architecture is {c.architecture}, expected transformer with --qat",
+    ),
+    (
+        lambda c: c.architecture != "transformer" and c.pretrain_epochs,
+        "--pretrain-epochs is {c.pretrain_epochs}, expected 0 with --architecture convolution",
+    ),
+    (
+        lambda c: c.architecture != "transformer" and c.attributes,
+        "--attributes is given, expected none with --architecture convolution",
     ),
     (
         lambda c: c.qat and c.pretrain_epochs,

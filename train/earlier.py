@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train.artifacts import Checkpoint
+from train.artifacts import Checkpoint, Teacher
 from train.config import TrainConfig
 from train.methods import distill, qat
 
@@ -15,11 +16,11 @@ class EarlierRuns:
 
     tuned: Checkpoint | None
     """Of --qat: whose weights are fine-tuned."""
-    teachers: list[Checkpoint]
+    teachers: list[Teacher]
     """Of --distill."""
 
     @property
-    def all(self) -> list[Checkpoint]:
+    def all(self) -> Sequence[Teacher]:
         """The one of --qat, or the teachers; none where a training builds on nothing."""
         return [self.tuned] if self.tuned else self.teachers
 

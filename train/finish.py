@@ -116,7 +116,7 @@ def _attributes(run: Finished) -> dict[str, dict[str, Any]]:
     for column, name in enumerate(run.config.attributes):
         own = shares["validation"][:, column], logits["validation"][:, column]
         chosen = calibration.AS_TRAINED if run.config.soft_labels else attributes.choose(*own)
-        calibration.fold_in_row(run.network.encoder.attribute_head, column, chosen.fit)
+        calibration.fold_in_row(run.network.transformer.attribute_head, column, chosen.fit)
         found[name] = {
             **{
                 p: attributes.auroc(shares[p][:, column], of[:, column]) for p, of in logits.items()
@@ -161,7 +161,7 @@ def _results(
             **classification_metrics(comments.labels, logits_of(trained, ids, np.arange(len(ids)))),
         }
     if corpus.earlier.tuned and run.network.ranges:
-        compared = run.network.encoder, data.ids, corpus.split.validation, labels
+        compared = run.network.transformer, data.ids, corpus.split.validation, labels
         start = corpus.earlier.tuned.folder
         results["quantization"] = qat.compare(start, run.network.ranges, *compared)
     return results

@@ -19,6 +19,7 @@ from torch.nn import functional
 from contract import ATTRIBUTE_NAME, ATTRIBUTES, MAX_ATTRIBUTES, MAX_LEN, PAD_ID, PUBLIC_MODEL
 
 Attention = Literal["softmax", "linear"]
+Architecture = Literal["transformer", "convolution"]
 ATTENTION_EPSILON = 1e-6
 """Added to the sum of linear attention's weights, as the authors' own code does."""
 
@@ -37,6 +38,7 @@ class ModelConfig:
         256, ge=1, le=MAX_LEN, description="longest comment in tokens, [CLS] included"
     )
     attention: Attention = Field("softmax", description="how a token weighs the others")
+    architecture: Architecture = Field("transformer", description="what reads the tokens")
     attributes: tuple[str, ...] = Field((), description="what else has a logit, by name")
 
     @model_validator(mode="after")

@@ -14,9 +14,9 @@ from torch import nn
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.distributed import Processes
+from train.encoders import Encoder, make_encoder, training_pass
 from train.examples import Examples
 from train.methods import pretrain, qat
-from train.methods.cls_only import ClsOnlyEncoder
 from train.methods.embeddings import cooccurrence_embeddings, spelled_alike, start_from
 from train.model import ToxicityEncoder, every_head
 from train.resume import Work
@@ -27,7 +27,7 @@ from train.terminal import Printer, StopRequest
 class Network:
     """The encoder, and the pass through it that is trained."""
 
-    encoder: ToxicityEncoder
+    encoder: Encoder
     """What is optimized and saved."""
     trained: nn.Module
     """Its forward pass in training, which shares its parameters."""
@@ -37,7 +37,15 @@ class Network:
     @property
     def heads(self) -> nn.Module:
         """`trained` with the logits of --attributes: [B, 1 + A], [B] without any."""
-        return every_head(self.encoder, self.trained)
+        if isinstance(self.encoder, ToxicityEncoder):
+            return every_head(self.encoder, self.trained)
+        return self.trained
+
+    @property
+    def transformer(self) -> ToxicityEncoder:
+        """The encoder of what the flags allow a Transformer only."""
+        assert isinstance(self.encoder, ToxicityEncoder)
+        return self.encoder
 
 
 def make_network(
@@ -47,19 +55,19 @@ def make_network(
     torch.manual_seed(config.seed)
     if corpus.earlier.tuned is None:
         shape = config.encoder_config(len(corpus.tokenizer.vocabulary))
-        encoder = ToxicityEncoder(shape).to(device)
-        return Network(encoder, ClsOnlyEncoder(encoder), None)
-    encoder = corpus.earlier.tuned.model.to(device)
+        encoder = make_encoder(shape).to(device)
+        return Network(encoder, training_pass(encoder), None)
+    tuned = corpus.earlier.tuned.model.to(device)
     observed = qat.calibration_rows(corpus.split.train, config.seed)
-    ranges = qat.calibrate(encoder, (data.ids[row] for row in observed))
-    return Network(encoder, qat.FakeQuantizedEncoder(encoder, ranges), ranges)
+    ranges = qat.calibrate(tuned, (data.ids[row] for row in observed))
+    return Network(tuned, qat.FakeQuantizedEncoder(tuned, ranges), ranges)
 
 
 def learn_without_labels(
     config: TrainConfig,
     corpus: Corpus,
     data: Examples,
-    encoder: ToxicityEncoder,
+    encoder: Encoder,
     work: Work,
     processes: Processes,
     stop: StopRequest,
@@ -73,6 +81,7 @@ def learn_without_labels(
         _start_embeddings(config, corpus, data, encoder, say)
     if not config.pretrain_epochs:
         return None
+    assert isinstance(encoder, ToxicityEncoder)  # the flags allow no other
     rows, place = data.training_rows, (work.folder, work.identity)
     return pretrain.pretrain(encoder, data.ids, rows, config, *place, processes.autocast, stop, say)
 
@@ -81,7 +90,7 @@ def _start_embeddings(
     config: TrainConfig,
     corpus: Corpus,
     data: Examples,
-    encoder: ToxicityEncoder,
+    encoder: Encoder,
     say: Callable[[str], None],
 ) -> None:
     say("counting which words stand near each other ...")

@@ -24,7 +24,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
-from train.model import ToxicityEncoder
+from train.encoders import Encoder
 from train.validation import expected_calibration_error, probability_of
 
 
@@ -129,7 +129,7 @@ def _losses(toxic: np.ndarray, probability: np.ndarray) -> np.ndarray:
     return -np.log(np.clip(own, 1e-6, 1.0))
 
 
-def fold_in(model: ToxicityEncoder, calibration: Platt) -> None:
+def fold_in(model: Encoder, calibration: Platt) -> None:
     """Change the head so that `model` gives the calibrated logits."""
     fold_in_row(model.head, 0, calibration)
 

@@ -31,13 +31,13 @@ import torch
 from console.options import make_config
 from contract import BadInput
 from train import artifacts
-from train.artifacts import Checkpoint
+from train.artifacts import Teacher
 from train.config import WRITTEN_BEFORE, TrainConfig
 from train.data.batches import CommentIds, TokenizedOnTheFly
 from train.data.load import Comments, load_texts
 from train.data.tokenizer import Tokenizer
+from train.encoders import training_pass
 from train.methods import augment, debias, ngrams
-from train.methods.cls_only import ClsOnlyEncoder
 from train.validation import logits_of, probability_of
 
 NGRAM_TEACHER = 1.0
@@ -72,7 +72,7 @@ def defaults_of(folder: Path) -> dict[str, Any]:
     }
 
 
-def load_teachers(config: TrainConfig) -> list[Checkpoint]:
+def load_teachers(config: TrainConfig) -> list[Teacher]:
     """Checkpoints `config.distill`. Raises BadInput when a flag contradicts the first's ids."""
     first = config.distill[0]
     wanted = make_config(TrainConfig, {**defaults_of(first), "distill": config.distill})
@@ -83,7 +83,7 @@ def load_teachers(config: TrainConfig) -> list[Checkpoint]:
                 f"--{name.replace('_', '-')} is {given}, expected {expected} as in "
                 f"{first}; leave it out with --distill"
             )
-    return [artifacts.load_checkpoint(folder) for folder in config.distill]
+    return [artifacts.load_teacher(folder) for folder in config.distill]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def extra_comments(
 
 def soft_targets(
     config: TrainConfig,
-    teachers: Sequence[Checkpoint],
+    teachers: Sequence[Teacher],
     comments: Comments,
     extra: Extra,
     train: np.ndarray,
@@ -167,7 +167,7 @@ def soft_targets(
 
 
 def _logits_by(
-    teacher: Checkpoint,
+    teacher: Teacher,
     texts: list[str],
     ids: CommentIds,
     rows: np.ndarray,
@@ -182,12 +182,12 @@ def _logits_by(
     file = folder / f"{key}.safetensors"
     if not file.exists():
         say(f"{teacher.folder} scores {len(rows):,} comments ...")
-        logits = logits_of(ClsOnlyEncoder(teacher.model.to(device)), ids, rows)
+        logits = logits_of(training_pass(teacher.model.to(device)), ids, rows)
         artifacts.save_tensors(file, {"logit": torch.from_numpy(logits)})
     return artifacts.load_tensors(file, f"delete {file}")["logit"].numpy()
 
 
-def record(config: TrainConfig, teachers: Sequence[Checkpoint], extra: Extra) -> dict[str, Any]:
+def record(config: TrainConfig, teachers: Sequence[Teacher], extra: Extra) -> dict[str, Any]:
     """What config.json says of the distillation."""
     folders = [teacher.folder for teacher in teachers]
     metrics = [
