@@ -22,7 +22,7 @@ from pathlib import Path
 
 import contract
 from contract import HOST
-from serve import app_backend, probe
+from serve import app_backend, canary_backend, probe
 from serve import request_rules as rules
 from serve.app import settings as app
 from serve.app_backend import APP_BACKEND
@@ -79,6 +79,7 @@ class Door:
     """Map that `keys.write_map` wrote: sha256 of a key -> its name."""
     origins: Sequence[str] = ()
     """Web pages' origins that may ask, beside the door's own."""
+    canary: canary_backend.CanaryRoute | None = None
 
 
 # --- The two configurations --------------------------------------------------------------
@@ -87,7 +88,7 @@ def front(door: Door) -> str:
     text = _head(door, contract.LARGE_BODY_BYTES)
     text += _section("frontend http", _http(door))
     text += _section(f"frontend {INNER}", _inner(door))
-    text += _replicas(door.replicas, door.front_folder)
+    text += _replicas(door, door.front_folder)
     text += _app(door, door.front_folder)
     text += _section(f"backend {LARGE_BACKEND}", _to_large(door))
     for key in door.keys:
@@ -107,11 +108,12 @@ def large(door: Door) -> str:
             *rules.app_paths(),
             rules.whole_body("app"),
             *rules.body_rules("!app"),
+            *canary_backend.draw(door.canary, HTTP_BACKEND, "!app"),
             f"use_backend {APP_BACKEND} if app",
             f"default_backend {HTTP_BACKEND}",
         ],
     )
-    text += _replicas(door.replicas, door.large_folder)
+    text += _replicas(door, door.large_folder)
     text += _app(door, door.large_folder)
     text += _section(
         "frontend metrics",
@@ -221,8 +223,10 @@ hdr Connection close
 """)
 
 
-def _replicas(replicas: Sequence[Replica], folder: Path) -> str:
+def _replicas(door: Door, folder: Path) -> str:
     """The servers, and the room where a request waits for one that starts anew."""
+    servers = [f"server {one.name} unix@{one.http_socket} check" for one in door.replicas]
+    servers += canary_backend.server(door.canary)
     return _REPLICAS.substitute(
         name=HTTP_BACKEND,
         path=probe.INFER_PATH,
@@ -234,9 +238,7 @@ def _replicas(replicas: Sequence[Replica], folder: Path) -> str:
         release=_RELEASE,
         instead=instead(_AGAIN, 503, NO_SERVER),
         clients_fault=f"'{_CLIENTS_FAULT}'",
-        servers="\n".join(
-            f"    server {one.name} unix@{one.http_socket} check" for one in replicas
-        ),
+        servers="\n".join(f"    {line}" for line in servers),
     )
 
 
@@ -254,6 +256,7 @@ def _http(door: Door) -> list[str]:
         f"bind {door.address}:{door.http_port}{tls}",
         # HTTP/2 would hold a hundred bodies a connection: 100 MB by ten connections, measured.
         "option disable-h2-upgrade",
+        *canary_backend.tap_log(door.canary),
         *rules.connection_rules(),
         *rules.header_rules(),
         *rules.origin_rules([*own, *door.origins], scheme),
@@ -263,6 +266,8 @@ def _http(door: Door) -> list[str]:
         *rules.path_rules([f"{HTTP_BACKEND}/{one.name}" for one in door.replicas]),
         *rules.length_rules(),
         *rules.body_rules("infer !large"),
+        *canary_backend.draw(door.canary, HTTP_BACKEND, "infer !large"),
+        *canary_backend.tap(door.canary),
         rules.whole_body("app takes_body !large"),
         *(
             f"use_backend {_key_backend(key)}{suffix} if "
@@ -284,7 +289,10 @@ def _inner(door: Door) -> list[str]:
     """For the application alone; what it asks was judged when it came."""
     return [
         f"bind unix@{inner_socket(door.front_folder)} mode 600",
+        *canary_backend.tap_log(door.canary),
         rules.whole_body("TRUE"),
+        *canary_backend.draw(door.canary, HTTP_BACKEND, "TRUE"),
+        *canary_backend.tap(door.canary),
         f"default_backend {HTTP_BACKEND}",
     ]
 
@@ -320,6 +328,7 @@ def _of_key(door: Door, key: Key) -> str:
         "on-error mark-down observe layer4 error-limit 1"
         for one in door.replicas
     ]
+    servers += canary_backend.server(door.canary, f"{HTTP_BACKEND}/{canary_backend.SERVER}")
     own = [
         "stick-table type integer size 10 expire 1m store http_req_rate(10s)",
         *rate,
@@ -339,6 +348,8 @@ def _of_key(door: Door, key: Key) -> str:
 def _metrics(door: Door) -> str:
     every = [*door.replicas, *([door.grpc] if door.grpc else [])]
     backends = {f"/{one.name}/metrics": f"metrics_{one.name}" for one in every}
+    beside = canary_backend.metrics(door.canary)
+    backends |= {f"/{name}/metrics": f"metrics_{name}" for name in beside}
     if len(every) == 1:
         backends["/metrics"] = f"metrics_{every[0].name}"
     backends[LARGE_METRICS] = "metrics_large"
@@ -355,6 +366,7 @@ def _metrics(door: Door) -> str:
         ],
     )
     sockets = {f"metrics_{one.name}": one.metrics_socket for one in every}
+    sockets |= {f"metrics_{name}": socket for name, socket in beside.items()}
     sockets["metrics_large"] = str(metrics_socket(door.large_folder))
     for name, socket in sockets.items():
         lines = ["http-request set-path /metrics", f"server {name} unix@{socket}"]

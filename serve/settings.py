@@ -16,6 +16,8 @@ from storage.files import read_json
 STATE_FILE = "serve.json"
 GRPC = "grpc"
 """Name of the server that gRPC has for its own."""
+CANARY, MIRROR = "canary", "mirror"
+"""Names of the server of a second version, and of what compares its scores."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,17 @@ class DoorConfig(ServeConfig):
 
 
 @dataclass(frozen=True)
+class Canary:
+    """A second version that serves beside the current one."""
+
+    version: int
+    share: float
+    """Of the requests that it answers, or of which it is sent a copy; 0 to 1."""
+    shadow: bool = False
+    """Whether it is sent copies only, and its answers reach nobody."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """How the door was started: serve.json in the run folder."""
 
@@ -68,6 +81,8 @@ class Settings:
     require_signature: str | None = None
     labels: str | None = None
     get_score: bool = False
+    canary: Canary | None = None
+    stop_timeout_s: float = 30
 
     @property
     def public_key(self) -> Path | None:
@@ -137,6 +152,8 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
         require_signature=signed,
         labels=labels,
         get_score=get_score,
+        canary=before.canary if before else None,
+        stop_timeout_s=config.stop_timeout_s,
     )
     for name in ("repository", "http_port", "grpc_port", "metrics_port", "address"):
         used = getattr(before or settings, name)
@@ -150,6 +167,6 @@ def replica(number: int) -> str:
 
 
 def server_names(settings: Settings) -> list[str]:
-    """Names of the programs that are servers."""
+    """Names of the programs that are servers of the current version."""
     names = [replica(number) for number in range(1, settings.replicas + 1)]
     return [*names, GRPC] if settings.grpc else names

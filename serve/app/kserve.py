@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from contract import PROBABILITY, TEXT
+from serve.canary_backend import STABLE_HEADER
 from serve.probe import INFER_PATH
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -20,8 +21,9 @@ HEADER_LENGTH = _HEADER_LENGTH.lower().encode()
 LENGTH_BYTES = 4
 _HEAD = (
     f"POST {INFER_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
-    f"{_HEADER_LENGTH}: %d\r\nContent-Length: %d\r\n\r\n"
+    f"{_HEADER_LENGTH}: %d\r\nContent-Length: %d\r\n%s\r\n"
 ).encode()
+_STABLE = f"{STABLE_HEADER}: 1\r\n".encode()
 _DOCUMENT = (
     f'{{"inputs":[{{"name":"{TEXT}","datatype":"BYTES","shape":[%d,1],'
     '"parameters":{"binary_data_size":%d}}],'
@@ -56,14 +58,18 @@ class ServedScores:
     """Of the model that answered."""
 
 
-def request(comments: Sequence[bytes]) -> bytes:
-    """A whole HTTP request for the probabilities of these comments, at least one, in UTF-8."""
+def request(comments: Sequence[bytes], *, stable: bool = False) -> bytes:
+    """A whole HTTP request for the probabilities of these comments, at least one, in UTF-8.
+
+    With `stable` the current version answers it, whatever share a second one has.
+    """
     parts: list[bytes] = []
     for comment in comments:
         parts += (len(comment).to_bytes(LENGTH_BYTES, "little"), comment)
     tensor = b"".join(parts)
     document = _DOCUMENT % (len(comments), len(tensor))
-    head = _HEAD % (len(document), len(document) + len(tensor))
+    length = len(document) + len(tensor)
+    head = _HEAD % (len(document), length, _STABLE if stable else b"")
     return b"".join((head, document, tensor))
 
 

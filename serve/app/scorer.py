@@ -48,6 +48,8 @@ class _Waiting:
     since_s: float
     answer: asyncio.Future[ServedScores]
     counted: bool
+    stable: bool
+    """Whether it is a part of a request, whose parts one version answers."""
 
 
 class BatchingScorer:
@@ -70,7 +72,7 @@ class BatchingScorer:
             return await self._submit(comments, len(comments[0]) + kserve.LENGTH_BYTES)
         calls = list(_cut(comments))
         self._refuse_beyond(len(comments), sum(size for _, size in calls))
-        waiting = [self._submit(part, size) for part, size in calls]
+        waiting = [self._submit(part, size, stable=len(calls) > 1) for part, size in calls]
         answers = await asyncio.gather(*waiting)
         if len({answer.version for answer in answers}) > 1:  # an update fell between two calls
             return await self.score(texts)
@@ -96,11 +98,17 @@ class BatchingScorer:
             raise _overloaded()
 
     def _submit(
-        self, comments: Sequence[bytes], size: int, *, counted: bool = True
+        self,
+        comments: Sequence[bytes],
+        size: int,
+        *,
+        counted: bool = True,
+        stable: bool = False,
     ) -> asyncio.Future[ServedScores]:
         self._refuse_beyond(len(comments), size)
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(comments, size, loop.time(), loop.create_future(), counted)
+        answer: asyncio.Future[ServedScores] = loop.create_future()
+        waiting = _Waiting(comments, size, loop.time(), answer, counted, stable)
         self._queue.append(waiting)
         self._comments += len(comments)
         self._bytes += size
@@ -170,7 +178,7 @@ class BatchingScorer:
     async def _answer(self, call: list[_Waiting]) -> None:
         comments = [comment for one in call for comment in one.comments]
         try:
-            found = await self._ask(comments)
+            found = await self._ask(comments, stable=any(one.stable for one in call))
         except Refusal as refusal:
             if refusal.status < 500 and len(call) > 1:
                 for one in call:  # one of them is at fault: the others have nothing to do with it
@@ -192,8 +200,8 @@ class BatchingScorer:
                 one.answer.set_result(ServedScores(part, found.version))
             at = end
 
-    async def _ask(self, comments: Sequence[bytes]) -> ServedScores:
-        request = kserve.request(comments)
+    async def _ask(self, comments: Sequence[bytes], *, stable: bool) -> ServedScores:
+        request = kserve.request(comments, stable=stable)
         upstream = self._servers if len(request) <= LARGE_BODY_BYTES else self._large
         try:
             try:
