@@ -28,6 +28,7 @@ from contract import BODY_TIMEOUT_S, BadInput, ToxicityError
 from export.repository import current, verify
 from serve import balancer, control, haproxy, mirror_settings, tritonserver, view
 from serve.app import settings as app
+from serve.launch import STARTS_FILE
 from serve.process import refuse_taken_port, started_s
 from serve.programs import (
     KEYS_MAP,
@@ -249,6 +250,8 @@ def _prepare_canary(
         names = server_names(settings)
         others = [supervisor.program_folder(name) / view.FOLDER for name in names]
         version = settings.canary.version
+        for name in (CANARY, MIRROR):
+            (supervisor.program_folder(name) / STARTS_FILE).unlink(missing_ok=True)
         view.stage(config.repository, folder, others, settings.public_key, version)
     if write_mirror(settings, supervisor) and MIRROR in supervisor.states():
         supervisor.stop(MIRROR)  # it is started with the others

@@ -49,7 +49,8 @@ class _Waiting:
     answer: asyncio.Future[ServedScores]
     counted: bool
     stable: bool
-    """Whether it is a part of a request, whose parts one version answers."""
+    """Whether the current version is to answer: it is a part of a request, whose parts are to be
+    of one version, or a probe."""
 
 
 class BatchingScorer:
@@ -80,9 +81,10 @@ class BatchingScorer:
         return ServedScores(every, answers[0].version)
 
     async def probe(self, comment: str) -> ServedScores:
-        """`score` of a fresh comment that `recent` does not count. Raises Refusal."""
+        """`score` of a fresh comment that `recent` does not count, nor a canary. Raises Refusal."""
         fresh = f"{comment} {time.time_ns()}".encode()  # in no cache: it is really scored
-        return await self._submit([fresh], len(fresh) + kserve.LENGTH_BYTES, counted=False)
+        size = len(fresh) + kserve.LENGTH_BYTES
+        return await self._submit([fresh], size, counted=False, stable=True)
 
     def close(self) -> None:
         """End the connections."""
