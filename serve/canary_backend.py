@@ -66,6 +66,7 @@ def tap_log(route: CanaryRoute | None) -> list[str]:
     return [
         f"log unix@{route.mirror_socket} len {LINE_BYTES} format raw local0",
         f'log-format "{" ".join(fields)}"',
+        "option dontlognull",
         "http-request set-log-level silent",
     ]
 
@@ -79,9 +80,9 @@ def tap(route: CanaryRoute | None) -> list[str]:
         f"http-request set-var(txn.tap_since) date(0,us) if {_DRAWN}",
         f"http-request set-var(txn.tap_length) req.fhdr({_HEADER_LENGTH}) if {_DRAWN}",
         f"http-request set-var(txn.tap_body) req.body,base64 if {_DRAWN} {short}",
-        f"http-request set-log-level info if {known}",
+        f"http-request set-log-level info if {_DRAWN}",
         f"http-response wait-for-body time 1s if {known}",
-        f"http-response set-var(txn.tap_took) date(0,us),sub(txn.tap_since) if {known}",
+        f"http-response set-var(txn.tap_took) date(0,us),sub(txn.tap_since) if {_DRAWN}",
         f"http-response set-var(txn.tap_answer_length) res.fhdr({_HEADER_LENGTH}) if {known}",
         f"http-response set-var(txn.tap_answer) res.body,base64 if {known} "
         f"{{ res.body_size le {_MOST_ANSWER_BYTES} }}",

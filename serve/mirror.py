@@ -63,14 +63,16 @@ class Served:
 
 
 def served(line: bytes) -> Served | str:
-    """What a line says, or why it can say nothing."""
+    """What a line says, or why it says nothing; "" for one of a request that was not drawn."""
     fields = line.decode("ascii", "replace").split()
-    if len(fields) != 7 or fields[5] == "-":
+    if len(fields) != 7:
         return "unreadable"
     server, status, took_us, length, answer_length, body, answer = fields
+    if took_us == "-":  # haproxy's own words of a connection
+        return ""
     if status != "200":
         return "refused"
-    if answer == "-":
+    if "-" in (body, answer):
         return "long"
     try:
         return Served(

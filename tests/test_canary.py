@@ -189,6 +189,9 @@ def test_a_shadow_changes_no_answer_and_its_comparison_is_exact(
     canary.begin(flags(running, version=2, share=1.0, shadow=True))
     for text in texts:
         ask(running, INFER_PATH, body(text))
+    long = "a" * 26_000  # the comparison has no place for it
+    status, answer, _ = ask(running, INFER_PATH, body(long))
+    assert status == 200, answer
     status, answer, _ = ask(running, "/score", {"text": COMMENT})  # by way of the application
     assert status == 200, answer
     until(lambda: compared(running)["comments"] == len(texts) + 1)
@@ -205,7 +208,7 @@ def test_a_shadow_changes_no_answer_and_its_comparison_is_exact(
     shift = sum(other) / len(other) - sum(stable) / len(stable)
     assert found["mean_shift"] == pytest.approx(shift, abs=1e-4)
     assert found["stable"]["versions"] == ["1"] and found["canary"]["versions"] == ["2"]
-    assert not found["dropped"]
+    assert found["dropped"] == {"long": 1}
 
     url = f"http://{HOST}:{running.metrics_port}/mirror/metrics"
     with urllib.request.urlopen(url, timeout=10) as answered:
@@ -353,7 +356,8 @@ def test_percentiles_are_values_that_were_seen() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"replica-1 200 5 - - - -", "unreadable"),
+        (b"<NOSRV> 400 - - - - -", ""),
+        (b"replica-1 200 5 - - - e30=", "long"),
         (b"replica-1 503 5 - - e30= e30=", "refused"),
         (b"replica-1 200 5 - - e30= -", "long"),
         (b"replica-1 200 5 - - e3 e30=", "unreadable"),

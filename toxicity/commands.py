@@ -156,6 +156,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             *("bench.serving.capacity", "bench.serving.capacity:CapacityConfig"),
             "search the highest rate that meets the objective",
         ),
+        "explain-latency": Entry(
+            *("serve.latency", "serve.latency:LatencyConfig"),
+            "where the time of the running server's requests goes, stage by stage",
+        ),
         "tune": Entry(
             *("bench.serving.tune", "bench.serving.tune:TuneConfig"),
             "choose instances, window and largest batch by measurement",
