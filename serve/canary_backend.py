@@ -22,6 +22,8 @@ STABLE_HEADER = "toxicity-stable"
 """By which the application asks for the current version: parts of one answer are of one version."""
 LINE_BYTES, _MOST_BODY_BYTES, _MOST_ANSWER_BYTES = 65_535, 24_000, 12_000
 """Of a line, which holds a request and its answer, each a third longer in base64."""
+LINE_WORD = "drawn"
+"""First word of a line; what haproxy says of itself begins otherwise."""
 _HEADER_LENGTH = "inference-header-content-length"
 _DRAWN, _TAPPED = "{ var(txn.drawn) -m found }", "{ var(txn.tap_body) -m found }"
 _STEPS = 1_000_000
@@ -60,8 +62,9 @@ def tap_log(route: CanaryRoute | None) -> list[str]:
     if route is None:
         return []
     fields = (
-        "%s %ST %[var(txn.tap_took)] %[var(txn.tap_length)] %[var(txn.tap_answer_length)]",
-        "%[var(txn.tap_body)] %[var(txn.tap_answer)]",
+        f"{LINE_WORD} %s %ST",
+        *(f"%[var(txn.tap_{name})]" for name in ("took", "length", "answer_length")),
+        *(f"%[var(txn.tap_{name})]" for name in ("body", "answer")),
     )
     return [
         f"log unix@{route.mirror_socket} len {LINE_BYTES} format raw local0",

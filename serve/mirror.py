@@ -37,7 +37,7 @@ from contract import LOGIT, PROBABILITY
 from serve.app.decisions import Versions
 from serve.app.refusals import Refusal
 from serve.app.upstream import Upstream
-from serve.canary_backend import LINE_BYTES, SERVER
+from serve.canary_backend import LINE_BYTES, LINE_WORD, SERVER
 from serve.comparison import PairComparison, Role
 from serve.mirror_metrics import ComparisonMetrics
 from serve.mirror_settings import COMPARISON_PATH, MirrorSettings, read_mirror_settings
@@ -63,8 +63,10 @@ class Served:
 
 
 def served(line: bytes) -> Served | str:
-    """What a line says, or why it says nothing; "" for one of a request that was not drawn."""
-    fields = line.decode("ascii", "replace").split()
+    """What a line says, or why it says nothing; "" for one of no request that was drawn."""
+    word, *fields = line.decode("ascii", "replace").split() or [""]
+    if word != LINE_WORD:
+        return ""
     if len(fields) != 7:
         return "unreadable"
     server, status, took_us, length, answer_length, body, answer = fields

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import socket
 import threading
 import time
 import urllib.request
@@ -30,9 +31,11 @@ from serve import canary, door, haproxy, mirror
 from serve.canary import CanaryConfig
 from serve.canary_backend import SERVER
 from serve.comparison import BINS, PairComparison, percentile, psi
+from serve.mirror_settings import MirrorSettings
 from serve.probe import INFER_PATH
+from serve.programs import write_balancers
 from serve.promotion import Bounds, judged
-from serve.settings import CANARY, MIRROR
+from serve.settings import CANARY, MIRROR, Canary, Settings
 from serve.supervisor import Supervisor
 from serve.telling import comparison
 
@@ -356,21 +359,61 @@ def test_percentiles_are_values_that_were_seen() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"<NOSRV> 400 - - - - -", ""),
-        (b"replica-1 200 5 - - - e30=", "long"),
-        (b"replica-1 503 5 - - e30= e30=", "refused"),
-        (b"replica-1 200 5 - - e30= -", "long"),
-        (b"replica-1 200 5 - - e3 e30=", "unreadable"),
-        (b"replica-1 200 five - - e30= e30=", "unreadable"),
-        (b"\xff\xfe", "unreadable"),
+        (b"drawn <NOSRV> 400 - - - - -", ""),
+        (b"drawn replica-1 200 5 - - - e30=", "long"),
+        (b"drawn replica-1 503 5 - - e30= e30=", "refused"),
+        (b"drawn replica-1 200 5 - - e30= -", "long"),
+        (b"drawn replica-1 200 5 - - e3 e30=", "unreadable"),
+        (b"drawn replica-1 200 five - - e30= e30=", "unreadable"),
+        (b"drawn \xff\xfe", "unreadable"),
+        (b"Proxy http started.", ""),
+        (b"", ""),
     ],
 )
 def test_a_line_that_says_nothing_is_dropped_with_its_reason(line: bytes, reason: str) -> None:
     assert mirror.served(line) == reason
 
 
+def test_what_the_mirror_has_no_room_for_is_dropped_and_counted() -> None:
+    compares = mirror.Mirror(
+        MirrorSettings(lines="", http="", canary="", stable=("",), views=(), share=1, shadow=True)
+    )
+    haproxys, own = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with haproxys, own:
+        own.setblocking(False)
+        for _ in range(300):
+            haproxys.send(b"drawn replica-1 200 5 - - e30= e30=")
+            compares.receive(own)
+    assert compares.found.dropped == {"behind": 300 - 256}
+
+
+@needs_haproxy
+@pytest.mark.parametrize("shadow", [False, True])
+def test_haproxy_takes_the_rules_beside_keys_and_grpc(tmp_path: Path, shadow: bool) -> None:
+    keys_file = tmp_path / "keys.json"
+    key = {"name": "site", "sha256": "0" * 64, "requests_per_s": 5}
+    keys_file.write_text(json.dumps({"keys": [key]}), "utf-8")
+    settings = Settings(
+        **{"repository": str(tmp_path), "http_port": 1, "grpc_port": 2, "metrics_port": 3},
+        **{"address": HOST, "replicas": 2, "grpc": True, "balanced": True},
+        keys=str(keys_file),
+        canary=Canary(2, 0.1, shadow),
+    )
+    supervisor = Supervisor(tmp_path / "run")
+    write_balancers(settings, supervisor)  # raises when haproxy refuses them
+    texts = [
+        (supervisor.program_folder(name) / haproxy.CONFIG_FILE).read_text("utf-8")
+        for name in haproxy.NAMES
+    ]
+    assert [text.count("use-server canary") for text in texts] == ([0, 0] if shadow else [2, 1])
+    write_balancers(dataclasses.replace(settings, canary=None), supervisor)
+    for name in haproxy.NAMES:
+        path = supervisor.program_folder(name) / haproxy.CONFIG_FILE
+        assert CANARY not in path.read_text("utf-8"), "without one nothing of it is there"
+
+
 def test_a_line_says_what_was_asked_and_answered() -> None:
-    found = mirror.served(b"canary 200 1500 12 - e30= e30=")
+    found = mirror.served(b"drawn canary 200 1500 12 - e30= e30=")
     assert not isinstance(found, str)
     assert (found.server, found.length, found.body) == ("canary", 12, b"{}")
     assert found.took_s == pytest.approx(0.0015)

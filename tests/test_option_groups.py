@@ -14,11 +14,15 @@ from export.versions import VersionsConfig
 from migrate.config import MigrateConfig
 from quality.config import QualityConfig
 from quality.models import models_here
+from serve.canary import CanaryConfig
 from serve.offline.config import ScoreFileConfig
 from serve.score import ScoreConfig
 from train.artifacts import WEIGHTS_FILE
 
-CONFIGS = (ExportConfig, MigrateConfig, QualityConfig, ScoreConfig, ScoreFileConfig, VersionsConfig)
+CONFIGS = (
+    *(CanaryConfig, ExportConfig, MigrateConfig, QualityConfig, ScoreConfig, ScoreFileConfig),
+    VersionsConfig,
+)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
