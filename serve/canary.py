@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
-from console.options import parse_config, run
+from console.options import make_config, parse_config, run
 from contract import ARTIFACT_FILE, BadInput, GateFailed
 from export.manifest import check_gates
 from export.repository import current, verify, version_folder
@@ -339,16 +339,12 @@ def _take_down(config: CanaryConfig, supervisor: Supervisor, after: Settings) ->
 
 def _door_config(config: CanaryConfig, settings: Settings) -> DoorConfig:
     """As the door was started: another flag would start its programs again."""
-    return DoorConfig(
-        action="start",
-        repository=Path(settings.repository),
-        run_dir=config.run_dir,
-        http_port=settings.http_port,
-        grpc_port=settings.grpc_port,
-        metrics_port=settings.metrics_port,
-        ready_timeout_s=config.ready_timeout_s,
-        stop_timeout_s=settings.stop_timeout_s,
-    )
+    same = ("repository", "http_port", "grpc_port", "metrics_port", "stop_timeout_s")
+    values = {
+        **{name: getattr(settings, name) for name in same},
+        **{name: getattr(config, name) for name in ("run_dir", "ready_timeout_s")},
+    }
+    return make_config(DoorConfig, {"action": "start", **values})
 
 
 if __name__ == "__main__":

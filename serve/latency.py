@@ -250,7 +250,7 @@ def quantile(buckets: Sequence[tuple[float, float]], share: float) -> float | No
 # --- Telling -----------------------------------------------------------------------------
 def table(budget: LatencyBudget) -> list[str]:
     """For people; the last line says which part of the server the p99 is made of."""
-    rows = [("stage", "mean ms", "p50 ms", "p99 ms", "share of mean")]
+    rows: list[tuple[str, ...]] = [("stage", "mean ms", "p50 ms", "p99 ms", "share of mean")]
     for one in budget.stages:
         share = "-" if one.share is None else f"{100 * one.share:.0f} %"
         times = map(_shown, (one.mean_ms, one.p50_ms, one.p99_ms))

@@ -50,7 +50,7 @@ _RECEIVE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class Served:
+class DrawnRequest:
     """A request as haproxy tells it, and its answer."""
 
     server: str
@@ -62,7 +62,7 @@ class Served:
     answer: bytes
 
 
-def served(line: bytes) -> Served | str:
+def read_line(line: bytes) -> DrawnRequest | str:
     """What a line says, or why it says nothing; "" for one of no request that was drawn."""
     word, *fields = line.decode("ascii", "replace").split() or [""]
     if word != LINE_WORD:
@@ -77,7 +77,7 @@ def served(line: bytes) -> Served | str:
     if "-" in (body, answer):
         return "long"
     try:
-        return Served(
+        return DrawnRequest(
             server=server,
             took_s=int(took_us) / 1e6,
             length=None if length == "-" else int(length),
@@ -136,7 +136,7 @@ class Mirror:
                 self.found.drop("unreadable")
 
     async def _compare(self, line: bytes) -> str | None:
-        first = served(line)
+        first = read_line(line)
         if isinstance(first, str):
             return first
         by_canary = first.server == SERVER

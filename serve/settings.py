@@ -106,12 +106,11 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
     replicas = config.replicas or (before.replicas if before else 1)
     grpc = config.grpc if config.grpc is not None else bool(before and before.grpc)
     address = config.address or (before.address if before else HOST)
-    certificate, key_file = (
-        str(path.resolve()) if path else None for path in (config.tls_certificate, config.keys)
+    certificate, key_file, signed, labels = (
+        str(path.resolve()) if path else None
+        for path in (config.tls_certificate, config.keys, config.require_signature, config.labels)
     )
-    signed = str(config.require_signature.resolve()) if config.require_signature else None
     origins = tuple(config.allow_origin)
-    labels = str(config.labels.resolve()) if config.labels else None
     get_score = bool(config.get_score)
     if before:
         certificate = certificate or before.tls_certificate
@@ -119,16 +118,8 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
         signed = signed or before.require_signature
         labels = labels or before.labels
         get_score = before.get_score if config.get_score is None else get_score
-    needs = (
-        replicas > 1
-        or grpc
-        or address != HOST
-        or certificate
-        or key_file
-        or origins
-        or labels
-        or get_score
-    )
+    more = (grpc, certificate, key_file, origins, labels, get_score)
+    needs = replicas > 1 or address != HOST or any(more)
     balanced = before.balanced if before else config.haproxy and haproxy.found() is not None
     if needs and not balanced:
         haproxy.executable()

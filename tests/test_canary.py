@@ -371,7 +371,7 @@ def test_percentiles_are_values_that_were_seen() -> None:
     ],
 )
 def test_a_line_that_says_nothing_is_dropped_with_its_reason(line: bytes, reason: str) -> None:
-    assert mirror.served(line) == reason
+    assert mirror.read_line(line) == reason
 
 
 def test_what_the_mirror_has_no_room_for_is_dropped_and_counted() -> None:
@@ -413,7 +413,7 @@ def test_haproxy_takes_the_rules_beside_keys_and_grpc(tmp_path: Path, shadow: bo
 
 
 def test_a_line_says_what_was_asked_and_answered() -> None:
-    found = mirror.served(b"drawn canary 200 1500 12 - e30= e30=")
+    found = mirror.read_line(b"drawn canary 200 1500 12 - e30= e30=")
     assert not isinstance(found, str)
     assert (found.server, found.length, found.body) == ("canary", 12, b"{}")
     assert found.took_s == pytest.approx(0.0015)
