@@ -257,6 +257,8 @@ def _http(door: Door) -> list[str]:
         # HTTP/2 would hold a hundred bodies a connection: 100 MB by ten connections, measured.
         "option disable-h2-upgrade",
         *canary_backend.tap_log(door.canary),
+        f"http-request set-header {app.BEGAN_HEADER} %[date(0,us)] "
+        f"if {{ req.hdr({app.TRACE_HEADER}) -m found }}",
         *rules.connection_rules(),
         *rules.header_rules(),
         *rules.origin_rules([*own, *door.origins], scheme),

@@ -36,13 +36,14 @@ from serve.app.settings import (
     SUGGEST_PATH,
     AppSettings,
 )
+from serve.app.tracing import TracedEndpoint, make_tracer
 
 
 @dataclass(frozen=True)
 class App:
     """The ASGI application."""
 
-    endpoints: Mapping[tuple[str, str], JsonEndpoint]
+    endpoints: Mapping[tuple[str, str], JsonEndpoint | TracedEndpoint]
     """By method and path."""
     rest: Starlette
     services: Services
@@ -60,20 +61,27 @@ class App:
 def create_app(settings: AppSettings) -> App:
     """An application for one event loop, which `uvicorn` runs."""
     labels = LabelFile(Path(settings.labels)) if settings.labels else None
-    scorer = BatchingScorer(settings.servers, settings.large)
+    tracer = make_tracer()
+    scorer = BatchingScorer(settings.servers, settings.large, traced=tracer is not None)
     services = Services(settings, scorer, Versions(settings.views), labels)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         services.scorer.close()
+        if tracer:
+            tracer.close()
 
     rest = Starlette(
         routes=[*health.routes(services), *openapi.routes(settings), *page.routes(services)],
         lifespan=lifespan,
         exception_handlers={Refusal: _refuse, HTTPException: _refuse_http, Exception: _fail},
     )
-    return App(_endpoints(services), rest, services)
+    endpoints = _endpoints(services)
+    if tracer:
+        traced = {path: TracedEndpoint(one, tracer) for path, one in endpoints.items()}
+        return App(traced, rest, services)
+    return App(endpoints, rest, services)
 
 
 def _endpoints(services: Services) -> dict[tuple[str, str], JsonEndpoint]:

@@ -21,6 +21,7 @@ from serve.app.kserve import ServedScores
 from serve.app.recent import Recent
 from serve.app.refusals import NO_SERVER, Refusal
 from serve.app.settings import OVERLOADED
+from serve.app.tracing import STAGES, StageTimes
 from serve.app.upstream import Upstream, UpstreamAnswer
 
 MAX_CALL_COMMENTS = 64
@@ -51,12 +52,15 @@ class _Waiting:
     stable: bool
     """Whether the current version is to answer: it is a part of a request, whose parts are to be
     of one version, or a probe."""
+    stages: StageTimes | None
+    """Where a traced request's times go."""
 
 
 class BatchingScorer:
     """Of one event loop."""
 
-    def __init__(self, servers: str, large: str) -> None:
+    def __init__(self, servers: str, large: str, *, traced: bool = False) -> None:
+        self._traced = traced
         self._servers = Upstream(servers, _TIMEOUT_S)
         self._large = Upstream(large, _TIMEOUT_S)
         self._queue: deque[_Waiting] = deque()
@@ -110,7 +114,8 @@ class BatchingScorer:
         self._refuse_beyond(len(comments), size)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[ServedScores] = loop.create_future()
-        waiting = _Waiting(comments, size, loop.time(), answer, counted, stable)
+        stages = STAGES.get() if self._traced else None
+        waiting = _Waiting(comments, size, loop.time(), answer, counted, stable, stages)
         self._queue.append(waiting)
         self._comments += len(comments)
         self._bytes += size
@@ -179,6 +184,7 @@ class BatchingScorer:
 
     async def _answer(self, call: list[_Waiting]) -> None:
         comments = [comment for one in call for comment in one.comments]
+        began_s = asyncio.get_running_loop().time()
         try:
             found = await self._ask(comments, stable=any(one.stable for one in call))
         except Refusal as refusal:
@@ -196,6 +202,9 @@ class BatchingScorer:
         for one in call:
             end = at + len(one.comments)
             part = found.probability[at:end]
+            if one.stages is not None:
+                one.stages.append(("queue", 0, one.since_s, began_s))
+                one.stages.append(("scoring", len(comments), began_s, now_s))
             if one.counted:
                 self.recent.add(one.since_s, now_s, part)
             if not one.answer.done():
