@@ -8,8 +8,9 @@
     toxicity rollback                            # it ends; without one, the version before serves
     toxicity canary --version 2 --for-minutes 30 --most-flips 0.01 --p99-ms 50   # by rule
 
-It is a server of its own behind haproxy (serve/canary_backend.py), and what it costs when it is
-slow, wrong or killed is borne by the comparison (serve/mirror.py), not by a caller.
+It is a server of its own behind haproxy (serve/canary_backend.py). Whoever is drawn gets its
+answer, or a replica's where it does not answer; a shadow, and the comparison (serve/mirror.py),
+whatever becomes of them, reach no caller.
 """
 
 from __future__ import annotations
@@ -89,6 +90,13 @@ class CanaryConfig:
     most_shift: float | None = Field(
         None, gt=0, description="how far its mean score may lie off", json_schema_extra=_RULE
     )
+    most_failures: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="share of its requests that it may fail or not answer",
+        json_schema_extra=_RULE,
+    )
     least_comments: int = Field(
         1000, ge=1, description="fewer compared comments prove nothing", json_schema_extra=_RULE
     )
@@ -107,7 +115,13 @@ class CanaryConfig:
 
     @property
     def bounds(self) -> Bounds:
-        return Bounds(self.most_flips, self.p99_ms, self.most_shift, self.least_comments)
+        return Bounds(
+            most_flips=self.most_flips,
+            p99_ms=self.p99_ms,
+            most_shift=self.most_shift,
+            most_failures=self.most_failures,
+            least_comments=self.least_comments,
+        )
 
     @model_validator(mode="after")
     def _flags_go_together(self) -> CanaryConfig:

@@ -77,6 +77,7 @@ class VersionSeen:
 class PairComparison:
     """Pairs of scores of the same comment since the mirror started."""
 
+    requests: int = 0
     comments: int = 0
     to_flagged: int = 0
     """Comments that the canary flags and the stable version does not, each at its threshold."""
@@ -97,6 +98,7 @@ class PairComparison:
         seconds: dict[Role, float],
     ) -> None:
         """A request that both answered: probabilities of its comments, in their order."""
+        self.requests += 1
         for role in ROLES:
             one = self.seen[role]
             one.numbers.add(versions[role])
@@ -122,6 +124,7 @@ class PairComparison:
         flips = self.to_flagged + self.to_passed
         n = self.comments
         return {
+            "requests": self.requests,
             "comments": n,
             "flips": {"to_flagged": self.to_flagged, "to_passed": self.to_passed},
             "flip_share": flips / n if n else None,

@@ -73,7 +73,7 @@ def read_line(line: bytes) -> DrawnRequest | str:
     if took_us == "-":  # haproxy's own words of a connection
         return ""
     if status != "200":
-        return "refused"
+        return "failed" if server == SERVER and status >= "500" else "refused"
     if "-" in (body, answer):
         return "long"
     try:
@@ -130,7 +130,7 @@ class Mirror:
             try:
                 if reason := await self._compare(line):
                     self.found.drop(reason)
-            except (OSError, Refusal):
+            except Refusal:  # its version is gone
                 self.found.drop("unanswered")
             except ValueError:
                 self.found.drop("unreadable")
@@ -141,11 +141,15 @@ class Mirror:
             return first
         by_canary = first.server == SERVER
         upstream = next(self._stable) if by_canary else self._canary
+        missing = "unanswered" if by_canary else "failed"
         began_s = time.monotonic()
-        answer = await upstream.ask(_request(first.body, first.length))
+        try:
+            answer = await upstream.ask(_request(first.body, first.length))
+        except OSError:
+            return missing
         took_s = time.monotonic() - began_s
         if answer.status != 200:
-            return "unanswered"
+            return missing
         own = probabilities(first.answer, first.answer_length)
         other = probabilities(answer.body, answer.document_bytes or None)
         if len(own[0]) != len(other[0]):

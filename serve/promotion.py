@@ -15,6 +15,7 @@ class Bounds:
     most_flips: float | None = None
     p99_ms: float | None = None
     most_shift: float | None = None
+    most_failures: float = 0.01
     least_comments: int = 1
 
 
@@ -47,6 +48,11 @@ def judged(found: dict[str, Any], bounds: Bounds, *, over: bool) -> Verdict:
             f"{comments} comments compared, at least {bounds.least_comments}",
         )
     ]
+    failures = int(found.get("dropped", {}).get("failed", 0))
+    asked = int(found.get("requests", 0)) + failures
+    share = failures / asked if asked else 0.0
+    words = f"{failures} of {asked} requests failed, at most {bounds.most_failures:.2%}"
+    checks.append((share <= bounds.most_failures, False, words))
     if bounds.most_flips is not None:
         flips = found.get("flips", {})
         low, high = share_95(sum(flips.values()), comments)

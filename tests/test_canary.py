@@ -362,6 +362,8 @@ def test_percentiles_are_values_that_were_seen() -> None:
         (b"drawn <NOSRV> 400 - - - - -", ""),
         (b"drawn replica-1 200 5 - - - e30=", "long"),
         (b"drawn replica-1 503 5 - - e30= e30=", "refused"),
+        (b"drawn canary 503 5 - - e30= e30=", "failed"),
+        (b"drawn canary 400 5 - - e30= e30=", "refused"),
         (b"drawn replica-1 200 5 - - e30= -", "long"),
         (b"drawn replica-1 200 5 - - e3 e30=", "unreadable"),
         (b"drawn replica-1 200 five - - e30= e30=", "unreadable"),
@@ -434,6 +436,13 @@ def test_nothing_is_promoted_early_and_a_sure_breach_ends_at_once() -> None:
     assert late.decided and not late.promote and late.failed
     sure = judged(many, bounds, over=False)
     assert sure.decided and not sure.promote
+
+
+def test_a_canary_that_fails_requests_is_not_promoted() -> None:
+    found = {"comments": 500, "requests": 490, "dropped": {"failed": 10, "behind": 400}}
+    late = judged(found, Bounds(), over=True)
+    assert late.failed == ["10 of 500 requests failed, at most 1.00%"] and not late.promote
+    assert judged({**found, "dropped": {"failed": 4}}, Bounds(), over=True).promote
 
 
 def test_too_few_comments_prove_nothing() -> None:

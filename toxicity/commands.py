@@ -113,7 +113,8 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             fixed={"action": "run"},
             flags=(
                 *("version", "share", "shadow", "end", "json", "for_minutes", "most_flips"),
-                *("p99_ms", "most_shift", "least_comments", "run_dir", "ready_timeout_s"),
+                *("p99_ms", "most_shift", "most_failures", "least_comments", "run_dir"),
+                "ready_timeout_s",
             ),
         ),
         "promote": Entry(
