@@ -4,7 +4,8 @@
 
 It reads the metrics of the servers and of haproxy at the begin and at the end of that time. The
 servers' histograms give percentiles; haproxy tells means only, of its last 1024 requests, in whole
-milliseconds. haproxy's health checks, two a second and server, are requests, too.
+milliseconds, from the whole request to the begin of the answer: what a client takes to send and to
+read is not in it. haproxy's health checks, two a second and server, are requests, too.
 """
 
 from __future__ import annotations
@@ -176,12 +177,16 @@ def _stages(
     stages = []
     base = whole.mean_ms
     if haproxy:
-        total = 1e3 * haproxy.get("total", 0.0)
+        # Not its total time: that has the client's pause before the request in it.
+        waits = {name: 1e3 * haproxy.get(name, 0.0) for name in ("queue", "connect", "response")}
+        total = sum(waits.values())
         base = max(total, whole.mean_ms or 0.0)
+        between = _less(total, waits["queue"], waits["connect"], whole.mean_ms)
         stages += [
             StageTime("all, as haproxy sees it", total),
-            StageTime("  haproxy: its own queue", 1e3 * haproxy.get("queue", 0.0)),
-            StageTime("  haproxy: bodies, sockets", _less(total, whole.mean_ms)),
+            StageTime("  haproxy: queue", waits["queue"]),
+            StageTime("  haproxy: connection", waits["connect"]),
+            StageTime("  between it and the server", between),
         ]
     stages += [
         _named("  server", whole),
