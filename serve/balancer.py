@@ -22,7 +22,7 @@ from pathlib import Path
 
 import contract
 from contract import HOST
-from serve import app_backend, metrics_door, probe
+from serve import app_backend, canary_backend, metrics_door, probe
 from serve import request_rules as rules
 from serve.app import settings as app
 from serve.app_backend import APP_BACKEND
@@ -80,6 +80,7 @@ class Door:
     origins: Sequence[str] = ()
     """Web pages' origins that may ask, beside the door's own."""
     metrics_address: str = HOST
+    canary: canary_backend.CanaryRoute | None = None
 
 
 # --- The two configurations --------------------------------------------------------------
@@ -88,7 +89,7 @@ def front(door: Door) -> str:
     text = _head(door, contract.LARGE_BODY_BYTES)
     text += _section("frontend http", _http(door))
     text += _section(f"frontend {INNER}", _inner(door))
-    text += _replicas(door.replicas, door.front_folder)
+    text += _replicas(door, door.front_folder)
     text += _app(door, door.front_folder)
     text += _section(f"backend {LARGE_BACKEND}", _to_large(door))
     for key in door.keys:
@@ -108,11 +109,12 @@ def large(door: Door) -> str:
             *rules.app_paths(),
             rules.whole_body("app"),
             *rules.body_rules("!app"),
+            *canary_backend.draw(door.canary, HTTP_BACKEND, "!app"),
             f"use_backend {APP_BACKEND} if app",
             f"default_backend {HTTP_BACKEND}",
         ],
     )
-    text += _replicas(door.replicas, door.large_folder)
+    text += _replicas(door, door.large_folder)
     text += _app(door, door.large_folder)
     text += _section(
         "frontend metrics",
@@ -218,8 +220,10 @@ hdr Connection close
 """)
 
 
-def _replicas(replicas: Sequence[Replica], folder: Path) -> str:
+def _replicas(door: Door, folder: Path) -> str:
     """The servers, and the room where a request waits for one that starts anew."""
+    servers = [f"server {one.name} unix@{one.http_socket} check" for one in door.replicas]
+    servers += canary_backend.server(door.canary)
     return _REPLICAS.substitute(
         name=HTTP_BACKEND,
         path=probe.INFER_PATH,
@@ -231,9 +235,7 @@ def _replicas(replicas: Sequence[Replica], folder: Path) -> str:
         release=_RELEASE,
         instead=instead(_AGAIN, 503, NO_SERVER),
         clients_fault=f"'{_CLIENTS_FAULT}'",
-        servers="\n".join(
-            f"    server {one.name} unix@{one.http_socket} check" for one in replicas
-        ),
+        servers="\n".join(f"    {line}" for line in servers),
     )
 
 
@@ -251,6 +253,9 @@ def _http(door: Door) -> list[str]:
         f"bind {door.address}:{door.http_port}{tls}",
         # HTTP/2 would hold a hundred bodies a connection: 100 MB by ten connections, measured.
         "option disable-h2-upgrade",
+        *canary_backend.tap_log(door.canary),
+        f"http-request set-header {app.BEGAN_HEADER} %[date(0,us)] "
+        f"if {{ req.hdr({app.TRACE_HEADER}) -m found }}",
         *rules.connection_rules(),
         *rules.header_rules(),
         *rules.origin_rules([*own, *door.origins], scheme),
@@ -260,6 +265,8 @@ def _http(door: Door) -> list[str]:
         *rules.path_rules([f"{HTTP_BACKEND}/{one.name}" for one in door.replicas]),
         *rules.length_rules(),
         *rules.body_rules("infer !large"),
+        *canary_backend.draw(door.canary, HTTP_BACKEND, "infer !large"),
+        *canary_backend.tap(door.canary),
         rules.whole_body("app takes_body !large"),
         *(
             f"use_backend {_key_backend(key)}{suffix} if "
@@ -281,7 +288,10 @@ def _inner(door: Door) -> list[str]:
     """For the application alone; what it asks was judged when it came."""
     return [
         f"bind unix@{inner_socket(door.front_folder)} mode 600",
+        *canary_backend.tap_log(door.canary),
         *rules.taken_whole("TRUE"),
+        *canary_backend.draw(door.canary, HTTP_BACKEND, "TRUE"),
+        *canary_backend.tap(door.canary),
         f"default_backend {HTTP_BACKEND}",
     ]
 
@@ -317,6 +327,7 @@ def _of_key(door: Door, key: Key) -> str:
         "on-error mark-down observe layer4 error-limit 1"
         for one in door.replicas
     ]
+    servers += canary_backend.server(door.canary, f"{HTTP_BACKEND}/{canary_backend.SERVER}")
     own = [
         "stick-table type integer size 10 expire 1m store http_req_rate(10s)",
         *rate,
@@ -342,6 +353,7 @@ def _metrics(door: Door) -> str:
         ],
         {one.name: one.metrics_socket for one in every},
         str(metrics_socket(door.large_folder)),
+        beside=canary_backend.metrics(door.canary),
         ready=[f"{HTTP_BACKEND}/{one.name}" for one in door.replicas],
     )
 

@@ -26,13 +26,21 @@ import psutil
 from console.options import parse_config, run
 from contract import BODY_TIMEOUT_S, BadInput, ToxicityError
 from export.repository import current, verify
-from serve import balancer, control, haproxy, tritonserver, view
+from serve import balancer, control, haproxy, mirror_settings, tritonserver, view
 from serve.app import settings as app
+from serve.launch import STARTS_FILE
 from serve.metrics_door import BALANCER_METRICS
 from serve.process import refuse_taken_port, started_s
-from serve.programs import KEYS_MAP, grpc_socket, programs, write_app, write_balancers
+from serve.programs import (
+    KEYS_MAP,
+    grpc_socket,
+    programs,
+    write_app,
+    write_balancers,
+    write_mirror,
+)
 from serve.run_folder import claim, is_ours
-from serve.settings import STATE_FILE, Settings, replica, server_names, settled
+from serve.settings import CANARY, MIRROR, STATE_FILE, Settings, replica, server_names, settled
 from serve.settings import DoorConfig as DoorConfig
 from serve.settings import read_settings as read_settings
 from serve.supervisor import Supervisor
@@ -65,7 +73,7 @@ def start(config: DoorConfig) -> None:
     that the running door does not have, and a server that does not start.
     """
     claim(config.run_dir)
-    with _alone(config.run_dir):
+    with alone(config.run_dir):
         supervisor = Supervisor(config.run_dir)
         before = read_settings(config.run_dir) if supervisor.running() else None
         if before is None:
@@ -75,12 +83,12 @@ def start(config: DoorConfig) -> None:
         try:
             if before is None:
                 _refuse_taken(settings)
-            _bring_up(config, settings, supervisor, before)
+            bring_up(config, settings, supervisor, before)
         except BaseException:
             if before is None:
                 supervisor.stop()
             raise
-        write_json(config.run_dir / STATE_FILE, dataclasses.asdict(settings))
+        write_settings(config.run_dir, settings)
         print_replicas(settings, supervisor)
         print_addresses(config, settings)
     if config.foreground:
@@ -93,7 +101,7 @@ def stop(config: DoorConfig) -> None:
     Waits for a start that is under way. Raises BadInput when that takes too long.
     """
     ours = is_ours(config.run_dir)
-    with _alone(config.run_dir) if ours else contextlib.nullcontext():
+    with alone(config.run_dir) if ours else contextlib.nullcontext():
         _stop(config, ours=ours)
 
 
@@ -158,9 +166,14 @@ def running(run_dir: Path) -> Server | None:
     return dataclasses.replace(front, beside=(large.pid,), application=application.pid)
 
 
-def _alone(run_dir: Path) -> contextlib.AbstractContextManager[None]:
+def alone(run_dir: Path) -> contextlib.AbstractContextManager[None]:
     """The lock of all that starts or ends programs of this folder."""
     return locked(run_dir / LOCK_FILE, str(run_dir), "wait for it", _LOCK_WAIT_S)
+
+
+def write_settings(run_dir: Path, settings: Settings) -> None:
+    """Keep how the door runs now; hold its lock."""
+    write_json(run_dir / STATE_FILE, dataclasses.asdict(settings))
 
 
 def _refuse_taken(settings: Settings) -> None:
@@ -169,15 +182,21 @@ def _refuse_taken(settings: Settings) -> None:
 
 
 # --- Bringing up -------------------------------------------------------------------------
-def _bring_up(
+def bring_up(
     config: DoorConfig, settings: Settings, supervisor: Supervisor, before: Settings | None
 ) -> None:
+    """Run what the settings say, where so far runs what `before` says; hold the door's lock.
+
+    A canary is added; `take_down_canary` ends one. Raises as `start` does.
+    """
     known = set(server_names(before)) if before else set()
     views = {name: supervisor.program_folder(name) / view.FOLDER for name in server_names(settings)}
     for name, folder in views.items():
         if name not in known:
             others = [other for other in views.values() if other != folder]
             view.stage(config.repository, folder, others, settings.public_key)
+    if settings.canary:
+        _prepare_canary(config, settings, supervisor, before)
     earlier = supervisor.states()
     if settings.balanced:
         write_balancers(settings, supervisor)
@@ -187,6 +206,8 @@ def _bring_up(
     for name in views:
         folder = supervisor.program_folder(name)
         _wait_until(partial(scores, settings, folder), config, supervisor, name)
+    if settings.canary:
+        _wait_for_canary(config, settings, supervisor)
     for name in sorted(known & set(views)):
         _update(config, settings, supervisor, name)
     if settings.balanced:
@@ -210,10 +231,45 @@ def _bring_up(
         _wait_until(partial(app_scores, sock), config, supervisor, app.NAME)
 
 
+def take_down_canary(config: DoorConfig, settings: Settings, supervisor: Supervisor) -> None:
+    """End the canary once haproxy sends it nothing more; `settings` have none. Hold the lock."""
+    write_balancers(settings, supervisor)
+    workers = _workers(supervisor)
+    for name in haproxy.NAMES:
+        supervisor.signal(name, "USR2")
+    _wait_until_up(config, settings, supervisor)
+    psutil.wait_procs(workers, timeout=BODY_TIMEOUT_S)  # they finish what it was asked
+    supervisor.start(programs(config, settings, supervisor))
+
+
+def _prepare_canary(
+    config: DoorConfig, settings: Settings, supervisor: Supervisor, before: Settings | None
+) -> None:
+    assert settings.canary
+    folder = supervisor.program_folder(CANARY) / view.FOLDER
+    if before is None or before.canary is None:
+        names = server_names(settings)
+        others = [supervisor.program_folder(name) / view.FOLDER for name in names]
+        version = settings.canary.version
+        for name in (CANARY, MIRROR):
+            (supervisor.program_folder(name) / STARTS_FILE).unlink(missing_ok=True)
+        view.stage(config.repository, folder, others, settings.public_key, version)
+    if write_mirror(settings, supervisor) and MIRROR in supervisor.states():
+        supervisor.stop(MIRROR)  # it is started with the others
+
+
+def _wait_for_canary(config: DoorConfig, settings: Settings, supervisor: Supervisor) -> None:
+    folder = supervisor.program_folder(CANARY)
+    _wait_until(partial(scores, settings, folder), config, supervisor, CANARY)
+    sock = supervisor.program_folder(MIRROR) / mirror_settings.HTTP_SOCKET
+    _wait_until(partial(haproxy.accepts, sock), config, supervisor, MIRROR)
+
+
 def _wait_until(
     it_scores: Callable[[], bool], config: DoorConfig, supervisor: Supervisor, name: str
 ) -> None:
-    log = supervisor.program_folder(name) / ("log" if name == app.NAME else tritonserver.LOG_FILE)
+    other = name in (app.NAME, MIRROR)
+    log = supervisor.program_folder(name) / ("log" if other else tritonserver.LOG_FILE)
     deadline = time.monotonic() + config.ready_timeout_s
     while not it_scores():
         state = supervisor.states().get(name)
@@ -257,6 +313,8 @@ def _update(config: DoorConfig, settings: Settings, supervisor: Supervisor, name
 
 def _wait_until_up(config: DoorConfig, settings: Settings, supervisor: Supervisor) -> None:
     expected = {replica(number): "UP" for number in range(1, settings.replicas + 1)}
+    if settings.canary:
+        expected[CANARY] = "UP"
     large = balancer.large_socket(supervisor.program_folder(haproxy.LARGE_NAME))
     deadline = time.monotonic() + config.ready_timeout_s
     while (found := haproxy.states(settings.metrics_port)) != expected or not haproxy.accepts(

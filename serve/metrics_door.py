@@ -21,14 +21,20 @@ def section(title: str, lines: Sequence[str]) -> str:
 
 
 def sections(
-    binds: Sequence[str], servers: Mapping[str, str], large: str, *, ready: Sequence[str]
+    binds: Sequence[str],
+    servers: Mapping[str, str],
+    large: str,
+    *,
+    beside: Mapping[str, str],
+    ready: Sequence[str],
 ) -> str:
     """The frontend at `binds` and its backends.
 
-    `servers` has the socket of each one's metrics by its name, `large` is that of the process of
-    large bodies, `ready` names the servers that are asked whether they score (backend/name).
+    `servers` has the socket of each one's metrics by its name, `beside` those of a canary and its
+    mirror, `large` is that of the process of large bodies, `ready` names the servers that are asked
+    whether they score (backend/name).
     """
-    backends = {f"/{name}/metrics": f"metrics_{name}" for name in servers}
+    backends = {f"/{name}/metrics": f"metrics_{name}" for name in (*servers, *beside)}
     if len(servers) == 1:
         backends["/metrics"] = f"metrics_{next(iter(servers))}"
     backends[LARGE_METRICS] = "metrics_large"
@@ -46,7 +52,7 @@ def sections(
             *(f"use_backend {name} if {{ path {path} }}" for path, name in backends.items()),
         ],
     )
-    sockets = {f"metrics_{name}": socket for name, socket in servers.items()}
+    sockets = {f"metrics_{name}": socket for name, socket in {**servers, **beside}.items()}
     sockets["metrics_large"] = large
     for name, socket in sockets.items():
         text += section(

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 from contract import HOST, BadInput
-from serve import balancer, control, haproxy, keys, tritonserver, view
+from serve import balancer, canary_backend, control, haproxy, keys, tritonserver, view
+from serve import mirror_settings as mirror
 from serve.app import settings as app
-from serve.settings import GRPC, DoorConfig, Settings, replica, server_names
+from serve.settings import CANARY, GRPC, MIRROR, DoorConfig, Settings, replica, server_names
 from serve.supervisor import Program, Supervisor
 from storage.files import json_text, write_atomically
 
@@ -23,7 +24,44 @@ def programs(config: DoorConfig, settings: Settings, supervisor: Supervisor) -> 
     if settings.balanced:
         found += [_balancer(config, supervisor, name) for name in haproxy.NAMES]
         found.append(_app(config, supervisor))
+    if settings.canary:
+        found += [_server(config, settings, supervisor, CANARY), _mirror(supervisor)]
     return found
+
+
+def _mirror(supervisor: Supervisor) -> Program:
+    folder = supervisor.program_folder(MIRROR)
+    return Program(
+        name=MIRROR,
+        command=[sys.executable, "-m", mirror.MODULE, str(folder / mirror.SETTINGS_FILE)],
+        environment={},
+        files={},
+        sockets=[mirror.LINES_SOCKET, mirror.HTTP_SOCKET],
+        stop_signal="TERM",
+        stop_timeout_s=10,
+    )
+
+
+def write_mirror(settings: Settings, supervisor: Supervisor) -> bool:
+    """Write what the mirror is told of the canary; whether that is something new."""
+    assert settings.canary
+    folder = supervisor.program_folder(MIRROR)
+    servers = {name: supervisor.program_folder(name) for name in _replica_names(settings)}
+    canary = supervisor.program_folder(CANARY)
+    told = mirror.MirrorSettings(
+        lines=str(folder / mirror.LINES_SOCKET),
+        http=str(folder / mirror.HTTP_SOCKET),
+        canary=str(canary / control.HTTP_SOCKET),
+        stable=tuple(str(path / control.HTTP_SOCKET) for path in servers.values()),
+        views=tuple(str(path / view.FOLDER) for path in (*servers.values(), canary)),
+        share=settings.canary.share,
+        shadow=settings.canary.shadow,
+    )
+    return _write_if_new(folder / mirror.SETTINGS_FILE, json_text(dataclasses.asdict(told)))
+
+
+def _replica_names(settings: Settings) -> list[str]:
+    return [replica(number) for number in range(1, settings.replicas + 1)]
 
 
 def _app(config: DoorConfig, supervisor: Supervisor) -> Program:
@@ -43,7 +81,8 @@ def write_app(settings: Settings, supervisor: Supervisor) -> bool:
     """Write what the application is told; whether that is something new."""
     folder = supervisor.program_folder(app.NAME)
     front, large = (supervisor.program_folder(name) for name in haproxy.NAMES)
-    views = (supervisor.program_folder(name) / view.FOLDER for name in server_names(settings))
+    names = [*server_names(settings), CANARY]  # of which there may be one later
+    views = (supervisor.program_folder(name) / view.FOLDER for name in names)
     told = app.AppSettings(
         socket=str(folder / app.SOCKET),
         servers=str(balancer.inner_socket(front)),
@@ -55,8 +94,11 @@ def write_app(settings: Settings, supervisor: Supervisor) -> bool:
         labels=settings.labels,
         get_score=settings.get_score,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    path, text = folder / app.SETTINGS_FILE, json_text(dataclasses.asdict(told))
+    return _write_if_new(folder / app.SETTINGS_FILE, json_text(dataclasses.asdict(told)))
+
+
+def _write_if_new(path: Path, text: str) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists() or path.read_text("utf-8") != text
     if new:
         write_atomically(path, text)
@@ -159,7 +201,7 @@ def _door(settings: Settings, supervisor: Supervisor) -> balancer.Door:
         http_port=settings.http_port,
         grpc_port=settings.grpc_port,
         metrics_port=settings.metrics_port,
-        replicas=[sockets(replica(n)) for n in range(1, settings.replicas + 1)],
+        replicas=[sockets(name) for name in _replica_names(settings)],
         front_folder=folders[0],
         large_folder=folders[1],
         app_socket=str(supervisor.program_folder(app.NAME) / app.SOCKET),
@@ -169,4 +211,19 @@ def _door(settings: Settings, supervisor: Supervisor) -> balancer.Door:
         keys_file=keys_file,
         origins=settings.allow_origin,
         metrics_address=settings.metrics_address,
+        canary=_canary_route(settings, supervisor),
+    )
+
+
+def _canary_route(settings: Settings, supervisor: Supervisor) -> canary_backend.CanaryRoute | None:
+    if settings.canary is None:
+        return None
+    server, compares = (supervisor.program_folder(name) for name in (CANARY, MIRROR))
+    return canary_backend.CanaryRoute(
+        http_socket=str(server / control.HTTP_SOCKET),
+        metrics_socket=str(server / control.METRICS_SOCKET),
+        mirror_socket=str(compares / mirror.LINES_SOCKET),
+        mirror_http_socket=str(compares / mirror.HTTP_SOCKET),
+        share=settings.canary.share,
+        shadow=settings.canary.shadow,
     )

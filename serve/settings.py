@@ -16,6 +16,8 @@ from storage.files import read_json
 STATE_FILE = "serve.json"
 GRPC = "grpc"
 """Name of the server that gRPC has for its own."""
+CANARY, MIRROR = "canary", "mirror"
+"""Names of the server of a second version, and of what compares its scores."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,17 @@ class DoorConfig(ServeConfig):
 
 
 @dataclass(frozen=True)
+class Canary:
+    """A second version that serves beside the current one."""
+
+    version: int
+    share: float
+    """Of the requests that it answers, or of which it is sent a copy; 0 to 1."""
+    shadow: bool = False
+    """Whether it is sent copies only, and its answers reach nobody."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """How the door was started: serve.json in the run folder."""
 
@@ -74,6 +87,8 @@ class Settings:
     labels: str | None = None
     get_score: bool = False
     metrics_address: str = HOST
+    canary: Canary | None = None
+    stop_timeout_s: float = 30
 
     @property
     def public_key(self) -> Path | None:
@@ -98,12 +113,11 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
     grpc = config.grpc if config.grpc is not None else bool(before and before.grpc)
     address = config.address or (before.address if before else HOST)
     watched = config.metrics_address or (before.metrics_address if before else HOST)
-    certificate, key_file = (
-        str(path.resolve()) if path else None for path in (config.tls_certificate, config.keys)
+    certificate, key_file, signed, labels = (
+        str(path.resolve()) if path else None
+        for path in (config.tls_certificate, config.keys, config.require_signature, config.labels)
     )
-    signed = str(config.require_signature.resolve()) if config.require_signature else None
     origins = tuple(config.allow_origin)
-    labels = str(config.labels.resolve()) if config.labels else None
     get_score = bool(config.get_score)
     if before:
         certificate = certificate or before.tls_certificate
@@ -112,7 +126,8 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
         labels = labels or before.labels
         get_score = before.get_score if config.get_score is None else get_score
     elsewhere = grpc or {address, watched} != {HOST}
-    needs = any((replicas > 1, elsewhere, certificate, key_file, origins, labels, get_score))
+    more = (elsewhere, certificate, key_file, origins, labels, get_score)
+    needs = replicas > 1 or any(more)
     balanced = before.balanced if before else config.haproxy and haproxy.found() is not None
     if needs and not balanced:
         haproxy.executable()
@@ -137,6 +152,8 @@ def settled(config: DoorConfig, before: Settings | None) -> Settings:
         labels=labels,
         get_score=get_score,
         metrics_address=watched,
+        canary=before.canary if before else None,
+        stop_timeout_s=config.stop_timeout_s,
     )
     ports = ("http_port", "grpc_port", "metrics_port")
     for name in ("repository", *ports, "address", "metrics_address"):
@@ -151,6 +168,6 @@ def replica(number: int) -> str:
 
 
 def server_names(settings: Settings) -> list[str]:
-    """Names of the programs that are servers."""
+    """Names of the programs that are servers of the current version."""
     names = [replica(number) for number in range(1, settings.replicas + 1)]
     return [*names, GRPC] if settings.grpc else names

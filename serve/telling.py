@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from contract import HOST, ToxicityError
 from export.repository import current, versions
-from serve import control, haproxy, triton
+from serve import control, haproxy, mirror_settings, triton
 from serve.app import settings as app
 from serve.metrics_door import BALANCER_METRICS
-from serve.settings import DoorConfig, Settings, server_names
+from serve.settings import CANARY, MIRROR, DoorConfig, Settings, server_names
 from serve.supervisor import State, Supervisor
 
 
@@ -48,6 +49,47 @@ def print_replicas(settings: Settings, supervisor: Supervisor) -> None:
         ready = app_scores(supervisor.program_folder(app.NAME) / app.SOCKET)
         words = "scores" if ready else "DOES NOT SCORE"
         print(f"{app.NAME + ':':14} {words}, {_process(states.get(app.NAME))}")
+    if settings.canary:
+        described = _described(settings, supervisor, states.get(CANARY), CANARY, up)
+        mode = "a copy of" if settings.canary.shadow else "answers"
+        print(f"{CANARY + ':':14} {mode} {settings.canary.share:.4g} of requests, {described}")
+        found = comparison(supervisor)
+        words = comparison_lines(found)[0] if found else "DOES NOT ANSWER"
+        print(f"{MIRROR + ':':14} {words}, {_process(states.get(MIRROR))}")
+
+
+def comparison(supervisor: Supervisor) -> dict[str, Any] | None:
+    """What the mirror found (serve/comparison.py); None while it does not answer."""
+    sock = supervisor.program_folder(MIRROR) / mirror_settings.HTTP_SOCKET
+    try:
+        status, document = control.ask(sock, mirror_settings.COMPARISON_PATH)
+    except OSError:
+        return None
+    return document if status == 200 and isinstance(document, dict) else None
+
+
+def comparison_lines(found: dict[str, Any]) -> list[str]:
+    """The same for people; the first line is a summary."""
+    flips = found["flips"]
+    count = sum(flips.values())
+    lines = [f"{found['comments']} comments compared, {count} decisions flipped"]
+    if not found["comments"]:
+        return lines
+    lines += [
+        f"flips        {found['flip_share']:.4g} of comments: {flips['to_flagged']} to flagged, "
+        f"{flips['to_passed']} to passed",
+        f"mean shift   {found['mean_shift']:+.4g}, of a score {found['mean_absolute_shift']:.4g}, "
+        f"at most {found['largest_shift']:.4g}",
+        f"PSI          {found['psi']:.4g}",
+    ]
+    for role in ("stable", "canary"):
+        one = found[role]
+        lines.append(
+            f"{role:12} version {', '.join(one['versions'])}: p50 {one['p50_ms']:.3g} ms, "
+            f"p99 {one['p99_ms']:.3g} ms of {one['requests']} requests"
+        )
+    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(found["dropped"].items()))
+    return [*lines, f"not compared {dropped or 'none'}"]
 
 
 def _described(

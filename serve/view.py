@@ -24,14 +24,18 @@ FOLDER = "models"
 
 
 def stage(
-    repository: Path, folder: Path, like: Sequence[Path] = (), public_key: Path | None = None
+    repository: Path,
+    folder: Path,
+    like: Sequence[Path] = (),
+    public_key: Path | None = None,
+    version: int | None = None,
 ) -> int:
-    """Make `folder` a view of the current version, whatever it was; return the version.
+    """Make `folder` a view of a version, the current one by default; return the version.
 
     `like` names other views whose files may be shared, `public_key` the key that the version must
     be signed for. Raises BadInput as `verify` does, and when a file changes while it is copied.
     """
-    version = current(repository)
+    version = version or current(repository)
     verify(repository, version, public_key)
     shutil.rmtree(folder, ignore_errors=True)
     model = folder / PUBLIC_MODEL

@@ -16,12 +16,13 @@ from migrate.config import MigrateConfig
 from monitor.config import MonitorConfig
 from quality.config import QualityConfig
 from quality.models import models_here
+from serve.canary import CanaryConfig
 from serve.offline.config import ScoreFileConfig
 from serve.score import ScoreConfig
 from train.artifacts import WEIGHTS_FILE
 
 CONFIGS = (
-    *(ExportConfig, MigrateConfig, MonitorConfig, QualityConfig),
+    *(CanaryConfig, ExportConfig, MigrateConfig, MonitorConfig, QualityConfig),
     *(ScoreConfig, ScoreFileConfig, ThresholdsConfig, VersionsConfig),
 )
 

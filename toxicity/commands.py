@@ -38,6 +38,7 @@ class Entry:
 
 
 _VERSIONS = ("export.versions", "export.versions:VersionsConfig")
+_CANARY = ("serve.canary", "serve.canary:CanaryConfig")
 _DOOR = ("serve.door", "serve.settings:DoorConfig")
 _SIGNED = ("repository", "require_signature")
 _RECIPE = Entry(
@@ -71,10 +72,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             flags=(*_SIGNED, "version", "sign_key"),
         ),
         "rollback": Entry(
-            *_VERSIONS,
-            "let the version serve that did before the current one",
+            *_CANARY,
+            "end the canary; without one, let the version serve that did before the current one",
             fixed={"action": "rollback"},
-            flags=_SIGNED,
+            flags=(*_SIGNED, "run_dir", "ready_timeout_s"),
         ),
         "thresholds": Entry(
             *("export.thresholds", "export.thresholds:ThresholdsConfig"),
@@ -115,6 +116,22 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             fixed={"action": "stop"},
             flags=("run_dir", "stop_timeout_s"),
         ),
+        "canary": Entry(
+            *_CANARY,
+            "serve a second version to a share of the requests, or to copies, and compare",
+            fixed={"action": "run"},
+            flags=(
+                *("version", "share", "shadow", "end", "json", "for_minutes", "most_flips"),
+                *("p99_ms", "most_shift", "most_failures", "least_comments", "run_dir"),
+                "ready_timeout_s",
+            ),
+        ),
+        "promote": Entry(
+            *_CANARY,
+            "let the canary's version be the current one, in every server",
+            fixed={"action": "promote"},
+            flags=("run_dir", "ready_timeout_s"),
+        ),
         "keys": Entry(
             *("serve.keys", "serve.keys:KeysConfig"),
             "add, remove or list the API keys of clients",
@@ -152,6 +169,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "capacity": Entry(
             *("bench.serving.capacity", "bench.serving.capacity:CapacityConfig"),
             "search the highest rate that meets the objective",
+        ),
+        "explain-latency": Entry(
+            *("serve.latency", "serve.latency:LatencyConfig"),
+            "where the time of the running server's requests goes, stage by stage",
         ),
         "tune": Entry(
             *("bench.serving.tune", "bench.serving.tune:TuneConfig"),

@@ -36,13 +36,14 @@ from serve.app.settings import (
     SUGGEST_PATH,
     AppSettings,
 )
+from serve.app.tracing import TracedEndpoint, make_tracer
 
 
 @dataclass(frozen=True)
 class App:
     """The ASGI application."""
 
-    endpoints: Mapping[tuple[str, str], JsonEndpoint]
+    endpoints: Mapping[tuple[str, str], JsonEndpoint | TracedEndpoint]
     """By method and path."""
     rest: Starlette
     services: Services
@@ -60,21 +61,30 @@ class App:
 def create_app(settings: AppSettings) -> App:
     """An application for one event loop, which `uvicorn` runs."""
     labels = LabelFile(Path(settings.labels)) if settings.labels else None
+    tracer = make_tracer()
     versions = Versions(settings.views)
-    scorer = BatchingScorer(settings.servers, settings.large, versions.has_attributes)
+    scorer = BatchingScorer(
+        settings.servers, settings.large, versions.has_attributes, traced=tracer is not None
+    )
     services = Services(settings, scorer, versions, labels)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         services.scorer.close()
+        if tracer:
+            tracer.close()
 
     rest = Starlette(
         routes=[*health.routes(services), *openapi.routes(settings), *page.routes(services)],
         lifespan=lifespan,
         exception_handlers={Refusal: _refuse, HTTPException: _refuse_http, Exception: _fail},
     )
-    return App(_endpoints(services), rest, services)
+    endpoints = _endpoints(services)
+    if tracer:
+        traced = {path: TracedEndpoint(one, tracer) for path, one in endpoints.items()}
+        return App(traced, rest, services)
+    return App(endpoints, rest, services)
 
 
 def _endpoints(services: Services) -> dict[tuple[str, str], JsonEndpoint]:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from contract import ATTRIBUTES, PROBABILITY, TEXT
+from serve.canary_backend import STABLE_HEADER
 from serve.probe import INFER_PATH
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -21,8 +22,9 @@ HEADER_LENGTH = _HEADER_LENGTH.lower().encode()
 LENGTH_BYTES = 4
 _HEAD = (
     f"POST {INFER_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
-    f"{_HEADER_LENGTH}: %d\r\nContent-Length: %d\r\n\r\n"
+    f"{_HEADER_LENGTH}: %d\r\nContent-Length: %d\r\n%s\r\n"
 ).encode()
+_STABLE = f"{STABLE_HEADER}: 1\r\n".encode()
 _DOCUMENT = (
     f'{{"inputs":[{{"name":"{TEXT}","datatype":"BYTES","shape":[%d,1],'
     '"parameters":{"binary_data_size":%d}}],'
@@ -74,17 +76,19 @@ class ServedScores:
         return ServedScores(largest, self.version, self.names, (own,) if self.names else ())
 
 
-def request(comments: Sequence[bytes], *, attributes: bool = False) -> bytes:
+def request(comments: Sequence[bytes], *, attributes: bool = False, stable: bool = False) -> bytes:
     """A whole HTTP request for the probabilities of these comments, at least one, in UTF-8.
 
-    With `attributes` also for those of each attribute; a version without any refuses that.
+    With `attributes` also for those of each attribute; a version without any refuses that. With
+    `stable` the current version answers it, whatever share a second one has.
     """
     parts: list[bytes] = []
     for comment in comments:
         parts += (len(comment).to_bytes(LENGTH_BYTES, "little"), comment)
     tensor = b"".join(parts)
     document = _DOCUMENT % (len(comments), len(tensor), _ALSO if attributes else b"")
-    head = _HEAD % (len(document), len(document) + len(tensor))
+    length = len(document) + len(tensor)
+    head = _HEAD % (len(document), length, _STABLE if stable else b"")
     return b"".join((head, document, tensor))
 
 

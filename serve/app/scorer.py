@@ -21,6 +21,7 @@ from serve.app.kserve import ServedScores
 from serve.app.recent import Recent
 from serve.app.refusals import NO_SERVER, Refusal
 from serve.app.settings import OVERLOADED
+from serve.app.tracing import STAGES, StageTimes
 from serve.app.upstream import Upstream, UpstreamAnswer
 
 MAX_CALL_COMMENTS = 64
@@ -48,6 +49,11 @@ class _Waiting:
     since_s: float
     answer: asyncio.Future[ServedScores]
     counted: bool
+    stable: bool
+    """Whether the current version is to answer: it is a part of a request, whose parts are to be
+    of one version, or a probe."""
+    stages: StageTimes | None
+    """Where a traced request's times go."""
 
 
 class BatchingScorer:
@@ -58,8 +64,14 @@ class BatchingScorer:
         servers: str,
         large: str,
         has_attributes: Callable[[str], bool] = lambda _version: False,
+        *,
+        traced: bool = False,
     ) -> None:
-        """Sockets as in `AppSettings`; `has_attributes` knows it of a version's number."""
+        """Sockets as in `AppSettings`; `has_attributes` knows it of a version's number.
+
+        With `traced` each call's stages are kept for its spans.
+        """
+        self._traced = traced
         self._servers = Upstream(servers, _TIMEOUT_S)
         self._large = Upstream(large, _TIMEOUT_S)
         self._queue: deque[_Waiting] = deque()
@@ -77,7 +89,7 @@ class BatchingScorer:
             return await self._submit(comments, len(comments[0]) + kserve.LENGTH_BYTES)
         calls = list(_cut(comments))
         self._refuse_beyond(len(comments), sum(size for _, size in calls))
-        waiting = [self._submit(part, size) for part, size in calls]
+        waiting = [self._submit(part, size, stable=len(calls) > 1) for part, size in calls]
         answers = await asyncio.gather(*waiting)
         if len({answer.version for answer in answers}) > 1:  # an update fell between two calls
             return await self.score(texts)
@@ -88,9 +100,10 @@ class BatchingScorer:
         return ServedScores(every, answers[0].version, answers[0].names, others)
 
     async def probe(self, comment: str) -> ServedScores:
-        """`score` of a fresh comment that `recent` does not count. Raises Refusal."""
+        """`score` of a fresh comment that `recent` does not count, nor a canary. Raises Refusal."""
         fresh = f"{comment} {time.time_ns()}".encode()  # in no cache: it is really scored
-        return await self._submit([fresh], len(fresh) + kserve.LENGTH_BYTES, counted=False)
+        size = len(fresh) + kserve.LENGTH_BYTES
+        return await self._submit([fresh], size, counted=False, stable=True)
 
     def close(self) -> None:
         """End the connections."""
@@ -106,11 +119,18 @@ class BatchingScorer:
             raise _overloaded()
 
     def _submit(
-        self, comments: Sequence[bytes], size: int, *, counted: bool = True
+        self,
+        comments: Sequence[bytes],
+        size: int,
+        *,
+        counted: bool = True,
+        stable: bool = False,
     ) -> asyncio.Future[ServedScores]:
         self._refuse_beyond(len(comments), size)
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(comments, size, loop.time(), loop.create_future(), counted)
+        answer: asyncio.Future[ServedScores] = loop.create_future()
+        stages = STAGES.get() if self._traced else None
+        waiting = _Waiting(comments, size, loop.time(), answer, counted, stable, stages)
         self._queue.append(waiting)
         self._comments += len(comments)
         self._bytes += size
@@ -179,8 +199,9 @@ class BatchingScorer:
 
     async def _answer(self, call: list[_Waiting]) -> None:
         comments = [comment for one in call for comment in one.comments]
+        began_s = asyncio.get_running_loop().time()
         try:
-            found = await self._ask(comments)
+            found = await self._ask(comments, stable=any(one.stable for one in call))
         except Refusal as refusal:
             if refusal.status < 500 and len(call) > 1:
                 for one in call:  # one of them is at fault: the others have nothing to do with it
@@ -196,33 +217,38 @@ class BatchingScorer:
         for one in call:
             end = at + len(one.comments)
             part = found.part(at, end)
+            if one.stages is not None:
+                one.stages.append(("queue", 0, one.since_s, began_s))
+                one.stages.append(("scoring", len(comments), began_s, now_s))
             if one.counted:
                 self.recent.add(one.since_s, now_s, part.probability)
             if not one.answer.done():
                 one.answer.set_result(part)
             at = end
 
-    async def _ask(self, comments: Sequence[bytes]) -> ServedScores:
+    async def _ask(self, comments: Sequence[bytes], *, stable: bool) -> ServedScores:
         """With attributes where the version has them, which its first answer tells."""
         if self._attributes:
             try:
-                return await self._ask_for(comments, attributes=True)
+                return await self._ask_for(comments, attributes=True, stable=stable)
             except Refusal as refusal:
                 if not _has_no_attributes(refusal):
                     raise
                 self._attributes = False  # the version that had them is gone
-        found = await self._ask_for(comments, attributes=False)
+        found = await self._ask_for(comments, attributes=False, stable=stable)
         if self._has_attributes(found.version):
             self._attributes = True
             try:
-                return await self._ask_for(comments, attributes=True)
+                return await self._ask_for(comments, attributes=True, stable=stable)
             except Refusal as refusal:  # of several servers one has another version yet
                 if not _has_no_attributes(refusal):
                     raise
         return found
 
-    async def _ask_for(self, comments: Sequence[bytes], *, attributes: bool) -> ServedScores:
-        request = kserve.request(comments, attributes=attributes)
+    async def _ask_for(
+        self, comments: Sequence[bytes], *, attributes: bool, stable: bool
+    ) -> ServedScores:
+        request = kserve.request(comments, attributes=attributes, stable=stable)
         upstream = self._servers if len(request) <= LARGE_BODY_BYTES else self._large
         try:
             try:

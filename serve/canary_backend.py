@@ -1,0 +1,108 @@
+"""The second version in haproxy's configuration: who is answered by it, and what is compared.
+
+A share of the scoring requests is drawn at random. Where the canary answers them, `use-server`
+sends them to it, whose weight of 0 keeps all others away; when it is down or ends, they go to the
+others as if it had never been. Of each drawn request the text and the answer go to the mirror
+(serve/mirror.py) as a line of haproxy's log, in a datagram of a socket that only the user can open:
+haproxy waits for no reader of its log and drops what the socket does not take at once, so what the
+mirror does costs no caller anything.
+
+Keywords as in the haproxy 2.6 configuration manual.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serve.probe import INFER_PATH
+
+SERVER = "canary"
+"""Of haproxy, in each backend of the servers."""
+STABLE_HEADER = "toxicity-stable"
+"""By which the application asks for the current version: parts of one answer are of one version."""
+LINE_BYTES, _MOST_BODY_BYTES, _MOST_ANSWER_BYTES = 65_535, 24_000, 12_000
+"""Of a line, which holds a request and its answer, each a third longer in base64."""
+LINE_WORD = "drawn"
+"""First word of a line; what haproxy says of itself begins otherwise."""
+_HEADER_LENGTH = "inference-header-content-length"
+_DRAWN, _TAPPED = "{ var(txn.drawn) -m found }", "{ var(txn.tap_body) -m found }"
+_STEPS = 1_000_000
+
+
+@dataclass(frozen=True)
+class CanaryRoute:
+    """What haproxy is told of the second version."""
+
+    http_socket: str
+    metrics_socket: str
+    mirror_socket: str
+    """Where the mirror takes lines."""
+    mirror_http_socket: str
+    """Where it tells what it found."""
+    share: float
+    shadow: bool
+
+
+def draw(route: CanaryRoute | None, backend: str, condition: str) -> list[str]:
+    """Rules of a frontend that holds bodies whole: draw requests where the condition is true.
+
+    Only the path that names no version is drawn: whoever asks for a version gets that one.
+    """
+    if route is None:
+        return []
+    return [
+        f"http-request set-var(txn.drawn) int(1) if {condition} {{ path {INFER_PATH} }} "
+        f"{{ rand({_STEPS}) lt {round(_STEPS * route.share)} }} "
+        f"!{{ req.hdr({STABLE_HEADER}) -m found }} {{ srv_is_up({backend}/{SERVER}) }}",
+    ]
+
+
+def tap_log(route: CanaryRoute | None) -> list[str]:
+    """Lines of a frontend, before its rules: where lines go, and that there are none of others."""
+    if route is None:
+        return []
+    fields = (
+        f"{LINE_WORD} %s %ST",
+        *(f"%[var(txn.tap_{name})]" for name in ("took", "length", "answer_length")),
+        *(f"%[var(txn.tap_{name})]" for name in ("body", "answer")),
+    )
+    return [
+        f"log unix@{route.mirror_socket} len {LINE_BYTES} format raw local0",
+        f'log-format "{" ".join(fields)}"',
+        "option dontlognull",
+        "http-request set-log-level silent",
+    ]
+
+
+def tap(route: CanaryRoute | None) -> list[str]:
+    """Rules of a frontend, behind `draw`: keep the text of a drawn request, and its answer."""
+    if route is None:
+        return []
+    short, known = f"{{ req.body_size le {_MOST_BODY_BYTES} }}", _TAPPED
+    return [
+        f"http-request set-var(txn.tap_since) date(0,us) if {_DRAWN}",
+        f"http-request set-var(txn.tap_length) req.fhdr({_HEADER_LENGTH}) if {_DRAWN}",
+        f"http-request set-var(txn.tap_body) req.body,base64 if {_DRAWN} {short}",
+        f"http-request set-log-level info if {_DRAWN}",
+        f"http-response wait-for-body time 1s if {known}",
+        f"http-response set-var(txn.tap_took) date(0,us),sub(txn.tap_since) if {_DRAWN}",
+        f"http-response set-var(txn.tap_answer_length) res.fhdr({_HEADER_LENGTH}) if {known}",
+        f"http-response set-var(txn.tap_answer) res.body,base64 if {known} "
+        f"{{ res.body_size le {_MOST_ANSWER_BYTES} }}",
+    ]
+
+
+def server(route: CanaryRoute | None, track: str = "") -> list[str]:
+    """Lines of a backend of the servers; with `track` the state is that of backend/server."""
+    if route is None:
+        return []
+    checked = f"track {track} on-error mark-down observe layer4 error-limit 1" if track else "check"
+    use = [] if route.shadow else [f"use-server {SERVER} if {_DRAWN}"]
+    return [*use, f"server {SERVER} unix@{route.http_socket} weight 0 {checked}"]
+
+
+def metrics(route: CanaryRoute | None) -> dict[str, str]:
+    """Name -> socket of what else is open on the port of the metrics, under /<name>/."""
+    if route is None:
+        return {}
+    return {"canary": route.metrics_socket, "mirror": route.mirror_http_socket}
