@@ -58,12 +58,8 @@ def measure(config: QualityConfig) -> QualityReport:
         label_column=config.curated_label_column,
         label_map=config.curated_label_map,
     )
-    models = {
-        model.name: model
-        for model in (
-            load_model(spec, trained_on, split) for spec in config.models or models_here()
-        )
-    }
+    specs = config.models or models_here()
+    models = {m.name: m for m in (load_model(spec, trained_on, split) for spec in specs)}
     logits = {name: _score(models, name, comments.texts) for name, comments in sets.items()}
     thresholds = {name: _thresholds(config, sets, logits, name) for name in models}
     training = [trained_on.texts[row] for row in split.train]

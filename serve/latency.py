@@ -27,7 +27,8 @@ from pydantic.dataclasses import dataclass
 from console.options import parse_config, run
 from contract import HOST, PUBLIC_MODEL, BadInput
 from serve import door
-from serve.metrics_door import BALANCER_METRICS, HTTP_BACKEND
+from serve.balancer import HTTP_BACKEND
+from serve.metrics_door import BALANCER_METRICS
 from serve.triton import Server
 
 _OWN, _TRITON = f"{PUBLIC_MODEL}_{{}}_duration_seconds", "nv_inference_{}_duration_us_total"
