@@ -1,6 +1,7 @@
 """Score the rows of a file without a server: `score --file comments.csv.gz`.
 
 score --file comments.parquet --out scored.parquet
+score --file comments.parquet --engine ray --ray-address 10.0.0.1:6379
 score --file - --out scored.jsonl < lines        # one comment a line
 
 The published version itself runs here: the core on its graph, as the server has it, in a process
@@ -25,6 +26,7 @@ from contract import BadInput, ToxicityError
 from export.repository import verify, version_folder
 from serve.offline.config import (
     ScoreFileConfig,
+    check_engine,
     checked_out,
     chosen_columns,
     default_processes,
@@ -36,6 +38,7 @@ from serve.offline.join import join
 from serve.offline.parts import alone, beside, drop, go_on_or_begin, stamp
 from serve.offline.rows import STDIN, open_source
 from serve.offline.run import Report, Run
+from serve.offline.workers import Pool, Workers
 from storage.system_errors import explained
 
 
@@ -53,6 +56,7 @@ def score_file(config: ScoreFileConfig) -> Report:
     # Both end it in order; a background job starts deaf to Ctrl-C.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.default_int_handler)
+    check_engine(config)
     out = checked_out(config)
     with open_source(config.file) as source:
         text_column, keep = chosen_columns(config, source)
@@ -60,11 +64,10 @@ def score_file(config: ScoreFileConfig) -> Report:
         folder = version_folder(config.repository, artifact["version"])
         parts = beside(out, ".parts")
         job = Job(folder, parts, form_of(out), source.names, text_column, keep)
-        processes = config.processes or default_processes(artifact["device"])
         with alone(config, out, job):
             before = stamp(config.file)
             go_on_or_begin(config, job, artifact)
-            run = Run(job, source, processes)
+            run = Run(job, source, lambda: _workers(config, job, artifact["device"]))
             _score(run, config)
             if stamp(config.file) != before:
                 raise BadInput(
@@ -76,6 +79,14 @@ def score_file(config: ScoreFileConfig) -> Report:
             report = run.report(out, time.monotonic() - joined)
             drop(job.parts)
     return report
+
+
+def _workers(config: ScoreFileConfig, job: Job, device: str) -> Pool:
+    if config.engine == "ray":
+        from serve.offline.on_ray import RayWorkers
+
+        return RayWorkers(job, config.processes, config.ray_address, device)
+    return Workers(job, config.processes or default_processes(device))
 
 
 def _score(run: Run, config: ScoreFileConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic.config import JsonDict
@@ -67,7 +68,18 @@ class ScoreFileConfig:
     processes: int | None = Field(
         None,
         ge=1,
-        description="worker processes; left out: one a core, or a single one for a GPU",
+        description="worker processes, or actors; left out: one a core of the machine or cluster, "
+        "a single one for a GPU",
+        json_schema_extra=_MACHINE,
+    )
+    engine: Literal["processes", "ray"] = Field(
+        "processes",
+        description="what scores: processes on this machine, or actors on a Ray cluster",
+        json_schema_extra=_MACHINE,
+    )
+    ray_address: str | None = Field(
+        None,
+        description="HOST:PORT of the cluster; left out: RAY_ADDRESS, else one is started here",
         json_schema_extra=_MACHINE,
     )
     overwrite: bool = Field(
@@ -96,6 +108,14 @@ def checked_out(config: ScoreFileConfig) -> Path:
     if config.file != STDIN and config.out.resolve() == Path(config.file).resolve():
         raise BadInput(f"--out is {config.out}, expected another file than --file; set another")
     return config.out
+
+
+def check_engine(config: ScoreFileConfig) -> None:
+    """Raises BadInput for flags of an engine that is not asked for."""
+    if config.ray_address is not None and config.engine != "ray":
+        raise BadInput(
+            f"--ray-address is given with --engine {config.engine}, expected --engine ray; add it"
+        )
 
 
 def form_of(out: Path) -> OutputForm:

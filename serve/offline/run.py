@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from serve.offline.job import Job, Part
 from serve.offline.parts import done_part
 from serve.offline.progress import progress
 from serve.offline.rows import Chunk, Source
-from serve.offline.workers import Workers, scored
+from serve.offline.workers import Pool, scored
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class Report:
 class Run:
     """Chunks of a source to parts, and what is known of them."""
 
-    def __init__(self, job: Job, source: Source, processes: int) -> None:
-        self.job, self.source, self.processes = job, source, processes
+    def __init__(self, job: Job, source: Source, open_workers: Callable[[], Pool]) -> None:
+        self.job, self.source, self._open_workers = job, source, open_workers
+        self.processes = 0
         self.chunks = 0
         self._counts: Counter[str] = Counter()
         self._cpu_s: dict[str, float] = dict.fromkeys(("worker", "tokenizer", "encoder"), 0.0)
@@ -62,8 +63,9 @@ class Run:
         began, cpu = time.monotonic(), time.process_time()
         with (
             progress(self.source) as advance,
-            Workers(self.job, self.processes) as workers,
+            self._open_workers() as workers,
         ):
+            self.processes = workers.count
             spans: dict[int, int] = {}
 
             def missing() -> Iterator[Chunk]:

@@ -73,6 +73,14 @@ def work(connection: Connection, job: Job) -> None:
 def score_chunk(scorer: NativeScorer, chunk: Chunk, job: Job) -> Done:
     """Score a chunk and write its part."""
     began = time.process_time()
+    done, data = scored_part(scorer, chunk, job)
+    write_atomically(part_path(job.parts, chunk.number), data)
+    return dataclasses.replace(done, cpu_s=time.process_time() - began)
+
+
+def scored_part(scorer: NativeScorer, chunk: Chunk, job: Job) -> tuple[Done, bytes]:
+    """Score a chunk: what is to be said of it, and the bytes of its part."""
+    began = time.process_time()
     lines: Rows | None = None
     batch: Any = None
     if isinstance(chunk.payload, list):
@@ -103,9 +111,9 @@ def score_chunk(scorer: NativeScorer, chunk: Chunk, job: Job) -> Done:
         tuple(quarantine),
     )
     head = json.dumps(dataclasses.asdict(part), ensure_ascii=True).encode() + b"\n"
-    write_atomically(part_path(job.parts, chunk.number), head + data)
     cpu_s = time.process_time() - began
-    return Done(chunk.number, part, cpu_s, found.tokenizer_cpu_s, found.encoder_cpu_s)
+    done = Done(chunk.number, part, cpu_s, found.tokenizer_cpu_s, found.encoder_cpu_s)
+    return done, head + data
 
 
 # --- Texts, or why a row has none --------------------------------------------------------
