@@ -2,11 +2,12 @@
 
 score --file comments.parquet --out scored.parquet
 score --file comments.parquet --engine ray --ray-address 10.0.0.1:6379
+score --file s3://bucket/comments.jsonl.gz --out s3://bucket/scored.parquet
 score --file - --out scored.jsonl < lines        # one comment a line
 
 The published version itself runs here: the core on its graph, as the server has it, in a process
 of its own on every core. Row i of the output is row i of the input; one without a score is named,
-with the reason, in `<out>.quarantine.jsonl`. What is done lies in `<out>.parts`, chunk by chunk,
+with the reason, in `<out>.quarantine.jsonl` (--quarantine). What is done lies in `<out>.parts`, chunk by chunk,
 so that the same command goes on after Ctrl-C or a crash and ends with the same bytes; the output
 itself appears whole or not at all. Memory does not grow with the file.
 """
@@ -19,7 +20,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from console.options import parse_config
 from contract import BadInput, ToxicityError
@@ -28,6 +28,7 @@ from serve.offline.config import (
     ScoreFileConfig,
     check_engine,
     checked_out,
+    checked_quarantine,
     chosen_columns,
     default_processes,
     form_of,
@@ -39,6 +40,7 @@ from serve.offline.parts import alone, beside, drop, go_on_or_begin, stamp
 from serve.offline.rows import STDIN, open_source
 from serve.offline.run import Report, Run
 from serve.offline.workers import Pool, Workers
+from storage.remote import place_of
 from storage.system_errors import explained
 
 
@@ -58,6 +60,7 @@ def score_file(config: ScoreFileConfig) -> Report:
         signal.signal(signum, signal.default_int_handler)
     check_engine(config)
     out = checked_out(config)
+    bad = checked_quarantine(config, out)
     with open_source(config.file) as source:
         text_column, keep = chosen_columns(config, source)
         artifact = verify(config.repository, config.version)
@@ -75,7 +78,7 @@ def score_file(config: ScoreFileConfig) -> Report:
                     "run the command again with --overwrite"
                 )
             joined = time.monotonic()
-            join(job, out, run.chunks, parquet_schema(job, source.types))
+            join(job, out, bad, run.chunks, parquet_schema(job, source.types))
             report = run.report(out, time.monotonic() - joined)
             drop(job.parts)
     return report
@@ -120,7 +123,7 @@ def _told(report: Report, config: ScoreFileConfig) -> str:
     if report.quarantined:
         lines.append(
             f"{report.quarantined:,} rows have no score; "
-            f"{beside(Path(report.out), '.quarantine.jsonl')} says which, and why"
+            f"{checked_quarantine(config, place_of(report.out))} says which, and why"
         )
     for count, what in (
         (report.cut, "comments cut at the model's length"),

@@ -20,10 +20,9 @@ from typing import Any
 
 from console.options import unexpected
 from contract import ARTIFACT_FILE, ONNX_FILE, ORT_FILE, TOKENIZER_FILE, BadInput, ToxicityError
-from serve.offline.job import Done, Job, part_path
+from serve.offline.job import Done, Job, write_part
 from serve.offline.rows import Chunk
 from serve.offline.worker import open_scorer, scored_part
-from storage.files import write_atomically
 
 _CHUNKS_AN_ACTOR = 2
 """One is on its way while the other is scored."""
@@ -151,7 +150,7 @@ class RayWorkers:
             self.idle += [actor] * _CHUNKS_AN_ACTOR
             return
         done, part = answer
-        write_atomically(part_path(self._job.parts, chunk.number), part)
+        write_part(self._job.parts, chunk.number, part)
         self._losses_in_turn = 0
         self.busy -= 1
         if actor not in self._dead:

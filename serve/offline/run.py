@@ -6,13 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from serve.offline.job import Job, Part
-from serve.offline.parts import done_part
+from serve.offline.parts import done_part, done_parts
 from serve.offline.progress import progress
 from serve.offline.rows import Chunk, Source
 from serve.offline.workers import Pool, scored
+from storage.remote import Place
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,12 @@ class Run:
         ):
             self.processes = workers.count
             spans: dict[int, int] = {}
+            there = done_parts(self.job.parts)
 
             def missing() -> Iterator[Chunk]:
                 for chunk in self.source.chunks(columns):
                     self.chunks += 1
-                    if part := done_part(self.job.parts, chunk):
+                    if part := done_part(self.job.parts, chunk, there):
                         self._count(part)
                         self._counts["resumed_rows"] += part.rows
                         advance(chunk.span, part.rows, 0)
@@ -99,7 +100,7 @@ class Run:
         """Rows whose parts are there."""
         return self._counts["rows"]
 
-    def report(self, out: Path, join_s: float) -> Report:
+    def report(self, out: Place, join_s: float) -> Report:
         names = ("rows", "quarantined", "tokens", "cut", "windowed", "escaped", "resumed_rows")
         return Report(
             out=str(out),
