@@ -7,9 +7,9 @@ score --file - --out scored.jsonl < lines        # one comment a line
 
 The published version itself runs here: the core on its graph, as the server has it, in a process
 of its own on every core. Row i of the output is row i of the input; one without a score is named,
-with the reason, in `<out>.quarantine.jsonl` (--quarantine). What is done lies in `<out>.parts`, chunk by chunk,
-so that the same command goes on after Ctrl-C or a crash and ends with the same bytes; the output
-itself appears whole or not at all. Memory does not grow with the file.
+with the reason, in `<out>.quarantine.jsonl` or --quarantine. What is done lies in `<out>.parts`,
+chunk by chunk, so that the same command goes on after Ctrl-C or a crash and ends with the same
+bytes; the output itself appears whole or not at all. Memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from serve.offline.join import join
 from serve.offline.parts import alone, beside, drop, go_on_or_begin, stamp
 from serve.offline.rows import STDIN, open_source
 from serve.offline.run import Report, Run
-from serve.offline.workers import Pool, Workers
+from serve.offline.workers import WorkerPool, Workers
 from storage.remote import place_of
 from storage.system_errors import explained
 
@@ -84,7 +84,7 @@ def score_file(config: ScoreFileConfig) -> Report:
     return report
 
 
-def _workers(config: ScoreFileConfig, job: Job, device: str) -> Pool:
+def _workers(config: ScoreFileConfig, job: Job, device: str) -> WorkerPool:
     if config.engine == "ray":
         from serve.offline.on_ray import RayWorkers
 

@@ -35,12 +35,14 @@ class ScoreFileConfig:
     file: str = Field(
         STDIN,
         description="comments: .csv, .csv.gz, .zip (one CSV inside), .parquet, .jsonl, .jsonl.gz "
-        "(one object a line), .txt or .txt.gz (one comment a line), also s3://BUCKET/KEY, or '-' for lines from stdin",
+        "(one object a line), .txt or .txt.gz (one comment a line), also "
+        "s3://BUCKET/KEY, or '-' for lines from stdin",
         json_schema_extra=_INPUT,
     )
     out: Path | None = Field(
         None,
-        description=".csv, .parquet or .jsonl file or s3://BUCKET/KEY to write; left out: <file>.scored.csv",
+        description=".csv, .parquet or .jsonl file or s3://BUCKET/KEY to write; left out: "
+        "<file>.scored.csv",
         json_schema_extra=_OUTPUT,
     )
     quarantine: Path | None = Field(
@@ -132,8 +134,9 @@ def checked_quarantine(config: ScoreFileConfig, out: Place) -> Place:
 
 
 def _same(out: Place, file: Place) -> bool:
-    both = isinstance(out, Path) and isinstance(file, Path)
-    return out.resolve() == file.resolve() if both else out == file
+    if isinstance(out, Path) and isinstance(file, Path):
+        return out.resolve() == file.resolve()
+    return out == file
 
 
 def check_engine(config: ScoreFileConfig) -> None:

@@ -126,7 +126,10 @@ def done_parts(parts: Place) -> set[str]:
 
 
 def done_part(parts: Place, chunk: Chunk, done: set[str]) -> Part | None:
-    """What a chunk's part says, None without one among the `done`. Raises BadInput for one of other rows."""
+    """What a chunk's part says, None without one among the `done`.
+
+    Raises BadInput for one of other rows.
+    """
     path = part_path(parts, chunk.number)
     if path.name not in done:
         return None

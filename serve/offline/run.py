@@ -11,7 +11,7 @@ from serve.offline.job import Job, Part
 from serve.offline.parts import done_part, done_parts
 from serve.offline.progress import progress
 from serve.offline.rows import Chunk, Source
-from serve.offline.workers import Pool, scored
+from serve.offline.workers import WorkerPool, scored
 from storage.remote import Place
 
 
@@ -49,7 +49,7 @@ class Report:
 class Run:
     """Chunks of a source to parts, and what is known of them."""
 
-    def __init__(self, job: Job, source: Source, open_workers: Callable[[], Pool]) -> None:
+    def __init__(self, job: Job, source: Source, open_workers: Callable[[], WorkerPool]) -> None:
         self.job, self.source, self._open_workers = job, source, open_workers
         self.processes = 0
         self.chunks = 0

@@ -15,7 +15,7 @@ from serve.offline.rows import Chunk
 from serve.offline.worker import work
 
 
-class Pool(Protocol):
+class WorkerPool(Protocol):
     """What scores chunks: `Workers`, or `serve.offline.on_ray.RayWorkers`."""
 
     idle: list[Any]
@@ -34,7 +34,7 @@ class Pool(Protocol):
         """Wait for one or more of them: what they did, nothing when they have just started."""
 
 
-def scored(chunks: Iterable[Chunk], workers: Pool) -> Iterator[Done]:
+def scored(chunks: Iterable[Chunk], workers: WorkerPool) -> Iterator[Done]:
     """Every chunk's `Done`, in the order in which they come.
 
     A chunk is taken when the one before has its worker, so that no more are held than the workers
