@@ -42,19 +42,21 @@ def join(job: Job, out: Place, bad: Place, chunks: int, schema: Any) -> None:
 
 
 def _write(job: Job, out: Place, staged: Path, bad_staged: Path, chunks: int, schema: Any) -> None:
-    with naming(bad_staged), bad_staged.open("w", encoding="utf-8") as quarantine:
-        with naming(Path(str(out))), staged.open("wb") as file:
-            copy = _copier(job, file, schema)
-            for number in range(chunks):
-                with opened(part_path(job.parts, number)) as part:
-                    for entry in json.loads(part.readline())["quarantine"]:
-                        quarantine.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                    copy(part)
-            copy(None)
-            file.flush()
-            os.fsync(file.fileno())
-        quarantine.flush()
-        os.fsync(quarantine.fileno())
+    with (
+        naming(Path(str(out))),
+        staged.open("wb") as file,
+        bad_staged.open("w", encoding="utf-8") as quarantine,
+    ):
+        copy = _copier(job, file, schema)
+        for number in range(chunks):
+            with opened(part_path(job.parts, number)) as part:
+                for entry in json.loads(part.readline())["quarantine"]:
+                    quarantine.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                copy(part)
+        copy(None)
+        for written in (file, quarantine):
+            written.flush()
+            os.fsync(written.fileno())
 
 
 def _staged(place: Place, scratch: Path) -> Path:

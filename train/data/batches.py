@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -116,9 +116,10 @@ def _store(texts: Sequence[str], tokenizer: Tokenizer, target: Path) -> None:
 
 def _add_head(raw: Path, path: Path, count: int) -> None:
     """What `np.save` would write of these `count` ids, a piece at a time; `raw` goes."""
-    head = {"descr": np.lib.format.dtype_to_descr(_ID), "fortran_order": False, "shape": (count,)}
+    npy: Any = np.lib.format  # without types in NumPy 1
+    head = {"descr": npy.dtype_to_descr(_ID), "fortran_order": False, "shape": (count,)}
     with naming(path), path.open("w+b") as file, raw.open("rb") as ids:
-        np.lib.format.write_array_header_1_0(file, head)
+        npy.write_array_header_1_0(file, head)
         shutil.copyfileobj(ids, file, 1 << 20)
     raw.unlink()
 

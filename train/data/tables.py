@@ -317,10 +317,13 @@ def as_bytes(column: Any) -> Any:
     return column.cast(pa.large_binary())
 
 
-def texts_of(column: Any, name: str) -> list[str | None]:
-    """Its texts, None where there is none. Raises Unreadable for a row that is not UTF-8."""
+def texts_of(column: Any, name: str, first: int = 0) -> list[str | None]:
+    """Its texts, None where there is none. Raises Unreadable for a row that is not UTF-8.
+
+    `first` is the row of the file that the column begins with.
+    """
     found: list[str | None] = []
-    for row, raw in enumerate(as_bytes(column).to_pylist()):
+    for row, raw in enumerate(as_bytes(column).to_pylist(), first):
         try:
             found.append(None if raw is None else raw.decode())
         except UnicodeDecodeError as error:
