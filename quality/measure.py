@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -176,7 +176,7 @@ def _about_set(comments: Comments, training: list[str]) -> dict[str, Any]:
     }
 
 
-def _score(models: Mapping[str, Model], name: str, texts: list[str]) -> Logits:
+def _score(models: Mapping[str, Model], name: str, texts: Sequence[str]) -> Logits:
     print(f"scoring {len(texts):,} comments of {name} ...", flush=True)
     return {model.name: model.logits(texts) for model in models.values()}
 

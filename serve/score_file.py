@@ -1,13 +1,15 @@
 """Score the rows of a file without a server: `score --file comments.csv.gz`.
 
 score --file comments.parquet --out scored.parquet
+score --file comments.parquet --engine ray --ray-address 10.0.0.1:6379
+score --file s3://bucket/comments.jsonl.gz --out s3://bucket/scored.parquet
 score --file - --out scored.jsonl < lines        # one comment a line
 
 The published version itself runs here: the core on its graph, as the server has it, in a process
 of its own on every core. Row i of the output is row i of the input; one without a score is named,
-with the reason, in `<out>.quarantine.jsonl`. What is done lies in `<out>.parts`, chunk by chunk,
-so that the same command goes on after Ctrl-C or a crash and ends with the same bytes; the output
-itself appears whole or not at all. Memory does not grow with the file.
+with the reason, in `<out>.quarantine.jsonl` or --quarantine. What is done lies in `<out>.parts`,
+chunk by chunk, so that the same command goes on after Ctrl-C or a crash and ends with the same
+bytes; the output itself appears whole or not at all. Memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from console.options import parse_config
 from contract import BadInput, ToxicityError
@@ -26,7 +27,9 @@ from export.manifest import decision_threshold
 from export.repository import verify, version_folder
 from serve.offline.config import (
     ScoreFileConfig,
+    check_engine,
     checked_out,
+    checked_quarantine,
     chosen_columns,
     default_processes,
     form_of,
@@ -37,6 +40,8 @@ from serve.offline.join import join
 from serve.offline.parts import alone, beside, drop, go_on_or_begin, stamp
 from serve.offline.rows import STDIN, open_source
 from serve.offline.run import Report, Run
+from serve.offline.workers import WorkerPool, Workers
+from storage.remote import place_of
 from storage.system_errors import explained
 
 
@@ -54,7 +59,9 @@ def score_file(config: ScoreFileConfig) -> Report:
     # Both end it in order; a background job starts deaf to Ctrl-C.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.default_int_handler)
+    check_engine(config)
     out = checked_out(config)
+    bad = checked_quarantine(config, out)
     with open_source(config.file) as source:
         text_column, keep = chosen_columns(config, source)
         artifact = verify(config.repository, config.version)
@@ -64,11 +71,10 @@ def score_file(config: ScoreFileConfig) -> Report:
         if config.decide and threshold is None:
             threshold = decision_threshold(artifact)
         job = Job(folder, parts, form_of(out), source.names, text_column, keep, threshold)
-        processes = config.processes or default_processes(artifact["device"])
         with alone(config, out, job):
             before = stamp(config.file)
             go_on_or_begin(config, job, artifact)
-            run = Run(job, source, processes)
+            run = Run(job, source, lambda: _workers(config, job, artifact["device"]))
             _score(run, config)
             if stamp(config.file) != before:
                 raise BadInput(
@@ -76,10 +82,18 @@ def score_file(config: ScoreFileConfig) -> Report:
                     "run the command again with --overwrite"
                 )
             joined = time.monotonic()
-            join(job, out, run.chunks, parquet_schema(job, source.types))
+            join(job, out, bad, run.chunks, parquet_schema(job, source.types))
             report = run.report(out, time.monotonic() - joined)
             drop(job.parts)
     return report
+
+
+def _workers(config: ScoreFileConfig, job: Job, device: str) -> WorkerPool:
+    if config.engine == "ray":
+        from serve.offline.on_ray import RayWorkers
+
+        return RayWorkers(job, config.processes, config.ray_address, device)
+    return Workers(job, config.processes or default_processes(device))
 
 
 def _score(run: Run, config: ScoreFileConfig) -> None:
@@ -115,7 +129,7 @@ def _told(report: Report, config: ScoreFileConfig) -> str:
     if report.quarantined:
         lines.append(
             f"{report.quarantined:,} rows have no score; "
-            f"{beside(Path(report.out), '.quarantine.jsonl')} says which, and why"
+            f"{checked_quarantine(config, place_of(report.out))} says which, and why"
         )
     for count, what in (
         (report.cut, "comments cut at the model's length"),

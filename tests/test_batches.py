@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,35 @@ def test_pretokenized_ids_are_not_reused_for_other_texts(tmp_path: Path) -> None
     changed = pretokenize(["another", *TEXTS[1:]], TOKENIZER, tmp_path)
     assert changed[0].tolist() == TOKENIZER.encode("another")
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
+
+
+def test_ids_are_stored_in_constant_memory(tmp_path: Path) -> None:
+    class Many:
+        """Many comments, made when they are asked for."""
+
+        def __len__(self) -> int:
+            return 400_000
+
+        def __getitem__(self, row: int) -> str:
+            if row >= len(self):
+                raise IndexError
+            return TEXTS[row % 8]
+
+    tracemalloc.start()
+    try:
+        stored = pretokenize(Many(), TOKENIZER, tmp_path)  # type: ignore[arg-type]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(stored) == 400_000
+    for row in (0, 7, 399_999):
+        assert stored[row].tolist() == TOKENIZER.encode(TEXTS[row % 8])
+    assert stored._ids.nbytes > 20 << 20  # what would have been held, and twice of it
+    assert peak < 400_000 * 10 + (6 << 20)
+    names = {
+        path.name for folder in tmp_path.iterdir() if folder.is_dir() for path in folder.iterdir()
+    }
+    assert names == {"ids.npy", "offsets.npy", "cut.npy"}
 
 
 def test_an_interrupted_pretokenization_leaves_nothing_behind_that_is_read(tmp_path: Path) -> None:

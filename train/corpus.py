@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from train.data.sources import (
     without,
 )
 from train.data.split import Overlap, Split, overlap, split_comments
+from train.data.stored_texts import joined
 from train.data.tokenizer import Respelling, Tokenizer, build_tokenizer
 from train.earlier import EarlierRuns
 from train.methods import attributes, debias, distill
@@ -57,9 +58,9 @@ class Corpus:
         return learned_targets(self.comments, self.sources)
 
     @property
-    def texts(self) -> list[str]:
+    def texts(self) -> Sequence[str]:
         """Of every row: the comments', then the extra ones'."""
-        return self.comments.texts + self.extra.texts
+        return joined(self.comments.texts, self.extra.texts)
 
     @property
     def training_rows(self) -> np.ndarray:

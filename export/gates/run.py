@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -70,7 +71,7 @@ class GateSubject:
     """A checkpoint and the comments of its training run; `sample` is what most gates look at."""
 
     checkpoint: Checkpoint
-    texts: list[str]
+    texts: Sequence[str]
     labels: np.ndarray  # 0/1 [n]
     ids: TokenizedOnTheFly
     split: Split
@@ -95,7 +96,7 @@ class GateSubject:
     def max_len(self) -> int:
         return self.checkpoint.tokenizer.max_len
 
-    def reference_logits(self, texts: list[str], precision: str) -> np.ndarray:
+    def reference_logits(self, texts: Sequence[str], precision: str) -> np.ndarray:
         """float32 [n, 1 + A] logits of `texts` by the PyTorch model that a form must equal."""
         int8_after_qat = precision == "int8" and self.ranges is not None
         states = int8_reference(self.checkpoint) if int8_after_qat else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic.config import JsonDict
@@ -14,11 +15,13 @@ from contract import FLAGGED, BadInput
 from serve.offline.forms import SCORES
 from serve.offline.job import OutputForm
 from serve.offline.rows import STDIN, Source
+from storage.remote import Place, place_of
+from train.data.json_lines import JSON_SUFFIXES
 from train.data.load import TEXT_COLUMNS
 from train.data.tables import find_column, is_text, shown_names
 
 _FORMS: dict[str, OutputForm] = {".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl"}
-_INPUT_SUFFIXES = (".csv.gz", ".txt.gz", ".csv", ".zip", ".parquet", ".txt")
+_INPUT_SUFFIXES = (".csv.gz", ".txt.gz", ".csv", ".zip", ".parquet", ".txt", *JSON_SUFFIXES[::-1])
 _INPUT: JsonDict = {"group": "Comments"}
 _OUTPUT: JsonDict = {"group": "What is written"}
 _MODEL: JsonDict = {"group": "Model"}
@@ -31,13 +34,21 @@ class ScoreFileConfig:
 
     file: str = Field(
         STDIN,
-        description="comments: .csv, .csv.gz, .zip (one CSV inside), .parquet, .txt or .txt.gz "
-        "(one a line), or '-' for lines from stdin",
+        description="comments: .csv, .csv.gz, .zip (one CSV inside), .parquet, .jsonl, .jsonl.gz "
+        "(one object a line), .txt or .txt.gz (one comment a line), also "
+        "s3://BUCKET/KEY, or '-' for lines from stdin",
         json_schema_extra=_INPUT,
     )
     out: Path | None = Field(
         None,
-        description=".csv, .parquet or .jsonl file to write; left out: <file>.scored.csv",
+        description=".csv, .parquet or .jsonl file or s3://BUCKET/KEY to write; left out: "
+        "<file>.scored.csv",
+        json_schema_extra=_OUTPUT,
+    )
+    quarantine: Path | None = Field(
+        None,
+        description="file or s3://BUCKET/KEY for the rows without a score, an object a line with "
+        "its number and the reason; left out: <out>.quarantine.jsonl",
         json_schema_extra=_OUTPUT,
     )
     text_column: str | None = Field(
@@ -80,7 +91,18 @@ class ScoreFileConfig:
     processes: int | None = Field(
         None,
         ge=1,
-        description="worker processes; left out: one a core, or a single one for a GPU",
+        description="worker processes, or actors; left out: one a core of the machine or cluster, "
+        "a single one for a GPU",
+        json_schema_extra=_MACHINE,
+    )
+    engine: Literal["processes", "ray"] = Field(
+        "processes",
+        description="what scores: processes on this machine, or actors on a Ray cluster",
+        json_schema_extra=_MACHINE,
+    )
+    ray_address: str | None = Field(
+        None,
+        description="HOST:PORT of the cluster; left out: RAY_ADDRESS, else one is started here",
         json_schema_extra=_MACHINE,
     )
     overwrite: bool = Field(
@@ -95,23 +117,50 @@ class ScoreFileConfig:
     )
 
 
-def checked_out(config: ScoreFileConfig) -> Path:
-    """The output's path. Raises BadInput for one that is no new file of a known form."""
+def checked_out(config: ScoreFileConfig) -> Place:
+    """Where the output goes. Raises BadInput for one that is no new file of a known form."""
     if config.out is None:
         if config.file == STDIN:
             raise BadInput("--out is missing, expected it with lines from stdin; add --out FILE")
-        name = Path(config.file).name
+        name = place_of(config.file).name
         suffix = next((s for s in _INPUT_SUFFIXES if name.lower().endswith(s)), "")
-        return Path(config.file).with_name(f"{name[: len(name) - len(suffix)]}.scored.csv")
-    form_of(config.out)
-    if config.out.is_dir():
-        raise BadInput(f"--out is {config.out}, a folder, expected a file; set another")
-    if config.file != STDIN and config.out.resolve() == Path(config.file).resolve():
-        raise BadInput(f"--out is {config.out}, expected another file than --file; set another")
-    return config.out
+        return place_of(config.file).with_name(f"{name[: len(name) - len(suffix)]}.scored.csv")
+    out = place_of(config.out)
+    form_of(out)
+    if isinstance(out, Path) and out.is_dir():
+        raise BadInput(f"--out is {out}, a folder, expected a file; set another")
+    if config.file != STDIN and _same(out, place_of(config.file)):
+        raise BadInput(f"--out is {out}, expected another file than --file; set another")
+    return out
 
 
-def form_of(out: Path) -> OutputForm:
+def checked_quarantine(config: ScoreFileConfig, out: Place) -> Place:
+    """Where rows without a score are named. Raises BadInput for a place that is taken."""
+    if config.quarantine is None:
+        return out.with_name(f"{out.name}.quarantine.jsonl")
+    bad = place_of(config.quarantine)
+    if isinstance(bad, Path) and (bad.is_dir() or not bad.parent.is_dir()):
+        raise BadInput(f"--quarantine is {bad}, expected a file in a folder that is there; set one")
+    if _same(bad, out) or (config.file != STDIN and _same(bad, place_of(config.file))):
+        raise BadInput(f"--quarantine is {bad}, expected another file than --file and --out")
+    return bad
+
+
+def _same(out: Place, file: Place) -> bool:
+    if isinstance(out, Path) and isinstance(file, Path):
+        return out.resolve() == file.resolve()
+    return out == file
+
+
+def check_engine(config: ScoreFileConfig) -> None:
+    """Raises BadInput for flags of an engine that is not asked for."""
+    if config.ray_address is not None and config.engine != "ray":
+        raise BadInput(
+            f"--ray-address is given with --engine {config.engine}, expected --engine ray; add it"
+        )
+
+
+def form_of(out: Place) -> OutputForm:
     """The form that the output's name asks for. Raises BadInput for another name."""
     if form := _FORMS.get(out.suffix.lower()):
         return form

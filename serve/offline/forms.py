@@ -62,8 +62,9 @@ def written(chunk: Chunk, batch: Any, job: Job, scores: ScoreColumns) -> tuple[i
         return 0, _parquet([batch.column(name) for name in job.keep], job, scores)
     escaped, columns = _kept(chunk, batch, job)
     if job.form == "parquet":
-        kind = pa.int64() if job.keep is None else pa.string()
-        return escaped, _parquet([pa.array(column, kind) for column in columns], job, scores)
+        if job.keep is None:
+            return 0, _parquet([pa.array(columns[0], pa.int64())], job, scores)
+        return escaped, _parquet([_text_array(column) for column in columns], job, scores)
     rows = zip(*columns, *scores.columns(), strict=True)
     if job.form == "csv":
         return escaped, "".join(map(csv_line, rows)).encode()
@@ -92,6 +93,11 @@ def csv_line(values: Iterable[Any]) -> str:
     return ",".join(fields) + "\n"
 
 
+def _text_array(values: Iterable[Any]) -> Any:
+    texts = [v if v is None or isinstance(v, str) else _as_text(v) for v in values]
+    return pa.array(texts, pa.string())
+
+
 def _as_text(value: Any) -> str:
     if value is None:
         return ""
@@ -114,7 +120,9 @@ def _kept(chunk: Chunk, batch: Any, job: Job) -> tuple[int, list[Sequence[Any]]]
         places = [job.names.index(name) for name in job.keep]
         # A row of another width is in quarantine; what it has stays where it stands.
         rows = [row if len(row) == width else (row + [""] * width)[:width] for row in chunk.payload]
-        columns = [[row[at] for row in rows] for at in places]
+        for number in chunk.reasons:
+            rows[number] = [None] * width
+        columns = [[_plain(row[at]) for row in rows] for at in places]
     escaped = 0
     for at, column in enumerate(columns):
         bad = [row for row, value in enumerate(column) if _is_malformed(value)]
@@ -152,6 +160,8 @@ def _values(column: Any) -> list[Any]:
 
 def _plain(value: Any) -> Any:
     """A value that JSON has: no NaN, no bytes."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):

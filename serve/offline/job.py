@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
+
+from storage.files import write_atomically
+from storage.remote import Place, RemotePath
 
 OutputForm = Literal["csv", "parquet", "jsonl"]
 
@@ -14,7 +17,7 @@ class Job:
     """What holds for all chunks of a file."""
 
     version_folder: Path
-    parts: Path
+    parts: Place
     form: OutputForm
     names: tuple[str, ...]
     """Columns of the input."""
@@ -51,6 +54,24 @@ class Done:
     encoder_cpu_s: float
 
 
-def part_path(parts: Path, number: int) -> Path:
+def part_path(parts: Place, number: int) -> Place:
     """Where a chunk's part lies once it is done."""
     return parts / f"{number:08}"
+
+
+def write_part(parts: Place, number: int, data: bytes) -> None:
+    """Write a chunk's part, whole or not at all."""
+    write_whole(part_path(parts, number), data)
+
+
+def write_whole(place: Place, data: bytes) -> None:
+    """Write a file or an object, whole or not at all."""
+    if isinstance(place, RemotePath):
+        place.write_bytes(data)
+    else:
+        write_atomically(place, data)
+
+
+def opened(place: Place) -> IO[bytes]:
+    """A file or an object, to read."""
+    return place.open_bytes() if isinstance(place, RemotePath) else place.open("rb")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,42 +14,63 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.offline.forms import csv_line, output_names
-from serve.offline.job import Job, part_path
-from serve.offline.parts import beside
+from serve.offline.job import Job, opened, part_path
+from storage.remote import Place
 from storage.system_errors import naming
 
 
-def join(job: Job, out: Path, chunks: int, schema: Any) -> None:
-    """Parts into the output and the quarantine file, each under a temporary name at first."""
-    staged = out.with_name(f".{out.name}.partial")
-    bad, bad_staged = (beside(path, ".quarantine.jsonl") for path in (out, staged))
-    paths = [part_path(job.parts, number) for number in range(chunks)]
-    try:
-        with (
-            naming(out),
-            staged.open("wb") as file,
-            bad_staged.open("w", encoding="utf-8") as quarantine,
-        ):
-            copy = _copier(job, file, schema)
-            for path in paths:
-                with path.open("rb") as part:
-                    for entry in json.loads(part.readline())["quarantine"]:
-                        quarantine.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                    copy(part)
-            copy(None)
-            for written in (file, quarantine):
-                written.flush()
-                os.fsync(written.fileno())
-        if bad_staged.stat().st_size:
-            bad_staged.replace(bad)
-        else:
-            bad_staged.unlink()
-            bad.unlink(missing_ok=True)
-        staged.replace(out)
-    except BaseException:
-        for left in (staged, bad_staged):
-            left.unlink(missing_ok=True)
-        raise
+def join(job: Job, out: Place, bad: Place, chunks: int, schema: Any) -> None:
+    """Parts into the output and `bad`, the quarantine file; each under a temporary name at first.
+
+    What goes to S3 is put together in the folder for temporary files.
+    """
+    with tempfile.TemporaryDirectory(prefix="toxicity-score-") as scratch:
+        staged, bad_staged = _staged(out, Path(scratch)), _staged(bad, Path(scratch))
+        try:
+            _write(job, out, staged, bad_staged, chunks, schema)
+            if bad_staged.stat().st_size:
+                _put(bad_staged, bad)
+            else:
+                bad_staged.unlink()
+                if bad.is_file():
+                    bad.unlink()
+            _put(staged, out)
+        except BaseException:
+            for left in (staged, bad_staged):
+                left.unlink(missing_ok=True)
+            raise
+
+
+def _write(job: Job, out: Place, staged: Path, bad_staged: Path, chunks: int, schema: Any) -> None:
+    with (
+        naming(Path(str(out))),
+        staged.open("wb") as file,
+        bad_staged.open("w", encoding="utf-8") as quarantine,
+    ):
+        copy = _copier(job, file, schema)
+        for number in range(chunks):
+            with opened(part_path(job.parts, number)) as part:
+                for entry in json.loads(part.readline())["quarantine"]:
+                    quarantine.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                copy(part)
+        copy(None)
+        for written in (file, quarantine):
+            written.flush()
+            os.fsync(written.fileno())
+
+
+def _staged(place: Place, scratch: Path) -> Path:
+    if isinstance(place, Path):
+        return place.with_name(f".{place.name}.partial")
+    return scratch / place.name
+
+
+def _put(staged: Path, place: Place) -> None:
+    if isinstance(place, Path):
+        staged.replace(place)
+    else:
+        with staged.open("rb") as file:
+            place.upload(file)
 
 
 def _copier(job: Job, file: Any, schema: Any) -> Callable[[Any], None]:

@@ -14,17 +14,18 @@ from typing import Any
 
 from contract import ARTIFACT_FILE, ONNX_FILE, BadInput
 from serve.offline.config import ScoreFileConfig
-from serve.offline.job import Job, Part, part_path
+from serve.offline.job import Job, Part, opened, part_path, write_whole
 from serve.offline.rows import CHUNK_BYTES, CHUNK_ROWS, STDIN, Chunk
-from storage.files import read_json, sha256_of, write_atomically
+from storage.files import read_json, sha256_of
 from storage.locks import locked
+from storage.remote import Place, RemotePath, place_of
 from storage.system_errors import naming
 
 STATE_FILE = "state.json"
 _BEGIN_AGAIN = "give another --out, or --overwrite to begin again"
 
 
-def beside(out: Path, suffix: str) -> Path:
+def beside(out: Place, suffix: str) -> Any:
     """A name next to the output, which begins with its own."""
     return out.with_name(out.name + suffix)
 
@@ -33,18 +34,25 @@ def stamp(name: str) -> tuple[int, int] | None:
     """Size in bytes and time of the last change in ns of an input; None for a pipe."""
     if name == STDIN:
         return None
-    stat = Path(name).stat()
+    stat = place_of(name).stat()
     return stat.st_size, stat.st_mtime_ns
 
 
 @contextlib.contextmanager
-def alone(config: ScoreFileConfig, out: Path, job: Job) -> Iterator[None]:
-    """Let no other command write the same output. Raises BadInput where one does."""
-    path, wait = out.with_name(f".{out.name}.lock"), "wait for it, or give another --out"
+def alone(config: ScoreFileConfig, out: Place, job: Job) -> Iterator[None]:
+    """Let no other command write the same output. Raises BadInput where one does.
+
+    S3 has no locks: there two commands that begin at once write the same parts, each of them whole.
+    """
     with contextlib.ExitStack() as held:
-        with naming(out):
-            held.enter_context(locked(path, f"--out {out}", wait, remove=True))
-        if not config.overwrite and out.exists() and not job.parts.exists():
+        if isinstance(out, Path):
+            path, wait = out.with_name(f".{out.name}.lock"), "wait for it, or give another --out"
+            with naming(out):
+                held.enter_context(locked(path, f"--out {out}", wait, remove=True))
+        begun = (job.parts / STATE_FILE).exists() or (
+            isinstance(job.parts, Path) and job.parts.exists()
+        )
+        if not config.overwrite and out.exists() and not begun:
             raise BadInput(f"{out} is there already, expected no file; {_BEGIN_AGAIN}")
         if config.overwrite or config.file == STDIN:
             drop(job.parts)
@@ -67,7 +75,7 @@ def go_on_or_begin(config: ScoreFileConfig, job: Job, artifact: dict[str, Any]) 
     state = json.loads(json.dumps(state))
     path = job.parts / STATE_FILE
     if path.is_file():
-        began = read_json(path, _BEGIN_AGAIN)
+        began = _began(path)
         for name in {**began, **state}:
             expected = began.get(name)
             if state.get(name) != expected:
@@ -78,19 +86,33 @@ def go_on_or_begin(config: ScoreFileConfig, job: Job, artifact: dict[str, Any]) 
                 )
         return
     drop(job.parts)
-    job.parts.mkdir(parents=True)
-    write_atomically(path, json.dumps(state, indent=2) + "\n")
+    if isinstance(job.parts, Path):
+        job.parts.mkdir(parents=True)
+    write_whole(path, (json.dumps(state, indent=2) + "\n").encode())
+
+
+def _began(path: Place) -> dict[str, Any]:
+    if isinstance(path, Path):
+        return read_json(path, _BEGIN_AGAIN)
+    return json.loads(path.read_bytes())
 
 
 def _fingerprint(name: str) -> dict[str, Any] | None:
     if name == STDIN:
         return None
-    path = Path(name)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    path = place_of(name)
+    stat = path.stat()
+    if isinstance(path, Path):
+        return {"name": path.name, "bytes": stat.st_size, "sha256": sha256_of(path)}
+    return {"name": path.name, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
 
 
-def drop(parts: Path) -> None:
+def drop(parts: Place) -> None:
     """Remove the parts, of which none counts from the first moment on."""
+    if isinstance(parts, RemotePath):
+        (parts / STATE_FILE).unlink()
+        parts.remove_all()
+        return
     old = parts.with_name(f".{parts.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
@@ -98,10 +120,20 @@ def drop(parts: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def done_part(parts: Path, chunk: Chunk) -> Part | None:
-    """What a chunk's part says, None without one. Raises BadInput for one of other rows."""
+def done_parts(parts: Place) -> set[str]:
+    """Names of the parts that are there."""
+    if isinstance(parts, RemotePath):
+        return set(parts.names())
+    return {path.name for path in parts.iterdir()}
+
+
+def done_part(parts: Place, chunk: Chunk, done: set[str]) -> Part | None:
+    """What a chunk's part says, None without one among the `done`.
+
+    Raises BadInput for one of other rows.
+    """
     path = part_path(parts, chunk.number)
-    if not path.is_file():
+    if path.name not in done:
         return None
     part = _head(path)
     if (part.first_row, part.rows) != (chunk.first_row, chunk.rows):
@@ -113,6 +145,6 @@ def done_part(parts: Path, chunk: Chunk) -> Part | None:
     return part
 
 
-def _head(path: Path) -> Part:
-    with path.open("rb") as file:
+def _head(path: Place) -> Part:
+    with opened(path) as file:
         return Part(**json.loads(file.readline()))

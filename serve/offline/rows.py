@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import pyarrow as pa
@@ -18,7 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contract import TEXT, BadInput
-from train.data import tables
+from storage.remote import RemotePath, place_of
+from train.data import json_lines, tables
+from train.data.json_lines import JSON_SUFFIXES
 from train.data.tables import CSV_SUFFIXES, PARQUET_SUFFIX, CsvRows, Unreadable, is_text, open_csv
 
 CHUNK_ROWS = 2048
@@ -28,7 +29,8 @@ STDIN = "-"
 _LINES = (".txt", ".txt.gz")
 _BOM = b"\xef\xbb\xbf"
 
-Rows = list[list[str]]
+Rows = list[list[Any]]
+"""Fields of every row: text, of JSON lines any value."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Chunk:
     """Fields of every row, or the columns that are needed as an Arrow IPC stream."""
     span: int
     """How far it took the reading on, in units of `Source.total`."""
+    reasons: dict[int, str] = field(default_factory=dict)
+    """Why a row of these, from 0, could not be read at all."""
 
 
 @dataclass
@@ -65,22 +69,32 @@ class Source:
 @contextmanager
 def open_source(name: str) -> Iterator[Source]:
     """Open a path, or STDIN for lines of text. Raises BadInput, also while it is read."""
-    path, lower = Path(name), Path(name).name.lower()
+    path = place_of(name)
+    lower = path.name.lower()
     if name != STDIN and not path.is_file():
         raise BadInput(f"no file at {name}, expected comments; give another with --file")
-    if name != STDIN and not lower.endswith((*_LINES, *CSV_SUFFIXES, PARQUET_SUFFIX)):
+    if name != STDIN and not lower.endswith(
+        (*_LINES, *CSV_SUFFIXES, *JSON_SUFFIXES, PARQUET_SUFFIX)
+    ):
         raise BadInput(
             f"{name} ends in {path.suffix or 'nothing'}, expected .csv, .csv.gz, .zip, .parquet, "
-            ".txt or .txt.gz; convert or rename it"
+            ".jsonl, .jsonl.gz, .txt or .txt.gz; convert or rename it"
         )
     with ExitStack() as stack:
         with tables.explained(name):
             if name == STDIN:
                 source = _lines(sys.stdin.buffer, None, lambda: 0)
             elif lower.endswith(PARQUET_SUFFIX):
-                source = _parquet(stack.enter_context(pq.ParquetFile(path, pre_buffer=False)))
+                opened = path
+                if isinstance(path, RemotePath):
+                    opened = stack.enter_context(path.open_bytes())
+                source = _parquet(stack.enter_context(pq.ParquetFile(opened, pre_buffer=False)))
             elif lower.endswith(CSV_SUFFIXES):
                 source = _csv(stack.enter_context(open_csv(path)))
+            elif lower.endswith(JSON_SUFFIXES):
+                with tables.open_bytes(path) as (file, _, _):
+                    names = _names_of(file)
+                source = _objects(names, *stack.enter_context(tables.open_bytes(path)))
             else:
                 source = _lines(*stack.enter_context(tables.open_bytes(path)))
         read = source.chunks
@@ -103,21 +117,26 @@ def _csv(file: CsvRows) -> Source:
     return source
 
 
-def _chunks(rows: Iterator[list[str]], position: Callable[[], int]) -> Iterator[Chunk]:
+def _chunks(rows: Iterator[list[Any] | Unreadable], position: Callable[[], int]) -> Iterator[Chunk]:
     held: Rows = []
+    reasons: dict[int, str] = {}
     number = first = size = read = 0
 
     def chunk() -> Chunk:
         nonlocal read
         before, read = read, position()
-        return Chunk(number, first, len(held), held, read - before)
+        return Chunk(number, first, len(held), held, read - before, reasons)
 
     for row in rows:
+        if isinstance(row, Unreadable):
+            reasons[len(held)] = str(row)
+            row = []
         held.append(row)
-        size += sum(map(len, row))
+        size += sum(len(value) if isinstance(value, str) else 8 for value in row)
         if len(held) == CHUNK_ROWS or size >= CHUNK_BYTES:
             yield chunk()
-            number, first, held, size = number + 1, first + len(held), [], 0
+            number, first = number + 1, first + len(held)
+            held, reasons, size = [], {}, 0
     if held:
         yield chunk()
 
@@ -137,6 +156,35 @@ def _lines(file: IO[bytes], total: int | None, position: Callable[[], int]) -> S
             yield [line.decode("utf-8", "surrogateescape")]
 
     return Source((TEXT,), "B", total, lambda _: _chunks(rows(), position))
+
+
+# --- JSON lines --------------------------------------------------------------------------
+def _names_of(file: IO[bytes]) -> tuple[str, ...]:
+    """Keys of all objects that can be read, in the order in which they come."""
+    names: dict[str, None] = {}
+    for found in json_lines.lines(file):
+        if not isinstance(found, Unreadable):
+            names.update(dict.fromkeys(found))
+    if not names:
+        raise Unreadable("it has no line with an object")
+    return tuple(names)
+
+
+def _objects(
+    names: tuple[str, ...], file: IO[bytes], total: int, position: Callable[[], int]
+) -> Source:
+    def rows() -> Iterator[list[Any] | Unreadable]:
+        for number, found in enumerate(json_lines.lines(file)):
+            yield found if isinstance(found, Unreadable) else _fields(found, number, names)
+
+    return Source(names, "B", total, lambda _: _chunks(rows(), position))
+
+
+def _fields(found: dict[str, Any], number: int, names: Sequence[str]) -> list[Any] | Unreadable:
+    row = [found.get(name) for name in names]
+    if json_lines.has_half_characters(row):
+        return Unreadable(f"row {number} has half of a character (a lone surrogate)")
+    return row
 
 
 # --- Parquet -----------------------------------------------------------------------------

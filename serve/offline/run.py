@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from serve.offline.job import Job, Part
-from serve.offline.parts import done_part
+from serve.offline.parts import done_part, done_parts
 from serve.offline.progress import progress
 from serve.offline.rows import Chunk, Source
-from serve.offline.workers import Workers, scored
+from serve.offline.workers import WorkerPool, scored
+from storage.remote import Place
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class Report:
 class Run:
     """Chunks of a source to parts, and what is known of them."""
 
-    def __init__(self, job: Job, source: Source, processes: int) -> None:
-        self.job, self.source, self.processes = job, source, processes
+    def __init__(self, job: Job, source: Source, open_workers: Callable[[], WorkerPool]) -> None:
+        self.job, self.source, self._open_workers = job, source, open_workers
+        self.processes = 0
         self.chunks = 0
         self._counts: Counter[str] = Counter()
         self._cpu_s: dict[str, float] = dict.fromkeys(("worker", "tokenizer", "encoder"), 0.0)
@@ -64,14 +65,16 @@ class Run:
         began, cpu = time.monotonic(), time.process_time()
         with (
             progress(self.source) as advance,
-            Workers(self.job, self.processes) as workers,
+            self._open_workers() as workers,
         ):
+            self.processes = workers.count
             spans: dict[int, int] = {}
+            there = done_parts(self.job.parts)
 
             def missing() -> Iterator[Chunk]:
                 for chunk in self.source.chunks(columns):
                     self.chunks += 1
-                    if part := done_part(self.job.parts, chunk):
+                    if part := done_part(self.job.parts, chunk, there):
                         self._count(part)
                         self._counts["resumed_rows"] += part.rows
                         advance(chunk.span, part.rows, 0)
@@ -99,7 +102,7 @@ class Run:
         """Rows whose parts are there."""
         return self._counts["rows"]
 
-    def report(self, out: Path, join_s: float) -> Report:
+    def report(self, out: Place, join_s: float) -> Report:
         names = ("rows", "quarantined", "tokens", "cut", "windowed", "escaped", "resumed_rows")
         return Report(
             out=str(out),

@@ -30,9 +30,8 @@ from contract import (
 )
 from core.binding import NativeScorer, NativeTokenizer, probability
 from serve.offline.forms import ROW, ScoreColumns, escaped_text, written
-from serve.offline.job import Done, Job, Part, part_path
+from serve.offline.job import Done, Job, Part, write_part
 from serve.offline.rows import Chunk, Rows
-from storage.files import write_atomically
 from train.data.tables import as_bytes, not_utf8
 
 
@@ -73,11 +72,19 @@ def work(connection: Connection, job: Job) -> None:
 def score_chunk(scorer: NativeScorer, chunk: Chunk, job: Job) -> Done:
     """Score a chunk and write its part."""
     began = time.process_time()
+    done, data = scored_part(scorer, chunk, job)
+    write_part(job.parts, chunk.number, data)
+    return dataclasses.replace(done, cpu_s=time.process_time() - began)
+
+
+def scored_part(scorer: NativeScorer, chunk: Chunk, job: Job) -> tuple[Done, bytes]:
+    """Score a chunk: what is to be said of it, and the bytes of its part."""
+    began = time.process_time()
     lines: Rows | None = None
     batch: Any = None
     if isinstance(chunk.payload, list):
         lines = chunk.payload
-        texts, reasons = _texts_of_rows(lines, job)
+        texts, reasons = _texts_of_rows(lines, chunk.reasons, job)
     else:
         batch = _read_ipc(chunk.payload)
         texts, reasons = _texts_of_column(batch.column(job.text_column))
@@ -90,7 +97,7 @@ def score_chunk(scorer: NativeScorer, chunk: Chunk, job: Job) -> Done:
     quarantine: list[dict[str, Any]] = []
     for row, reason in sorted(reasons.items()):
         entry: dict[str, Any] = {ROW: chunk.first_row + row, "reason": reason}
-        if lines is not None and len(lines[row]) != len(job.names):
+        if lines is not None and row not in chunk.reasons and len(lines[row]) != len(job.names):
             entry["fields"] = list(map(escaped_text, lines[row]))
         quarantine.append(entry)
     part = Part(
@@ -103,23 +110,35 @@ def score_chunk(scorer: NativeScorer, chunk: Chunk, job: Job) -> Done:
         tuple(quarantine),
     )
     head = json.dumps(dataclasses.asdict(part), ensure_ascii=True).encode() + b"\n"
-    write_atomically(part_path(job.parts, chunk.number), head + data)
     cpu_s = time.process_time() - began
-    return Done(chunk.number, part, cpu_s, found.tokenizer_cpu_s, found.encoder_cpu_s)
+    done = Done(chunk.number, part, cpu_s, found.tokenizer_cpu_s, found.encoder_cpu_s)
+    return done, head + data
 
 
 # --- Texts, or why a row has none --------------------------------------------------------
-def _texts_of_rows(rows: Rows, job: Job) -> tuple[list[str], dict[int, str]]:
+def _texts_of_rows(
+    rows: Rows, unread: dict[int, str], job: Job
+) -> tuple[list[str], dict[int, str]]:
     at, width = job.names.index(job.text_column), len(job.names)
     texts, reasons = [], {}
     for number, row in enumerate(rows):
-        if len(row) != width:
+        if number in unread:
+            reasons[number] = unread[number]
+        elif len(row) != width:
             reasons[number] = f"the row has {len(row)} fields, expected {width}"
+        elif not isinstance(row[at], str):
+            reasons[number] = _no_text(row[at])
         elif reason := _unreadable(row[at]):
             reasons[number] = reason
         else:
             texts.append(row[at])
     return texts, reasons
+
+
+def _no_text(value: Any) -> str:
+    if value is None:
+        return "the comment is missing (null)"
+    return f"the comment is a {type(value).__name__}, expected text"
 
 
 def _unreadable(text: str) -> str | None:
@@ -148,7 +167,7 @@ def _texts_of_column(column: Any) -> tuple[list[str], dict[int, str]]:
     texts, reasons = [], {}
     for number, raw in enumerate(as_bytes(column).to_pylist()):
         if raw is None:
-            reasons[number] = "the comment is missing (null)"
+            reasons[number] = _no_text(None)
         elif reason := _malformed(raw) or _too_long(len(raw)):
             reasons[number] = reason
         else:

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from multiprocessing import connection, resource_tracker
-from typing import Any
+from typing import Any, Protocol, Self
 
 from contract import ToxicityError
 from serve.offline.job import Done, Job
@@ -15,11 +15,30 @@ from serve.offline.rows import Chunk
 from serve.offline.worker import work
 
 
-def scored(chunks: Iterable[Chunk], workers: Workers) -> Iterator[Done]:
+class WorkerPool(Protocol):
+    """What scores chunks: `Workers`, or `serve.offline.on_ray.RayWorkers`."""
+
+    idle: list[Any]
+    busy: int
+    count: int
+    ready_at: float | None
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: Any) -> None: ...
+
+    def give(self, chunk: Chunk) -> None:
+        """Send a chunk to an idle worker."""
+
+    def wait(self) -> Iterator[Done]:
+        """Wait for one or more of them: what they did, nothing when they have just started."""
+
+
+def scored(chunks: Iterable[Chunk], workers: WorkerPool) -> Iterator[Done]:
     """Every chunk's `Done`, in the order in which they come.
 
-    A chunk is taken when the one before has its worker, so that no more are held than one a
-    worker, and one.
+    A chunk is taken when the one before has its worker, so that no more are held than the workers
+    have, and one.
     """
     for chunk in chunks:
         while not workers.idle:
@@ -33,7 +52,7 @@ class Workers:
     """Processes that each score a chunk at a time. When this one dies, they end too."""
 
     def __init__(self, job: Job, count: int) -> None:
-        self._job, self._count = job, count
+        self._job, self.count = job, count
         self._processes: dict[Any, Any] = {}
         self.idle: list[Any] = []
         self.busy = 0
@@ -46,7 +65,7 @@ class Workers:
         resource_tracker.ensure_running()  # its start would unblock the signal
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            for _ in range(self._count):
+            for _ in range(self.count):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=work, args=(theirs, self._job), daemon=True)
                 process.start()

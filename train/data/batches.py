@@ -7,10 +7,11 @@ epoch alone.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from storage.locks import LOCK_FILE, SHARED_WAIT_S, locked
 from storage.system_errors import naming
 from train.data.tokenizer import Tokenizer
 
+_ID = np.dtype(np.int32)
 _FORMAT = b"2 "
 """Of the files that `pretokenize` writes: another one is never read."""
 BATCHES_PER_BUCKET = 50
@@ -98,15 +100,28 @@ def pretokenize(texts: Sequence[str], tokenizer: Tokenizer, folder: Path) -> Pre
 
 def _store(texts: Sequence[str], tokenizer: Tokenizer, target: Path) -> None:
     with staging(target.parent) as staged:
-        rows, was_cut = [], np.zeros(len(texts), bool)
-        for row in range(len(texts)):
-            ids, was_cut[row] = tokenizer.encode_and_cut(texts[row])
-            rows.append(np.asarray(ids, dtype=np.int32))
-        offsets = np.cumsum([0] + [len(row) for row in rows], dtype=np.int64)
-        _save(staged / "ids.npy", np.concatenate(rows))
+        # The ids go to the disk as they come: of a comment 9 bytes stay in memory.
+        was_cut, offsets = np.zeros(len(texts), bool), np.zeros(len(texts) + 1, np.int64)
+        raw = staged / "ids.raw"
+        with naming(raw), raw.open("w+b", buffering=1 << 20) as file:
+            for row in range(len(texts)):
+                ids, was_cut[row] = tokenizer.encode_and_cut(texts[row])
+                offsets[row + 1] = offsets[row] + len(ids)
+                file.write(np.asarray(ids, dtype=_ID).tobytes())
+        _add_head(raw, staged / "ids.npy", int(offsets[-1]))
         _save(staged / "offsets.npy", offsets)
         _save(staged / "cut.npy", was_cut)
         put_folder(staged, target)
+
+
+def _add_head(raw: Path, path: Path, count: int) -> None:
+    """What `np.save` would write of these `count` ids, a piece at a time; `raw` goes."""
+    npy: Any = np.lib.format  # without types in NumPy 1
+    head = {"descr": npy.dtype_to_descr(_ID), "fortran_order": False, "shape": (count,)}
+    with naming(path), path.open("w+b") as file, raw.open("rb") as ids:
+        npy.write_array_header_1_0(file, head)
+        shutil.copyfileobj(ids, file, 1 << 20)
+    raw.unlink()
 
 
 def _save(path: Path, array: np.ndarray) -> None:

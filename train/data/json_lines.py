@@ -49,6 +49,17 @@ def read_table(path: Path, choose: Choose) -> Any:
 def objects(file: IO[bytes]) -> Iterator[dict[str, Any]]:
     """Each line's object, flat; empty lines are none. Raises Unreadable with the row, from 0."""
     row = 0
+    for row, found in enumerate(lines(file), 1):  # noqa: B007
+        if isinstance(found, Unreadable):
+            raise found
+        yield found
+    if not row:
+        raise Unreadable("it is empty, without an object")
+
+
+def lines(file: IO[bytes]) -> Iterator[dict[str, Any] | Unreadable]:
+    """As `objects`, with what is wrong with a line in its place."""
+    row = 0
     first = True
     while line := file.readline(MOST_FIELD_BYTES):
         if len(line) == MOST_FIELD_BYTES:
@@ -57,10 +68,12 @@ def objects(file: IO[bytes]) -> Iterator[dict[str, Any]]:
             line, first = line.removeprefix(_BOM), False
         if line.isspace():
             continue
-        yield _object(line, row)
+        try:
+            found: dict[str, Any] | Unreadable = _object(line, row)
+        except Unreadable as error:
+            found = error
+        yield found
         row += 1
-    if not row:
-        raise Unreadable("it is empty, without an object")
 
 
 def _object(line: bytes, row: int) -> dict[str, Any]:
@@ -108,3 +121,16 @@ def as_text(value: Any, row: int, name: str) -> str | None:
 def values_of(row: dict[str, Any], number: int, columns: Sequence[str]) -> list[str | None]:
     """Text of the chosen columns of an object of `objects`, the row `number`."""
     return [as_text(row.get(name), number, name) for name in columns]
+
+
+def has_half_characters(values: Sequence[Any]) -> bool:
+    """Whether a text among JSON values, at any depth, cannot be UTF-8."""
+    try:
+        for value in values:
+            if isinstance(value, str):
+                value.encode()
+            elif isinstance(value, list):
+                json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from contract import LABEL_THRESHOLD, BadInput
 from storage.files import sha256_of
 from train.data import json_lines
 from train.data.json_lines import JSON_SUFFIXES
 from train.data.labels import Labels, read_labels, read_shares
+from train.data.stored_texts import StoredTexts, is_large, stored_column
 from train.data.synthetic import DEFAULT_ROWS, generate
 from train.data.tables import (
     CSV_SUFFIXES,
@@ -71,7 +73,7 @@ FLAGS = "--"
 class Comments:
     """Usable comments of one source, row by row."""
 
-    texts: list[str]
+    texts: Sequence[str]
     rows: np.ndarray
     """int64 [n], row of the source that each is, counted from 0 without a header."""
     labels: np.ndarray
@@ -142,20 +144,23 @@ def load_comments(
             that are neither numbers in [0, 1] nor named by `label_map`.
     """
     columns = _Columns(source, flags, text_column, label_column, extra_columns, tuple(attributes))
-    table, details = _read(source, columns.choose)
+    table, details, texts, has_text = _read_columns(columns)
     with explained(source):
-        texts = _texts_of(table, source, columns.text, f"{flags}text-column")
-        has_text = np.array([bool(text and text.strip()) for text in texts], bool)
         given = table.column(columns.label), has_text, label_map
         labels = read_labels(*given, source=source, name=columns.label, flags=flags)
         shares = {n: _numbers(table.column(c), c) for n, c in columns.identities.items()}
         extra = {n: np.array(_words(table.column(n), n), object) for n in columns.extra}
-        found = _attributes_of(table, columns, has_text)
+        found = {
+            name: read_shares(table.column(column), has_text, source=source, name=column)
+            for name, column in columns.attributes.items()
+        }
     rows = np.flatnonzero(has_text & ~np.isnan(labels.targets))
     targets = labels.targets[rows].astype(np.float32)
     toxic = (labels.targets[rows] >= threshold).astype(np.float32)
     comments = Comments(
-        texts=[text for text in map(texts.__getitem__, rows) if text is not None],
+        texts=texts.take(rows)
+        if isinstance(texts, StoredTexts)
+        else [text for text in map(texts.__getitem__, rows) if text is not None],
         rows=rows,
         labels=toxic,
         targets=targets,
@@ -168,12 +173,20 @@ def load_comments(
     return comments
 
 
-def _attributes_of(table: Any, columns: _Columns, has_text: np.ndarray) -> dict[str, np.ndarray]:
-    """float32 [n] by attribute, of all rows."""
-    return {
-        name: read_shares(table.column(column), has_text, source=columns.source, name=column)
-        for name, column in columns.attributes.items()
-    }
+def _read_columns(
+    columns: _Columns,
+) -> tuple[Any, dict[str, Any], Sequence[str | None], np.ndarray]:
+    """The table and what is to be said of it, the texts, and which say something: bool [n]."""
+    source, flag = columns.source, f"{columns.flags}text-column"
+    if is_large(source):
+        table, details = _read(source, columns.choose_others)
+        with explained(source):
+            _check_text(pq.read_schema(source).field(columns.text).type, source, columns.text, flag)
+            return table, details, *stored_column(source, columns.text)
+    table, details = _read(source, columns.choose)
+    with explained(source):
+        texts = _texts_of(table, source, columns.text, flag)
+    return table, details, texts, np.array([bool(text and text.strip()) for text in texts], bool)
 
 
 def _about(
@@ -331,15 +344,24 @@ class _Columns:
         others = *self.identities.values(), *self.extra, *self.attributes.values()
         return list(dict.fromkeys((self.text, self.label, *others)))
 
+    def choose_others(self, names: Sequence[str]) -> list[str]:
+        """As `choose`, without the comments."""
+        chosen = self.choose(names)
+        return [name for name in chosen if name != self.text or name in self.extra]
+
 
 def _texts_of(table: Any, source: str, name: str, flag: str | None) -> list[str | None]:
     column = table.column(name)
-    if not is_text(column.type):
+    _check_text(column.type, source, name, flag)
+    return texts_of(column, name)
+
+
+def _check_text(kind: Any, source: str, name: str, flag: str | None) -> None:
+    if not is_text(kind):
         raise BadInput(
-            f"column {name!r} of {source} holds {column.type}, expected text; "
+            f"column {name!r} of {source} holds {kind}, expected text; "
             f"{f'name another with {flag}' if flag else 'convert it'}"
         )
-    return texts_of(column, name)
 
 
 def _numbers(column: Any, name: str) -> np.ndarray | None:

@@ -55,7 +55,7 @@ class Split:
 
 
 def split_comments(
-    texts: list[str],
+    texts: Sequence[str],
     labels: np.ndarray,
     *,
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
@@ -71,7 +71,7 @@ def split_comments(
     """
     fractions = _checked(fractions)
     _, first, group = np.unique(
-        np.array([_digest(text) for text in texts]), return_index=True, return_inverse=True
+        np.fromiter(map(_digest, texts), "S33", len(texts)), return_index=True, return_inverse=True
     )
     # Groups are numbered by their first row, so that the split does not depend on the digest.
     rank = np.empty(len(first), np.int64)
@@ -221,7 +221,7 @@ def _digest(text: str) -> bytes:
 
 
 def _fingerprint(
-    texts: list[str], part_of_row: np.ndarray, fractions: tuple[float, ...], seed: int
+    texts: Sequence[str], part_of_row: np.ndarray, fractions: tuple[float, ...], seed: int
 ) -> str:
     digest = hashlib.sha256(f"{fractions} {seed} {len(texts)}".encode())
     for text, part in zip(texts, part_of_row, strict=True):

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contract import BadInput
+from storage.remote import Place, RemotePath
 
 CSV_SUFFIXES = (".csv", ".csv.gz", ".zip")
 PARQUET_SUFFIX = ".parquet"
@@ -137,17 +138,17 @@ def explained(name: str) -> Iterator[None]:
 
 # --- Bytes -------------------------------------------------------------------------------
 @contextmanager
-def open_bytes(path: Path) -> Iterator[tuple[IO[bytes], int, Callable[[], int]]]:
+def open_bytes(path: Place) -> Iterator[tuple[IO[bytes], int, Callable[[], int]]]:
     """The unpacked bytes, how many there are to read, and how many were; of a zip its one CSV."""
     size = path.stat().st_size
     lower = path.name.lower()
     if lower.endswith(".zip"):
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as packed, zipfile.ZipFile(packed) as archive:
             inside = _only_csv(path, archive)
             with archive.open(inside) as file:
                 yield file, inside.file_size, file.tell
         return
-    with path.open("rb") as raw:
+    with _opened(path) as raw:
         if lower.endswith(".gz"):
             with gzip.GzipFile(fileobj=raw) as unpacked:
                 yield io.BufferedReader(unpacked, 1 << 17), size, raw.tell
@@ -155,7 +156,11 @@ def open_bytes(path: Path) -> Iterator[tuple[IO[bytes], int, Callable[[], int]]]
             yield raw, size, raw.tell
 
 
-def _only_csv(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+def _opened(path: Place) -> Any:
+    return path.open_bytes() if isinstance(path, RemotePath) else path.open("rb")
+
+
+def _only_csv(path: Place, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     found = [
         info
         for info in archive.infolist()
@@ -224,7 +229,7 @@ _CONVERT = "convert it, as with `iconv -f WINDOWS-1252 -t UTF-8`"
 
 
 @contextmanager
-def open_csv(path: Path) -> Iterator[CsvRows]:
+def open_csv(path: Place) -> Iterator[CsvRows]:
     """Rows of a CSV file. Within `explained`, which says what is wrong with it."""
     limit = csv.field_size_limit(MOST_FIELD_BYTES)
     try:
@@ -312,10 +317,13 @@ def as_bytes(column: Any) -> Any:
     return column.cast(pa.large_binary())
 
 
-def texts_of(column: Any, name: str) -> list[str | None]:
-    """Its texts, None where there is none. Raises Unreadable for a row that is not UTF-8."""
+def texts_of(column: Any, name: str, first: int = 0) -> list[str | None]:
+    """Its texts, None where there is none. Raises Unreadable for a row that is not UTF-8.
+
+    `first` is the row of the file that the column begins with.
+    """
     found: list[str | None] = []
-    for row, raw in enumerate(as_bytes(column).to_pylist()):
+    for row, raw in enumerate(as_bytes(column).to_pylist(), first):
         try:
             found.append(None if raw is None else raw.decode())
         except UnicodeDecodeError as error:

@@ -35,6 +35,7 @@ from train.artifacts import Teacher
 from train.config import WRITTEN_BEFORE, TrainConfig
 from train.data.batches import CommentIds, TokenizedOnTheFly
 from train.data.load import Comments, load_texts
+from train.data.stored_texts import joined
 from train.data.tokenizer import Tokenizer
 from train.encoders import training_pass
 from train.methods import augment, debias, ngrams
@@ -131,7 +132,7 @@ def soft_targets(
     the comments, then of the extra ones, by the first teacher's tokenizer. A teacher's logits are
     computed once and kept in `folder`.
     """
-    texts = comments.texts + extra.texts
+    texts = joined(comments.texts, extra.texts)
     extra_rows = np.arange(len(comments.texts), len(texts))
     total = np.zeros(len(train) + len(extra_rows), np.float64)
     for teacher in teachers:
@@ -168,7 +169,7 @@ def soft_targets(
 
 def _logits_by(
     teacher: Teacher,
-    texts: list[str],
+    texts: Sequence[str],
     ids: CommentIds,
     rows: np.ndarray,
     folder: Path,

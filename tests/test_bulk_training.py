@@ -1,0 +1,131 @@
+"""Training comments that do not fit in memory: the same comments, split and ids as in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from contract import BadInput
+from train.data import stored_texts
+from train.data.batches import pretokenize
+from train.data.load import load_comments
+from train.data.split import split_comments
+from train.data.stored_texts import StoredTexts, joined, store_texts
+from train.data.synthetic import generate
+from train.data.tokenizer import build_tokenizer
+
+ROOT = Path(__file__).parent.parent
+
+
+def comments_file(path: Path) -> Path:
+    texts, targets = generate(3000)
+    odd = [None, "", " ", "é😀", "a\0b", *texts[:5]]
+    shares = [0.5, 0.5, 0.5, 1.0, 0.0, *targets[:4], None]
+    table = {"id": range(len(texts) + 10), "text": odd + texts, "toxicity": [*shares, *targets]}
+    pq.write_table(pa.table(table), path, row_group_size=501)
+    return path
+
+
+def test_the_same_comments_split_and_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = str(comments_file(tmp_path / "a.parquet"))
+    whole = load_comments(file, extra_columns=("id",))
+    monkeypatch.setattr(stored_texts, "LARGE_BYTES", 0)
+    stored = load_comments(file, extra_columns=("id",))
+    assert isinstance(whole.texts, list) and isinstance(stored.texts, StoredTexts)
+    assert list(stored.texts) == whole.texts and stored.texts[-3:] == whole.texts[-3:]
+    assert stored.source == whole.source and whole.source["dropped_no_text"] == 3
+    for name in ("rows", "labels", "targets"):
+        np.testing.assert_array_equal(getattr(stored, name), getattr(whole, name))
+    np.testing.assert_array_equal(stored.extra["id"], whole.extra["id"])
+    one, other = (split_comments(c.texts, c.labels, seed=3) for c in (whole, stored))
+    assert one.fingerprint == other.fingerprint
+    np.testing.assert_array_equal(one.train, other.train)
+    tokenizer = build_tokenizer(whole.texts, max_vocab=300, max_len=16)
+    assert build_tokenizer(stored.texts, max_vocab=300, max_len=16) == tokenizer
+    for texts, folder in ((whole.texts, "whole"), (stored.texts, "stored")):
+        pretokenize(texts, tokenizer, tmp_path / folder)
+    for path in (tmp_path / "whole").rglob("*.npy"):  # under the same key, too
+        assert (
+            path.read_bytes()
+            == (tmp_path / "stored" / path.relative_to(tmp_path / "whole")).read_bytes()
+        )
+    assert len(list((tmp_path / "stored").rglob("*.npy"))) == 3
+
+
+def test_texts_are_joined_where_the_first_are() -> None:
+    assert joined(["a"], ["b"]) == ["a", "b"]
+    stored = store_texts(["a", "\ud800", ""])
+    assert joined(stored, []) is stored
+    assert list(joined(stored, ["é"])) == ["a", "\ud800", "", "é"]
+    assert not list(store_texts([])) and list(store_texts([""])) == [""]
+
+
+def test_a_row_that_is_not_utf_8_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = [b"you"] * 5000
+    raw[4321] = b"\xff"
+    table = {"text": pa.array(raw, pa.binary()), "toxicity": [0.0, 1.0] * 2500}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    monkeypatch.setattr(stored_texts, "LARGE_BYTES", 0)
+    with pytest.raises(BadInput, match="row 4321 of the column 'text' is not UTF-8"):
+        load_comments(str(tmp_path / "a.parquet"))
+
+
+_LIMITED = """
+import gc, re, resource, sys
+from pathlib import Path
+from train.data import stored_texts
+from train.data.batches import pretokenize
+from train.data.load import load_comments
+from train.data.split import split_comments
+from train.data.tokenizer import build_tokenizer
+file, folder, large, room = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+tokenizer = build_tokenizer(["you are kind"], max_vocab=20, max_len=8)
+stored_texts.LARGE_BYTES = large
+now = 1024 * int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+resource.setrlimit(resource.RLIMIT_DATA, (now + room, now + room))
+comments = load_comments(file)
+split = split_comments(comments.texts, comments.labels)
+print(len(comments.texts), len(split.train), len(pretokenize(comments.texts, tokenizer, folder)))
+"""
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_loaded_split_and_tokenized(tmp_path: Path) -> None:
+    rows, size = 80_000, 2500
+    rng = np.random.default_rng(0)
+    pool = " ".join(rng.choice("you are a kind awful person".split(), 50_000).tolist())
+    starts = rng.integers(0, len(pool) - size, rows)
+    texts = pa.array((pool[at : at + size] for at in starts.tolist()), pa.large_string())
+    targets = rng.integers(0, 2, rows).astype(np.float32)
+    file = tmp_path / "large.parquet"
+    pq.write_table(pa.table({"text": texts, "toxicity": targets}), file, row_group_size=2000)
+    del texts
+
+    def child(large: int) -> subprocess.CompletedProcess[str]:
+        flags = [file, tmp_path / "ids", large, 100 << 20]  # the texts are 200 MB
+        # Arrow's own allocator reserves a GiB at once, whatever it needs of it.
+        environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+        return subprocess.run(
+            [sys.executable, "-c", _LIMITED, *map(str, flags)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=250,
+        )
+
+    done = child(0)
+    assert done.returncode == 0, done.stderr[-2000:]
+    loaded, training, tokenized = map(int, done.stdout.split())
+    assert loaded == tokenized == rows and abs(training - 0.8 * rows) < 0.01 * rows  # some twice
+    whole = child(1 << 60)
+    assert whole.returncode != 0 and (
+        "MemoryError" in whole.stderr or "alloc of size" in whole.stderr
+    ), whole.stderr[-2000:]
