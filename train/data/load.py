@@ -150,10 +150,8 @@ def load_comments(
         labels = read_labels(*given, source=source, name=columns.label, flags=flags)
         shares = {n: _numbers(table.column(c), c) for n, c in columns.identities.items()}
         extra = {n: np.array(_words(table.column(n), n), object) for n in columns.extra}
-        found = {
-            name: read_shares(table.column(column), has_text, source=source, name=column)
-            for name, column in columns.attributes.items()
-        }
+        asked = columns.attributes.items()
+        found = {n: read_shares(table.column(c), has_text, source=source, name=n) for n, c in asked}
     rows = np.flatnonzero(has_text & ~np.isnan(labels.targets))
     targets = labels.targets[rows].astype(np.float32)
     toxic = (labels.targets[rows] >= threshold).astype(np.float32)
