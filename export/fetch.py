@@ -135,6 +135,9 @@ def fetch(config: FetchConfig) -> tuple[int, int]:
             remove(parts)
             return version, came
         remove(parts)
+        if offer.signature is not None:  # it may be signed since it came
+            folder = config.repository / PUBLIC_MODEL / str(version)
+            write_atomically(folder / SIGNATURE_FILE, offer.signature)
     serve_version(config.repository, version, public_key=key)
     return version, 0
 

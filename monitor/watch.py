@@ -135,7 +135,7 @@ class Monitor:
         self._state.remember("curated", {"time": time.time(), "rows": rows})
         first = self._state.remembered("first groups", {})
         for row in rows:
-            first.setdefault(f"{row['set']}/{row['group']}", row)
+            first.setdefault(_group_key(row), row)
         self._state.remember("first groups", first)
 
     def _read_labels(self) -> None:
@@ -233,12 +233,17 @@ class Monitor:
             profile = self._profile(row["version"])
             of_profile = profile.groups if profile else {}
             reference = of_profile.get((row["set"], row["group"]))
-            known = reference or first.get(f"{row['set']}/{row['group']}")
+            known = reference or first.get(_group_key(row))
             about = versions.setdefault(row["version"], _about(profile))
             for check, shown in group_checks(self._config, row, known, len(rows)):
                 checks.append(check)
                 about["groups"].append({**shown, "against": "profile" if reference else "first"})
         return checks
+
+
+def _group_key(row: Document) -> str:
+    """Of a version's group: another version may decide elsewhere."""
+    return f"{row['version']}/{row['set']}/{row['group']}"
 
 
 def _about(reference: Reference | None) -> Document:

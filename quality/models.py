@@ -143,6 +143,11 @@ def _server(url: str) -> Model:
 
     def attribute_logits(texts: Sequence[str]) -> np.ndarray:
         rows = score_comments(texts, protocol=protocol, url=address).attributes
+        if any(row.keys() != first.attributes[0].keys() for row in rows):
+            raise BadInput(
+                f"{url} answered by versions of different attributes, expected one version; wait "
+                "for the update, or end the canary"
+            )
         probability = np.array([[row[name] for name in names] for row in rows])
         return np.asarray(logit(probability.clip(1e-7, 1 - 1e-7)), np.float32)
 

@@ -256,6 +256,7 @@ def _http(door: Door) -> list[str]:
         *canary_backend.tap_log(door.canary),
         f"http-request set-header {app.BEGAN_HEADER} %[date(0,us)] "
         f"if {{ req.hdr({app.TRACE_HEADER}) -m found }}",
+        f"http-request del-header {canary_backend.STABLE_HEADER}",  # for those within
         *rules.connection_rules(),
         *rules.header_rules(),
         *rules.origin_rules([*own, *door.origins], scheme),

@@ -242,7 +242,8 @@ def roll_back(config: CanaryConfig) -> None:
     if settings and settings.canary:
         end(config)
         return
-    number = previous(config.repository, public_key=config.require_signature)
+    key = config.require_signature or (settings.public_key if settings else None)
+    number = previous(config.repository, public_key=key)
     if settings is None:
         print(
             f"version {number} of {config.repository} serves from the next start on; "

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 import signal
 import sys
 import time
@@ -240,6 +241,7 @@ def take_down_canary(config: DoorConfig, settings: Settings, supervisor: Supervi
     _wait_until_up(config, settings, supervisor)
     psutil.wait_procs(workers, timeout=BODY_TIMEOUT_S)  # they finish what it was asked
     supervisor.start(programs(config, settings, supervisor))
+    shutil.rmtree(supervisor.program_folder(CANARY) / view.FOLDER, ignore_errors=True)
 
 
 def _prepare_canary(

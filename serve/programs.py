@@ -81,13 +81,14 @@ def write_app(settings: Settings, supervisor: Supervisor) -> bool:
     """Write what the application is told; whether that is something new."""
     folder = supervisor.program_folder(app.NAME)
     front, large = (supervisor.program_folder(name) for name in haproxy.NAMES)
-    names = [*server_names(settings), CANARY]  # of which there may be one later
-    views = (supervisor.program_folder(name) / view.FOLDER for name in names)
+    views = (supervisor.program_folder(name) / view.FOLDER for name in server_names(settings))
+    canary_view = supervisor.program_folder(CANARY) / view.FOLDER  # there may be one later
     told = app.AppSettings(
         socket=str(folder / app.SOCKET),
         servers=str(balancer.inner_socket(front)),
         large=str(balancer.large_socket(large)),
         views=tuple(map(str, views)),
+        canary_views=(str(canary_view),),
         repository=settings.repository,
         public_key=settings.require_signature,
         metrics=str(balancer.metrics_socket(front)),

@@ -207,6 +207,7 @@ def google_key_rules(keys_map: Path) -> list[str]:
     return [
         f"http-request set-var(txn.key) url_param(key),{known} if {condition} {unknown}",
         f"http-request set-var(txn.key) req.hdr(x-goog-api-key),{known} if {condition} {unknown}",
+        "http-request del-header x-goog-api-key",
     ]
 
 

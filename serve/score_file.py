@@ -71,7 +71,7 @@ def score_file(config: ScoreFileConfig) -> Report:
         if config.decide and threshold is None:
             threshold = decision_threshold(artifact)
         job = Job(folder, parts, form_of(out), source.names, text_column, keep, threshold)
-        with alone(config, out, job):
+        with alone(config, out, bad, job):
             before = stamp(config.file)
             go_on_or_begin(config, job, artifact)
             run = Run(job, source, lambda: _workers(config, job, artifact["device"]))

@@ -140,6 +140,14 @@ def test_the_quarantine_file_is_told_and_goes_when_nothing_is_bad(
     assert not (tmp_path / "bad.jsonl").exists()
 
 
+def test_a_quarantine_file_that_is_there_stays(tmp_path: Path, score: Any) -> None:
+    (tmp_path / "a.csv").write_text("text\nyou\n")
+    (tmp_path / "mine.jsonl").write_text("of another job\n")
+    with pytest.raises(BadInput, match=r"mine\.jsonl is there already, expected no file"):
+        score(tmp_path / "a.csv", quarantine=tmp_path / "mine.jsonl")
+    assert (tmp_path / "mine.jsonl").read_text() == "of another job\n"
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.scored.csv", "no/bad.jsonl", "."])
 def test_a_place_that_is_taken_is_refused(name: str, tmp_path: Path, score: Any) -> None:
     (tmp_path / "a.csv").write_text("text\nyou\n")

@@ -26,12 +26,22 @@ from prometheus_client.parser import text_string_to_metric_families
 from scipy.stats import binomtest
 
 from console.options import make_config as checked
-from contract import FP32_LOGIT_ATOL, HOST, LOGIT, TEXT, BadInput, GateFailed
+from contract import (
+    ARTIFACT_FILE,
+    FP32_LOGIT_ATOL,
+    HOST,
+    LOGIT,
+    PUBLIC_MODEL,
+    TEXT,
+    BadInput,
+    GateFailed,
+)
 from export.repository import current
 from export.switch import serve_version
-from serve import canary, door, haproxy, mirror
+from serve import canary, door, haproxy, mirror, view
+from serve.app.decisions import Versions
 from serve.canary import CanaryConfig
-from serve.canary_backend import SERVER
+from serve.canary_backend import SERVER, STABLE_HEADER
 from serve.comparison import BINS, PairComparison, percentile, psi
 from serve.mirror_settings import MirrorSettings
 from serve.probe import INFER_PATH
@@ -135,7 +145,8 @@ def test_a_share_is_drawn_a_kill_costs_nothing_and_the_end_neither(
     for version, logit in load.answers:
         assert logit == pytest.approx(truth[version], abs=FP32_LOGIT_ATOL)
 
-    drawn = Counter(ask_version(running) for _ in range(600))
+    # A client has no say in it.
+    drawn = Counter(ask_version(running, {STABLE_HEADER: "1"}) for _ in range(600))
     assert binomtest(drawn["2"], 600, 0.3).pvalue > 1e-6, drawn
     until(lambda: compared(running)["comments"] > 0)
     capsys.readouterr()
@@ -158,12 +169,23 @@ def test_a_share_is_drawn_a_kill_costs_nothing_and_the_end_neither(
     assert {ask_version(running) for _ in range(30)} == {"1"}
     after = {name: state.pid for name, state in supervisor.states().items()}
     assert after == before, "nothing else was started again"
+    assert not (supervisor.program_folder(CANARY) / view.FOLDER).exists()
 
 
-def ask_version(config: door.DoorConfig) -> str:
-    with urllib.request.urlopen(
-        f"http://{HOST}:{config.http_port}{INFER_PATH}", data=body(COMMENT), timeout=30
-    ) as answer:
+def test_the_current_version_is_not_a_canarys(tmp_path: Path) -> None:
+    for folder, version in (("replica", "1"), ("canary", "2")):
+        path = tmp_path / folder / PUBLIC_MODEL / version / ARTIFACT_FILE
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"thresholds": {PUBLIC_MODEL: int(version) / 10}}))
+    versions = Versions([str(tmp_path / "replica")], [str(tmp_path / "canary")])
+    assert versions.current().threshold_of(PUBLIC_MODEL) == 0.1
+    assert versions.of("2").threshold_of(PUBLIC_MODEL) == 0.2
+
+
+def ask_version(config: door.DoorConfig, headers: dict[str, str] | None = None) -> str:
+    url = f"http://{HOST}:{config.http_port}{INFER_PATH}"
+    asked = urllib.request.Request(url, body(COMMENT), headers or {})
+    with urllib.request.urlopen(asked, timeout=30) as answer:
         return str(json.load(answer)["model_version"])
 
 

@@ -542,3 +542,8 @@ def test_flags_that_cannot_be_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"cannot be used .*end the other monitor"):
         MonitorState(tmp_path / "three")
     state.close()
+
+
+def test_it_runs_where_pytorch_is_not() -> None:
+    said = "import sys, monitor.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", said], check=False, timeout=120).returncode == 0

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from sklearn.metrics import (
     accuracy_score,
     log_loss,
     precision_recall_fscore_support,
     roc_auc_score,
 )
-from torch import nn
 
 from contract import DECISION_THRESHOLD
-from train.data.batches import CommentIds, evaluation_batches
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from train.data.batches import CommentIds
 
 RELIABILITY_BINS = 15
 """Equal-width bins of the probability, as in Guo et al. 2017, "On Calibration of Modern Neural
@@ -27,6 +31,10 @@ def logits_of(
 
     float32 [n], or [n, 1 + A] of a model that gives as many (`train.model.AllHeads`).
     """
+    import torch  # slow to import, and not there where scores are only watched
+
+    from train.data.batches import evaluation_batches
+
     device = next(model.parameters()).device
     logits: np.ndarray | None = None
     was_training = model.training

@@ -37,8 +37,10 @@ class Decisions(msgspec.Struct, frozen=True):
 class Versions:
     """Decisions by version, each read once from the folders `views`."""
 
-    def __init__(self, views: Sequence[str]) -> None:
-        self._views = [Path(view) / PUBLIC_MODEL for view in views]
+    def __init__(self, views: Sequence[str], beside: Sequence[str] = ()) -> None:
+        """`beside` are the folders of a canary, whose version is not the current one."""
+        self._current = [Path(view) / PUBLIC_MODEL for view in views]
+        self._views = [*self._current, *(Path(view) / PUBLIC_MODEL for view in beside)]
         self._known: dict[str, Decisions] = {}
 
     def of(self, version: str) -> Decisions:
@@ -56,10 +58,13 @@ class Versions:
             return False
 
     def current(self) -> Decisions:
-        """Of the newest version that a server holds. Raises Refusal when none does."""
+        """Of the newest version that a server of the current one holds, not one of a canary.
+
+        Raises Refusal when none does.
+        """
         numbers = [
             int(folder.name)
-            for view in self._views
+            for view in self._current
             for folder in (view.iterdir() if view.is_dir() else ())
             if folder.name.isdecimal()
         ]

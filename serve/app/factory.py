@@ -62,7 +62,7 @@ def create_app(settings: AppSettings) -> App:
     """An application for one event loop, which `uvicorn` runs."""
     labels = LabelFile(Path(settings.labels)) if settings.labels else None
     tracer = make_tracer()
-    versions = Versions(settings.views)
+    versions = Versions(settings.views, settings.canary_views)
     scorer = BatchingScorer(
         settings.servers, settings.large, versions.has_attributes, traced=tracer is not None
     )

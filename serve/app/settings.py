@@ -40,6 +40,8 @@ class AppSettings:
     """Where it takes larger ones."""
     views: tuple[str, ...] = ()
     """Folders of what the servers load; the versions' manifests lie there."""
+    canary_views: tuple[str, ...] = ()
+    """The same of a canary, where there is one."""
     labels: str | None = None
     """File to which corrections of scores are appended; without one they are refused."""
     repository: str | None = None

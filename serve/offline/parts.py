@@ -39,8 +39,10 @@ def stamp(name: str) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def alone(config: ScoreFileConfig, out: Place, job: Job) -> Iterator[None]:
+def alone(config: ScoreFileConfig, out: Place, bad: Place, job: Job) -> Iterator[None]:
     """Let no other command write the same output. Raises BadInput where one does.
+
+    Nor may the output, or the quarantine file `bad` that was asked for, be there already.
 
     S3 has no locks: there two commands that begin at once write the same parts, each of them whole.
     """
@@ -52,8 +54,10 @@ def alone(config: ScoreFileConfig, out: Place, job: Job) -> Iterator[None]:
         begun = (job.parts / STATE_FILE).exists() or (
             isinstance(job.parts, Path) and job.parts.exists()
         )
-        if not config.overwrite and out.exists() and not begun:
-            raise BadInput(f"{out} is there already, expected no file; {_BEGIN_AGAIN}")
+        written = (out, bad) if config.quarantine else (out,)
+        taken = [place for place in written if place.exists()]
+        if taken and not config.overwrite and not begun:
+            raise BadInput(f"{taken[0]} is there already, expected no file; {_BEGIN_AGAIN}")
         if config.overwrite or config.file == STDIN:
             drop(job.parts)
         yield
