@@ -254,10 +254,10 @@ def _http(door: Door) -> list[str]:
         # HTTP/2 would hold a hundred bodies a connection: 100 MB by ten connections, measured.
         "option disable-h2-upgrade",
         *canary_backend.tap_log(door.canary),
+        *rules.connection_rules(),
         f"http-request set-header {app.BEGAN_HEADER} %[date(0,us)] "
         f"if {{ req.hdr({app.TRACE_HEADER}) -m found }}",
         f"http-request del-header {canary_backend.STABLE_HEADER}",  # for those within
-        *rules.connection_rules(),
         *rules.header_rules(),
         *rules.origin_rules([*own, *door.origins], scheme),
         *(rules.key_rules(door.keys_file) if door.keys and door.keys_file else []),

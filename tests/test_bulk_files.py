@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import TinyModel
+from fleet_tools import TOOLS
 
 from console.options import make_config
 from contract import LOGIT, PROBABILITY, BadInput
@@ -33,11 +34,9 @@ from storage import remote
 from storage.remote import RemotePath, is_remote, place_of
 
 ROOT = Path(__file__).parent.parent
-MOTO = os.environ.get("MOTO_SERVER") or shutil.which("moto_server")
+MOTO = shutil.which("moto_server", path=str(TOOLS))
 needs_s3 = pytest.mark.skipif(
-    MOTO is None,
-    reason="no S3 server: `pip install 'moto[server]'` in another environment (it wants an older "
-    "python-dateutil), and MOTO_SERVER=its bin/moto_server",
+    MOTO is None, reason=f"moto_server is not in {TOOLS}: run `make fleet-tools`"
 )
 
 

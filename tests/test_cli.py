@@ -175,7 +175,7 @@ def test_token_ids_that_have_no_room_leave_nothing(
             pretokenize(texts, build_tokenizer(texts, max_vocab=20, max_len=9), tmp_path)
 
     status, said = ended(main, capsys)
-    assert status == 2 and "ids.npy cannot be used (File too large)" in said
+    assert status == 2 and "ids.raw cannot be used (File too large)" in said
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
@@ -426,7 +426,10 @@ def test_a_mistyped_word_is_one_line(argv: list[str], words: str) -> None:
     [
         ({}, "--vocab-size is missing, expected a value"),
         ({"vocab_size": 9, "n_layer": 2}, "'n_layer' is no setting of ModelConfig.*'n_layers'"),
-        ({"vocab_size": 9, "colour": 1}, "'colour' is no setting .* one of attention, d_model, "),
+        (
+            {"vocab_size": 9, "colour": 1},
+            "'colour' is no setting .* one of architecture, attention, ",
+        ),
     ],
 )
 def test_a_config_takes_what_it_has_and_needs(values: dict[str, int], words: str) -> None:

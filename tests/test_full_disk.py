@@ -60,7 +60,7 @@ def test_training_keeps_its_last_progress(
         device="cpu",
         **shape,
     )
-    assert "ids.npy" in line_of(lambda: train(config, CPU), capsys, 20_000)
+    assert "ids.raw" in line_of(lambda: train(config, CPU), capsys, 20_000)
     assert not names_in(tmp_path)
     on_the_fly = dataclasses.replace(config, pretokenize=False)
     assert "step-5/model.safetensors" in line_of(lambda: train(on_the_fly, CPU), capsys, 20_000)

@@ -399,7 +399,7 @@ def test_gate_goes_red_when_the_server_follows_another_rule(
         rule = LongText.by("mean", subject.long_text.stride)
         return Scorer(form.path, subject.checkpoint.tokenizer, long_text=rule)
 
-    monkeypatch.setattr(gates, "_scorer", wrong)
+    monkeypatch.setattr(gates, "scorer_of", wrong)
     with pytest.raises(GateFailed, match=r"gate fp32_(long_text|served_text) is"):
         export_main.export(_config(trained_run, tmp_path, long_text="max", precision="fp32"))
     assert not (tmp_path / "repository").exists()

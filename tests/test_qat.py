@@ -228,7 +228,7 @@ def test_flags_default_to_the_checkpoints(start: Path, tmp_path: Path) -> None:
         )
 
     config = parsed()
-    assert (config.data, config.d_model, config.max_len) == ("synthetic:3000", 48, 64)
+    assert (config.data, config.d_model, config.max_len) == (("synthetic:3000",), 48, 64)
     assert (config.epochs, config.lr, config.out) == (1, 2e-5, Path("runs/qat"))
     assert parsed("--epochs", "3", "--lr", "1e-5").epochs == 3
     for flags, message in (

@@ -112,7 +112,7 @@ def bench(config: LengthBenchConfig) -> dict[str, Any]:
         config,
         pinned_to=cpu,
         versions=versions("torch", "onnxruntime"),
-        model={name: asdict(model.config) for name, model in models.items()},
+        model={name: model.config.to_json() for name, model in models.items()},
         windows={"tokens": _WINDOW, "stride": _STRIDE},
         sha256=sha256,
         costs=[asdict(cost) for cost in costs],

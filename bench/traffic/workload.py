@@ -60,7 +60,7 @@ class Subject:
         write_dynamic(traced, path["dynamic_int8"])
         write_qdq(traced, path["static_int8"], calibration, symmetric=False)
         save_weights(self.folder, self.model)
-        write_json(self.folder / MODEL_CONFIG, dataclasses.asdict(self.model.config))
+        write_json(self.folder / MODEL_CONFIG, self.model.config.to_json())
         self.sha256 = {name: sha256_of(path[name]) for name in path}
 
     def feeds(self, cell: Cell) -> list[Feed]:
@@ -90,8 +90,8 @@ class Subject:
     def to_json(self) -> dict[str, Any]:
         return {
             "checkpoint": self.source,
-            "config": dataclasses.asdict(self.model.config),
-            "student": dataclasses.asdict(self.student.config),
+            "config": self.model.config.to_json(),
+            "student": self.student.config.to_json(),
             "attention_widths": list(self.groups),
             "sha256": self.sha256,
         }
