@@ -55,6 +55,21 @@ _APART = {
     "test_open_loop_reports_a_stall_for_every_send_in_it",
 }
 """Long tests that share nothing with those of their file: another worker may run them."""
+_LONG = {
+    "test_only_what_changed_is_done_again_and_a_stopped_recipe_goes_on",
+    "test_what_breaks_calls_the_right_one_and_nobody_else",
+    "test_shifted_traffic_is_told",
+    "test_a_short_soak_holds_every_bar",
+    "test_ids_are_stored_in_constant_memory",
+    "test_a_bounded_attack_holds_every_bar_that_is_no_time",
+    "test_a_start_or_stop_that_was_killed_is_followed_by_one_that_works",
+    "test_a_start_waits_for_a_supervisor_that_is_ending",
+    "test_a_short_run",
+    "test_nothing_is_left_when_it_is_told_to_end",
+    "test_a_server_that_does_not_score_is_not_ready",
+    "test_small_ladder_from_training_to_document",
+}
+"""Tests that took more than half a minute each, the whole taking eighteen on two cores."""
 _SLOW_FIXTURES = {"trained_run", "make_server_config"}
 ATTRIBUTE_NAMES = ("insult", "threat", "identity_attack")
 _WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()
@@ -81,6 +96,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+        if item.name.partition("[")[0] in _LONG:
+            item.add_marker(pytest.mark.long)
 
 
 class _ByFile(LoadScopeScheduling):
