@@ -82,7 +82,20 @@ def test_ranges_are_those_that_the_export_calibrates(
     assert list(ours) == qat.points(model.config)
     assert ours.keys() == theirs.keys()
     for point, (least, greatest) in theirs.items():
-        assert ours[point] == pytest.approx((min(least, 0), max(greatest, 0)), abs=1e-4), point
+        assert ours[point] == (min(least, 0), max(greatest, 0)), point
+
+
+def test_a_range_is_the_same_on_a_processor_with_other_last_bits() -> None:
+    ends = np.random.default_rng(0).normal(scale=4, size=(1000, 2))
+    ends.sort(axis=1)
+    for least, greatest in ends.tolist():
+        wide = qat.widened(least, greatest)
+        assert wide == qat.widened(least * (1 + 1e-6), greatest * (1 - 1e-6))
+        assert wide == qat.widened(*wide)
+        assert wide[0] < least + 1e-4 * abs(least) and greatest - 1e-4 * abs(greatest) < wide[1]
+        assert wide == pytest.approx((least, greatest), rel=1 / 60)
+    assert qat.widened(0.0, 1.0) == (0.0, 1.0)
+    assert qat.widened(-1.001, 0.999) == (-1 - 1 / 64, 1.0)
 
 
 def test_fake_quantized_model_is_the_int8_graph(

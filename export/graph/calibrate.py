@@ -10,7 +10,7 @@ from contract import ATTENTION_MASK, INPUT_IDS
 from export.graph.encoder import STUDENT, TEACHER, Servable, serving_graph
 from export.graph.nodes import Graph, model_proto
 from export.session import open_session
-from train.methods.qat import Ranges
+from train.methods.qat import Ranges, widened
 from train.model import ToxicityEncoder
 
 
@@ -29,7 +29,7 @@ def calibrate_model(
 
 
 def calibrate(g: Graph, comments: Iterable[np.ndarray]) -> Ranges:
-    """Range at every point over the comments, each run alone."""
+    """Range at every point over the comments, each run alone, `widened`."""
     ends = {
         point: (g("ReduceMin", x, keepdims=0), g("ReduceMax", x, keepdims=0))
         for point, x in g.points.items()
@@ -43,4 +43,4 @@ def calibrate(g: Graph, comments: Iterable[np.ndarray]) -> Ranges:
         seen.append(session.run(names, feeds))
     ends_of = np.array(seen, np.float64).reshape(len(seen), len(ends), 2)
     least, greatest = ends_of[..., 0].min(axis=0), ends_of[..., 1].max(axis=0)
-    return {point: (float(least[i]), float(greatest[i])) for i, point in enumerate(ends)}
+    return {point: widened(float(least[i]), float(greatest[i])) for i, point in enumerate(ends)}

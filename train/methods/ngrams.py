@@ -28,6 +28,9 @@ from train.methods.calibration import fit_platt
 
 FOLDS = 5
 """Regressions; each scores its share of the comments and is fitted on the others."""
+STEPS = 1024
+"""Steps of a logit between two whole numbers. A solver's last bits are the processor's, and a student
+taught by them would differ on every machine."""
 
 
 def regression(*, characters: bool) -> Pipeline:
@@ -58,14 +61,16 @@ def cross_fitted_logits(
     folder: Path,
     say: Callable[[str], None],
 ) -> np.ndarray:
-    """Calibrated logits float64 of `texts`, then of `extra`; computed once, kept in `folder`.
+    """Calibrated logits float64 of `texts`, then of `extra`, to the next of `STEPS`.
+
+    They are computed once and kept in `folder`.
 
     `labels` (0/1) and `weights` (what a comment counts in the fit) are [len(texts)]. An extra
     comment made of text number `sources[i]` is scored as that text is; one with -1 by a regression
     on all the texts. Raises BadInput for too few comments.
     """
     of = [array.tolist() for array in (labels, weights, sources)]
-    key = artifacts.sha256_of_texts([f"3 {seed} {FOLDS} {of}", *texts, *extra])[:16]
+    key = artifacts.sha256_of_texts([f"4 {seed} {FOLDS} {of}", *texts, *extra])[:16]
     file = folder / f"ngrams-{key}.safetensors"
     if not file.exists():
         say(f"{FOLDS} regressions on letters score each the comments that it was not fitted on ...")
@@ -102,4 +107,5 @@ def _fit(
     if (from_elsewhere := sources < 0).any():
         last.fit(counted, labels, sample_weight=weights)
         others[from_elsewhere] = last.decision_function(new[from_elsewhere])
-    return np.ascontiguousarray(fit_platt(labels, own)(np.concatenate([own, others])))
+    calibrated = fit_platt(labels, own)(np.concatenate([own, others]))
+    return np.ascontiguousarray(np.round(calibrated * STEPS) / STEPS)

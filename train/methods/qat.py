@@ -51,6 +51,10 @@ WEIGHT_LIMIT = 64
 2 * 255 * 127 > 32767, but 2 * 255 * 64 < 32767. So the integer sums are exact, hence the same,
 on every CPU."""
 CALIBRATION_COMMENTS = 512
+RANGE_STEPS = 64
+"""Ends that a range may have between a power of two and the next."""
+_LAST_BITS = 1e-3
+"""Of a step: what kernels of two processors may differ by."""
 _POINTS = ("qkv", "projection", "mlp_in", "mlp_out")
 """Inputs of a block's Linear layers, named for the layer that reads them."""
 _SCHEDULE = {
@@ -283,7 +287,7 @@ class FakeQuantizedEncoder(nn.Module):
 
 
 def calibrate(model: ToxicityEncoder, comments: Iterable[np.ndarray]) -> Ranges:
-    """Range of every point over comments (ids int [L], [CLS] first), each run alone."""
+    """Range of every point over comments (ids int [L], [CLS] first), each run alone, `widened`."""
     observer = FakeQuantizedEncoder(model, None)
     device, was_training = next(model.parameters()).device, model.training
     observer.eval()
@@ -292,7 +296,24 @@ def calibrate(model: ToxicityEncoder, comments: Iterable[np.ndarray]) -> Ranges:
             input_ids = torch.as_tensor(np.asarray(ids, np.int64)[None]).to(device)
             observer(input_ids, torch.ones_like(input_ids))
     model.train(was_training)
-    return observer.seen
+    return {point: widened(*ends) for point, ends in observer.seen.items()}
+
+
+def widened(least: float, greatest: float) -> tuple[float, float]:
+    """The range with its ends on the grid of `RANGE_STEPS`, none of it lost but last bits.
+
+    Kernels of another processor end in other last bits; the same weights give the same range.
+    """
+    return -_up(-least), _up(greatest)
+
+
+def _up(end: float) -> float:
+    """The least number of the grid that is not below `end`, or below it by last bits alone."""
+    fraction, exponent = math.frexp(end)
+    steps = fraction * RANGE_STEPS * 2
+    nearest = round(steps)
+    whole = nearest if abs(steps - nearest) < _LAST_BITS else math.ceil(steps)
+    return math.ldexp(whole / (RANGE_STEPS * 2), exponent)
 
 
 def calibration_rows(rows: np.ndarray, seed: int) -> np.ndarray:
