@@ -96,7 +96,7 @@ endef
 # The oldest, which most of the tests have run on; .ci/run tests the newest beside it.
 FOUND_PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 15) and print("$(p)")' 2>/dev/null)))
 
-.PHONY: help install native train best export versions publish rollback serve ui status stop monitor score eval baseline doctor test test-fast lint coverage check fuzz faults bench bench-app bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer bench-monitor capacity tune overload parity attack soak ladder ablation leave-one-out figures fleet-tools fleet docs clean
+.PHONY: help install native train best export versions publish rollback serve ui status stop monitor score eval baseline doctor test test-all test-fast lint coverage check fuzz faults bench bench-app bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer bench-monitor capacity tune overload parity attack soak ladder ablation leave-one-out figures fleet-tools fleet docs clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -166,7 +166,10 @@ baseline: $(READY) ## the same of TF-IDF and logistic regression, on the run's t
 doctor: $(READY) ## what this machine can do, and what is missing, with the remedy|DOCTOR_ARGS="--check --json" HTTP_PORT GRPC_PORT METRICS_PORT REPOSITORY
 	@$(TOOL) doctor $(IN_REPOSITORY) $(PORTS) $(DOCTOR_ARGS)
 
-test: $(READY) ## run every test on two cores|TEST_ARGS="-k tokenizer"
+test: $(READY) ## run the tests on two cores, but for the longest|TEST_ARGS="-k tokenizer" (then just these, the longest, too)
+	$(PYTEST) $(or $(TEST_ARGS),-m "not long")
+
+test-all: $(READY) ## run every test|TEST_ARGS
 	$(PYTEST) $(TEST_ARGS)
 
 test-fast: $(READY) ## run the quick ones: no training, few servers|TEST_ARGS, and VENV=folder PYTHON=python3.13 for another Python
