@@ -29,8 +29,8 @@ from train.methods.calibration import fit_platt
 FOLDS = 5
 """Regressions; each scores its share of the comments and is fitted on the others."""
 STEPS = 1024
-"""Steps of a logit between two whole numbers. A solver's last bits are the processor's, and a student
-taught by them would differ on every machine."""
+"""Steps of a logit between two whole numbers. A solver's last bits are the processor's; students of
+them would differ with it."""
 
 
 def regression(*, characters: bool) -> Pipeline:
