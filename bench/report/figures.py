@@ -3,7 +3,7 @@ r"""Write every table of the pages from the JSON documents under bench/results: 
     python -m bench.report.figures              # rewrite the tables in README.md and docs/
     python -m bench.report.figures --check      # exit 2 when a page differs from its documents
     python -m bench.report.figures --measure --repository runs/student_repository \
-        --checkpoint runs/student --traced runs/export_student/traced.onnx
+        --checkpoint runs/best/student --traced runs/best/version/traced.onnx
 
 A page holds a table between `<!-- figures: NAME -->` and `<!-- /figures -->`; nobody writes between
 them by hand. Below each table stand the artifact, hardware, versions and comments that its document
@@ -51,13 +51,13 @@ class FigureSource:
 
 _WIKI = "COMMENTS=../shared/data/jigsaw_wiki_test.csv.gz"
 _STUDENT = "--repository runs/student_repository"
-_TRACED = "--traced runs/export_student/traced.onnx"
+_TRACED = "--traced runs/best/version/traced.onnx"
 _TEST_SETS = "../shared/data/jigsaw_wiki_test.csv.gz ../shared/data/civil_comments_gender.csv.gz"
 
 SOURCES = (
     FigureSource(
         "peers/peers.json",
-        f"python -m bench.serving.peers {_STUDENT} {_TRACED} --checkpoint runs/student",
+        f"python -m bench.serving.peers {_STUDENT} {_TRACED} --checkpoint runs/best/student",
         {"peers": page_tables.peers},
     ),
     FigureSource(
@@ -79,7 +79,7 @@ SOURCES = (
     FigureSource(
         "app/app.json",
         f"make bench-app REPOSITORY=runs/student_repository {_WIKI} "
-        'BENCH_ARGS="--checkpoint runs/student"',
+        'BENCH_ARGS="--checkpoint runs/best/student"',
         {"app": page_tables.app},
     ),
     FigureSource(
@@ -144,7 +144,7 @@ SOURCES = (
     FigureSource(
         "eval/evaluation.json",
         f'make eval DATA="test {_TEST_SETS}" CURATED=../shared/data '
-        'MODELS="runs/student runs/student_repository baseline baseline-words" '
+        'MODELS="runs/best/student runs/student_repository baseline baseline-words" '
         'EVAL_ARGS="--misspell --checklist"',
         {
             "quality": quality_tables.quality,

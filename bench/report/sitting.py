@@ -38,10 +38,10 @@ class Sitting:
         Path("runs/student_repository"), description="published repository to measure"
     )
     checkpoint: Path = Field(
-        Path("runs/student"), description="weights that the repository was exported from"
+        Path("runs/best/student"), description="weights that the repository was exported from"
     )
     traced: Path = Field(
-        Path("runs/export_student/traced.onnx"), description="traced graph of the same export"
+        Path("runs/best/version/traced.onnx"), description="traced graph of the same export"
     )
     comments: str = Field("synthetic", description="labelled file, or 'synthetic'")
     vocabulary: str = Field(
