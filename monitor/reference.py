@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from contract import ARTIFACT_FILE, DECISION_THRESHOLD, PROFILE_FILE, PUBLIC_MODEL
-from export.manifest import decision_threshold
+from export.manifest import stated_threshold
 from export.profile import Profile, read_profile
 from export.repository import read_artifact
 from monitor import series
@@ -20,13 +20,13 @@ class Decides:
 
     threshold: float = DECISION_THRESHOLD
     source: str = "default"
-    """"profile" or "manifest" of the version, or "default" where neither is there."""
+    """"profile" or "manifest" of the version, or "default" where neither states it."""
 
     def words(self) -> str:
         """For people."""
         who = f"its {self.source} says so"
         if self.source == "default":
-            who = "the default, for neither a profile nor a manifest of it is here"
+            who = "the default, for no profile and no manifest of it states one"
         return f"flags from {self.threshold:g} on ({who})"
 
 
@@ -133,5 +133,7 @@ def decides(repository: Path, version: str, profile: Reference | None) -> Decide
         return Decides(profile.threshold, "profile")
     manifest = repository / PUBLIC_MODEL / version / ARTIFACT_FILE
     if version.isdecimal() and manifest.is_file():
-        return Decides(decision_threshold(read_artifact(repository, int(version))), "manifest")
+        stated = stated_threshold(read_artifact(repository, int(version)))
+        if stated is not None:
+            return Decides(stated, "manifest")
     return Decides()

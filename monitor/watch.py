@@ -62,6 +62,7 @@ class Monitor:
     def step(self) -> Document:
         """One reading and what it says. What a server or a file refuses is in its "errors"."""
         self._errors = []
+        self._deciding.clear()
         self._count(own=False)
         self._send_curated()
         self._read_labels()
@@ -119,17 +120,15 @@ class Monitor:
         return self._profiles[version]
 
     def _decides(self, version: str) -> Decides:
-        """From where the version flags; its manifest is read again until it is there."""
-        if version in self._deciding:
-            return self._deciding[version]
-        try:
-            found = decides(self._where.repository, version, self._profile(version))
-        except BadInput as error:
-            self._tell(error)
-            return Decides()
-        if found.source != "default":
+        """From where the version flags; looked up once a reading."""
+        if version not in self._deciding:
+            try:
+                found = decides(self._where.repository, version, self._profile(version))
+            except BadInput as error:
+                self._tell(error)
+                found = Decides()
             self._deciding[version] = found
-        return found
+        return self._deciding[version]
 
     def _tell(self, error: Exception) -> None:
         """Once in a document."""

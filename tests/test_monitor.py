@@ -409,13 +409,13 @@ def test_a_version_without_a_profile_is_judged_at_its_own_threshold(
         run_monitor(dataclasses.replace(config, url=f"{HOST}:1", once=True))
     found = json.loads((config.out / "monitor.json").read_text("utf-8"))["versions"]
     said = {v: (one["decides"]["threshold"], one["decides"]["source"]) for v, one in found.items()}
-    assert said == {"1": (0.62, "manifest"), "2": (0.5, "manifest"), "3": (0.5, "default")}
+    assert said == {"1": (0.62, "manifest"), "2": (0.5, "default"), "3": (0.5, "default")}
     counted = {v: one["calibration"]["precision"] for v, one in found.items()}
     assert [counted[v]["of"] for v in ("1", "2", "3")] == [1, 3, 3]
     assert counted["1"]["value"] == 1.0
     for shown in (capsys.readouterr().out, (config.out / "monitor.html").read_text("utf-8")):
         assert "flags from 0.62 on (its manifest says so)" in shown
-        assert "(the default, for neither a profile nor a manifest of it is here)" in shown
+        assert "(the default, for no profile and no manifest of it states one)" in shown
 
 
 def test_a_profile_says_from_where_its_version_flags(watching: Any) -> None:
