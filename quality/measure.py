@@ -60,12 +60,7 @@ def measure(config: QualityConfig) -> QualityReport:
     specs = config.models or models_here()
     models = {m.name: m for m in (load_model(spec, trained_on, split) for spec in specs)}
     logits = {name: _score(models, name, comments.texts) for name, comments in sets.items()}
-    labels = sets[VALIDATION].labels
-    wanted = config.wanted_precision, config.wanted_fpr
-    thresholds = {
-        name: thresholds_of(model.decides, labels, logits[VALIDATION][name], *wanted)
-        for name, model in models.items()
-    }
+    thresholds = _thresholds(config, sets[VALIDATION].labels, logits[VALIDATION], models)
     training = [trained_on.texts[row] for row in split.train]
     document: dict[str, Any] = {
         "bench": "quality",
@@ -75,10 +70,7 @@ def measure(config: QualityConfig) -> QualityReport:
             "trained_on": trained_on.source,
             "split": split.to_json(),
         },
-        "models": {
-            name: {"kind": model.kind, **model.about, "decides": model.decides.to_json()}
-            for name, model in models.items()
-        },
+        "models": {name: _about_model(model) for name, model in models.items()},
         "sets": {name: _about_set(each, training) for name, each in (sets | curated).items()},
         "resamples": config.resamples,
         "seed": config.seed,
@@ -189,6 +181,21 @@ def _score(models: Mapping[str, Model], name: str, texts: Sequence[str]) -> Logi
 
 
 # --- Labelled sets ---------------------------------------------------------------------------
+def _thresholds(
+    config: QualityConfig, labels: np.ndarray, logits: Logits, models: Mapping[str, Model]
+) -> dict[str, dict[str, float | None]]:
+    """Logits from which a comment counts as toxic, by model and rule; these are of validation."""
+    wanted = config.wanted_precision, config.wanted_fpr
+    return {
+        name: thresholds_of(model.decides, labels, logits[name], *wanted)
+        for name, model in models.items()
+    }
+
+
+def _about_model(model: Model) -> dict[str, Any]:
+    return {"kind": model.kind, **model.about, "decides": model.decides.to_json()}
+
+
 def _results(
     config: QualityConfig,
     comments: Comments,
