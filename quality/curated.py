@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from quality.metrics import Values, bootstrap, share
+from quality.metrics import Values, bootstrap
 from train.data.curated import GROUP, PAIR, load_curated
 from train.data.load import Comments
 from train.operating.intervals import Share, ratio
@@ -35,7 +35,7 @@ def group_rates(comments: Comments, decided: np.ndarray) -> dict[str, dict[str, 
         for rate, wrong, of in (("fpr", decided, ~toxic), ("fnr", ~decided, toxic)):
             total = int((of & chosen).sum())
             if total:
-                found[f"{rate}{suffix}"] = share(int((wrong & of & chosen).sum()), total)
+                found[f"{rate}{suffix}"] = Share(int((wrong & of & chosen).sum()), total).to_json()
     rates = [found[f"fpr.{name}"] for name in names if f"fpr.{name}" in found]
     if len(names) == len(rates) == 2:
         low, high = sorted(rates, key=lambda rate: float(rate["value"]))

@@ -8,14 +8,12 @@ are a few matrix products and sorted sums, and tests hold the plain row against 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from contract import LABEL_THRESHOLD
-from train.operating.intervals import Share
 from train.validation import expected_calibration_error, probability_of
 
 Values = dict[str, np.ndarray]
@@ -70,14 +68,6 @@ def interval(values: np.ndarray) -> dict[str, float | None]:
         low, high = np.fmin(low, values[0]), np.fmax(high, values[0])
     shown = {"value": values[0], "low": low, "high": high}
     return {name: float(x) if np.isfinite(x) else None for name, x in shown.items()}
-
-
-def share(count: int, total: int) -> dict[str, Any]:
-    """A share with its 95 % interval by Wilson (1927); None where there is nothing to share."""
-    found: dict[str, Any] = {"count": count, "of": total}
-    if not total:
-        return {**found, "value": None, "low": None, "high": None}
-    return {**found, **asdict(Share(count, total).estimate())}
 
 
 # --- Metrics -----------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import numpy as np
 
 from quality.checklist.suite import HARMLESS, TOXIC, Capability, load_suite
 from quality.decisions import DEFAULT, StatedThreshold
-from quality.metrics import share
 from quality.models import Model
+from train.operating.intervals import Share
 
 _MARGIN = 0.25
 """Logits that a score may move where it must not rise, or not fall."""
@@ -78,7 +78,7 @@ def checked(models: Sequence[Model]) -> dict[str, Any]:
 def _of_model(one: Capability, logits: np.ndarray, stated: StatedThreshold) -> dict[str, Any]:
     threshold = stated.logit
     holds = right(one.kind, logits, threshold)
-    passed = share(int(holds.sum()), len(holds))
+    passed = Share(int(holds.sum()), len(holds)).to_json()
     worst = np.argsort(-np.abs(logits[:, -1] - threshold), kind="stable")
     wrong = [list(one.cases[row]) for row in worst if not holds[row]][:_SHOWN]
     found = {
