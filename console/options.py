@@ -43,6 +43,9 @@ Config = TypeVar("Config")
 DefaultsFrom = Mapping[str, Callable[[Any], dict[str, Any]]]
 PREFIX = "TOXICITY"
 """First word of every environment variable."""
+JSON_HELP = "print the document as the last line"
+RESAMPLES_HELP = "samples of the bootstrap that intervals come from"
+"""What flags of several commands say."""
 _OPTIONS = "Options"
 _WIDTH = 100
 _NEAR = 0.75

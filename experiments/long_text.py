@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from bench.report.result import ResultOptions, at_least, begin, report
 from bench.report.result import document as result_document
-from console.options import make_config, run
+from console.options import JSON_HELP, make_config, run
 from contract import BadInput
 from export.config import ExportConfig
 from export.gates.parity import reference_logits, windows_of
@@ -48,7 +48,7 @@ class LongTextBenchConfig(ResultOptions):
     stride: int | None = Field(None, ge=1, description="of the windows, as `python -m export` has")
     seed: int = Field(0, ge=0, description="seed of the bootstrap")
     out: Path = Field(Path("bench/out"), description="folder of long_text.json")
-    json: bool = Field(False, description="print the document as the last line")
+    json: bool = Field(False, description=JSON_HELP)
     check: bool = Field(False, description="exit with status 1 when a bar is missed")
 
 

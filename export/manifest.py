@@ -162,9 +162,16 @@ def check_files(folder: Path, expected: Mapping[str, Mapping[str, Any]], *others
             )
 
 
+def stated_threshold(artifact: Mapping[str, Any]) -> float | None:
+    """Probability from which a version says that it flags a comment; None for an older one."""
+    found = artifact.get("thresholds", {}).get(PUBLIC_MODEL)
+    return None if found is None else float(found)
+
+
 def decision_threshold(artifact: Mapping[str, Any]) -> float:
     """Probability from which a version flags a comment; DECISION_THRESHOLD for an older one."""
-    return float(artifact.get("thresholds", {}).get(PUBLIC_MODEL, DECISION_THRESHOLD))
+    stated = stated_threshold(artifact)
+    return DECISION_THRESHOLD if stated is None else stated
 
 
 def check_gates(artifact: Mapping[str, Any], path: Path) -> None:

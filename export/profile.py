@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -22,14 +22,6 @@ from export.tuning import LAZILY
 FORMAT: Final = 1
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class ShareInterval(NamedTuple):
-    """A share with its 95 % interval by Wilson (1927)."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, config=LAZILY)
@@ -55,16 +47,6 @@ class GroupErrors:
     false_positives: Count
     positives: Count
     false_negatives: Count
-
-    @property
-    def fpr(self) -> ShareInterval | None:
-        """False-positive rate; None without a negative."""
-        return rate(self.false_positives, self.negatives)
-
-    @property
-    def fnr(self) -> ShareInterval | None:
-        """False-negative rate; None without a positive."""
-        return rate(self.false_negatives, self.positives)
 
 
 @dataclass(frozen=True, config=LAZILY)
@@ -92,11 +74,6 @@ class Profile:
     calibration: tuple[CalibrationBin, ...] = ()
     groups: tuple[GroupErrors, ...] = ()
 
-    @property
-    def flagged_share(self) -> ShareInterval | None:
-        """Share of the comments that were flagged, the alarm rate; None where it is not known."""
-        return None if self.flagged is None else rate(self.flagged, self.comments)
-
     @model_validator(mode="after")
     def _counts_agree(self) -> Profile:
         for name, bins in (("score_bins", SCORE_BINS), ("token_bins", len(TOKEN_BOUNDS) + 1)):
@@ -117,16 +94,6 @@ def at_another_threshold(profile: Profile, version: int, threshold: float) -> Pr
     if threshold == profile.threshold:
         return replace(profile, version=version)
     return replace(profile, version=version, threshold=threshold, flagged=None, groups=())
-
-
-def rate(count: int, of: int) -> ShareInterval | None:
-    """`count` / `of` with its 95 % interval by Wilson (1927); None where `of` is 0."""
-    if not of:
-        return None
-    from scipy.stats import binomtest  # slow to import: not for who only reads counts
-
-    span = binomtest(count, of).proportion_ci(0.95, method="wilson")
-    return ShareInterval(count / of, float(span.low), float(span.high))
 
 
 def read_profile(folder: Path, files: Container[str]) -> Profile | None:

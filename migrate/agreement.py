@@ -24,7 +24,8 @@ from migrate.thresholds import (
     keeping_precision,
     keeping_recall,
 )
-from quality.metrics import Values, auroc, bootstrap, interval, share
+from quality.metrics import Values, auroc, bootstrap, interval
+from train.operating.intervals import Share
 
 OLD, SAME, ALARMS = "old scores", "new scores, the old threshold", "new scores, alarm rate kept"
 PRECISION, RECALL = "new scores, precision kept", "new scores, recall kept"
@@ -144,7 +145,7 @@ def _counts(one: Point, other: Point) -> dict[str, Any]:
     assert one.decided is not None and other.decided is not None
     a, b = one.decided, other.decided
     return {
-        "same": share(int((a == b).sum()), len(a)),
+        "same": Share(int((a == b).sum()), len(a)).to_json(),
         "only_old": int((a & ~b).sum()),
         "only_new": int((b & ~a).sum()),
     }

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
+from console.options import JSON_HELP, RESAMPLES_HELP
 from train.data.labels import parse_label_map
 
 _LOG: JsonDict = {"group": "The log of old scores"}
@@ -81,12 +82,7 @@ class MigrateConfig:
         description="old score from which your site acts",
         json_schema_extra=_STATISTICS,
     )
-    resamples: int = Field(
-        1000,
-        ge=100,
-        description="samples of the bootstrap that intervals come from",
-        json_schema_extra=_STATISTICS,
-    )
+    resamples: int = Field(1000, ge=100, description=RESAMPLES_HELP, json_schema_extra=_STATISTICS)
     seed: int = Field(
         0, ge=0, description="seed of the bootstrap and the training", json_schema_extra=_STATISTICS
     )
@@ -102,9 +98,7 @@ class MigrateConfig:
         description="so many of the comments that the two disagree most on, with their text",
         json_schema_extra=_OUTPUT,
     )
-    json: bool = Field(
-        False, description="print the document as the last line", json_schema_extra=_OUTPUT
-    )
+    json: bool = Field(False, description=JSON_HELP, json_schema_extra=_OUTPUT)
     distill: bool = Field(
         False,
         description="train a student on the old scores, and judge it on comments held out",

@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from migrate.collect import Collected
 from migrate.kinds import CUT, KINDS, NONE
 from migrate.thresholds import Point
-from quality.metrics import share
+from train.operating.intervals import Share
 
 FEW = 30
 """Comments of a kind below which its row says little."""
@@ -38,8 +38,8 @@ def by_kind(found: Collected, old: Point, new: Point) -> list[dict[str, Any]]:
         rows.append(
             {
                 "kind": kind,
-                "comments": share(count, len(chosen)),
-                "disagree": share(int(only_old.sum() + only_new.sum()), count),
+                "comments": Share(count, len(chosen)).to_json(),
+                "disagree": Share(int(only_old.sum() + only_new.sum()), count).to_json(),
                 "only_old": int(only_old.sum()),
                 "only_new": int(only_new.sum()),
                 "old_flagged": int((chosen & old.decided).sum()),
@@ -57,7 +57,9 @@ def _precisions(found: Collected, only_old: np.ndarray, only_new: np.ndarray) ->
         return {}
     toxic, known = found.labels == 1, found.labelled
     return {
-        f"precision_{name}": share(int((toxic & chosen).sum()), int((known & chosen).sum()))
+        f"precision_{name}": Share(
+            int((toxic & chosen).sum()), int((known & chosen).sum())
+        ).to_json()
         for name, chosen in (("only_old", only_old), ("only_new", only_new))
     }
 

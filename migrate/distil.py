@@ -18,13 +18,14 @@ from contract import DECISION_THRESHOLD, BadInput
 from migrate.collect import Collected
 from migrate.config import MigrateConfig
 from migrate.thresholds import keeping_alarms
-from quality.metrics import Values, auroc, bootstrap, interval, share
+from quality.metrics import Values, auroc, bootstrap, interval
 from train.artifacts import load_checkpoint
 from train.config import TrainConfig
 from train.data.batches import TokenizedOnTheFly
 from train.data.split import comments_of_run
 from train.distributed import joined
 from train.loop import train
+from train.operating.intervals import Share
 from train.terminal import StopRequest
 from train.validation import logits_of, probability_of
 
@@ -108,7 +109,7 @@ def quality_of(
             "mean_absolute_difference": _mean(np.abs(old - new), config),
             "same_decision": None
             if kept is None
-            else share(int(((new >= kept) == wanted).sum()), len(new)),
+            else Share(int(((new >= kept) == wanted).sum()), len(new)).to_json(),
         }
     if len(np.unique(labels[known])) == 2:
         for name, new in {**scores, "old": old}.items():

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from quality.metrics import share, threshold_for_precision
+from quality.metrics import threshold_for_precision
 from train.operating.curve import shortest_between
+from train.operating.intervals import Share
 
 CURVE = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Old thresholds of the curve."""
@@ -85,11 +86,11 @@ def effect(point: Point, labels: np.ndarray) -> dict[str, Any]:
     found = {
         "name": point.name,
         "threshold": point.threshold,
-        "flagged": share(int(decided.sum()), len(decided)),
+        "flagged": Share(int(decided.sum()), len(decided)).to_json(),
     }
     if known.any():
         toxic = labels == 1
         hits = int((decided & toxic).sum())
-        found["precision"] = share(hits, int((decided & known).sum()))
-        found["recall"] = share(hits, int(toxic.sum()))
+        found["precision"] = Share(hits, int((decided & known).sum())).to_json()
+        found["recall"] = Share(hits, int(toxic.sum())).to_json()
     return found

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 from console.options import parse_config, run
 from contract import BadInput, ToxicityError
 from monitor.config import MonitorConfig
 from monitor.exporter import Exporter, serve
+from monitor.live import tell_page
 from monitor.report import HTML_FILE, JSON_FILE, screen, write_report
 from monitor.state import MonitorState
 from monitor.targets import watched
-from monitor.watch import Monitor
+from monitor.watch import Document, Monitor
 from storage.files import write_json
 
 _PAGE_S = 300
@@ -46,20 +48,25 @@ def run_monitor(config: MonitorConfig) -> None:
     state = MonitorState(config.out)
     try:
         monitor = Monitor(config, where, state)
+
+        def tell(document: Document) -> None:
+            tell_page(config, where, state, document)
+
         if config.once:
-            _once(config, monitor)
+            _once(config, monitor, tell)
         else:
-            _forever(config, monitor)
+            _forever(config, monitor, tell)
     finally:
         state.close()
 
 
-def _once(config: MonitorConfig, monitor: Monitor) -> None:
+def _once(config: MonitorConfig, monitor: Monitor, tell: Callable[[Document], None]) -> None:
     try:
         document = monitor.step()
     except ToxicityError as error:
         raise BadInput(str(error)) from error  # for cron 1 is an alarm
     write_report(document, config.out)
+    tell(document)
     print(screen(document))
     if document["state"] == "alarm":
         sys.exit(1)
@@ -67,7 +74,7 @@ def _once(config: MonitorConfig, monitor: Monitor) -> None:
         raise BadInput(document["errors"][0])
 
 
-def _forever(config: MonitorConfig, monitor: Monitor) -> None:
+def _forever(config: MonitorConfig, monitor: Monitor, tell: Callable[[Document], None]) -> None:
     exporter = Exporter()
     if config.port:
         serve(config, exporter)
@@ -78,6 +85,7 @@ def _forever(config: MonitorConfig, monitor: Monitor) -> None:
     while True:
         document = monitor.step()
         exporter.show(document)
+        tell(document)
         write_json(config.out / JSON_FILE, document)
         names = [line.partition(":")[0] for line in (*document["alarms"], *document["errors"])]
         if names != told:  # the figures of an alarm may change without being news

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from quality.metrics import share
+from train.operating.intervals import Share
 from train.validation import RELIABILITY_BINS, expected_calibration_error, reliability_bin
 
 _DRAWS, _SEED = 2000, 0
@@ -54,7 +54,7 @@ def calibration_of(labels: np.ndarray, scores: np.ndarray, threshold: float) -> 
             {"comments": int(c), "score": float(s), "toxic": float(t / c)}
             for c, s, t in zip(size[filled], mean, toxic[filled], strict=True)
         ],
-        precision=share(int(labels[flagged].sum()), int(flagged.sum())),
+        precision=Share(int(labels[flagged].sum()), int(flagged.sum())).to_json(),
         labels=n,
         toxic=int(labels.sum()),
     )

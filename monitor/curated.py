@@ -10,8 +10,8 @@ import numpy as np
 from scipy.stats import fisher_exact
 
 from quality.curated import GROUP, load_curated
-from quality.metrics import share
 from train.data.load import Comments
+from train.operating.intervals import Share
 
 MOST_COMMENTS = 2000
 """Of a set; a larger one is drawn from, as much of every group as it has."""
@@ -79,7 +79,7 @@ def compared(errors: dict[str, Any], reference: dict[str, int] | None) -> list[d
     for rate, (wrong, all_of) in RATES.items():
         if not errors[all_of]:
             continue
-        row: dict[str, Any] = {"rate": rate, **share(errors[wrong], errors[all_of])}
+        row: dict[str, Any] = {"rate": rate, **Share(errors[wrong], errors[all_of]).to_json()}
         row |= {"reference": None, "p_value": None}
         if reference and reference[all_of]:
             table = [[one[wrong], one[all_of] - one[wrong]] for one in (errors, reference)]

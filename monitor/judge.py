@@ -16,7 +16,7 @@ from monitor import drift, series
 from monitor.calibration import Calibration, calibration_of
 from monitor.config import MonitorConfig
 from monitor.curated import compared
-from monitor.reference import Reference, comments_of, shares_of, threshold_of
+from monitor.reference import Reference, comments_of, shares_of
 
 QUANTILES = (0.5, 0.95, 0.99)
 OBJECTIVE = 0.99
@@ -163,9 +163,10 @@ def label_check(
     labels: np.ndarray,
     scores: np.ndarray,
     reference: Reference | None,
+    threshold: float,
 ) -> tuple[Check, Calibration]:
-    """Calibration of a version on labelled comments, float64 [n] each."""
-    found = calibration_of(labels, scores, threshold_of(reference))
+    """Calibration of a version, which flags from `threshold` on; labels, scores: float64 [n]."""
+    found = calibration_of(labels, scores, threshold)
     known = reference.calibration_error if reference else None
     usual = max(found.by_chance, known or 0.0)
     bound = usual + config.calibration_excess

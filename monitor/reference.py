@@ -7,9 +7,27 @@ from pathlib import Path
 
 import numpy as np
 
-from contract import DECISION_THRESHOLD, PROFILE_FILE, PUBLIC_MODEL
+from contract import ARTIFACT_FILE, DECISION_THRESHOLD, PROFILE_FILE, PUBLIC_MODEL
+from export.manifest import stated_threshold
 from export.profile import Profile, read_profile
+from export.repository import read_artifact
 from monitor import series
+
+
+@dataclass(frozen=True)
+class Decides:
+    """From where a version flags a comment, and who says so."""
+
+    threshold: float = DECISION_THRESHOLD
+    source: str = "default"
+    """"profile" or "manifest" of the version, or "default" where neither states it."""
+
+    def words(self) -> str:
+        """For people."""
+        who = f"its {self.source} says so"
+        if self.source == "default":
+            who = "the default, for no profile and no manifest of it states one"
+        return f"flags from {self.threshold:g} on ({who})"
 
 
 @dataclass(frozen=True)
@@ -106,7 +124,16 @@ def shares_of(counts: series.Counts) -> dict[str, tuple[float, float]]:
     }
 
 
-def threshold_of(reference: Reference | None) -> float:
-    """What a score must reach to be flagged."""
-    known = reference.threshold if reference else None
-    return DECISION_THRESHOLD if known is None else known
+def decides(repository: Path, version: str, profile: Reference | None) -> Decides:
+    """What a score must reach to be flagged by a version, of which `profile` may be known.
+
+    Raises BadInput for a manifest that cannot be read.
+    """
+    if profile is not None and profile.threshold is not None:
+        return Decides(profile.threshold, "profile")
+    manifest = repository / PUBLIC_MODEL / version / ARTIFACT_FILE
+    if version.isdecimal() and manifest.is_file():
+        stated = stated_threshold(read_artifact(repository, int(version)))
+        if stated is not None:
+            return Decides(stated, "manifest")
+    return Decides()

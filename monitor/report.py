@@ -27,6 +27,8 @@ def screen(document: Document) -> str:
     few = sum(check["state"] == "few" for check in document["checks"])
     words = f"{document['time']}  {document['state']}: {up} of {len(servers)} servers answer"
     lines = [f"{words}, {len(document['checks'])} checks, {few} of them of too little"]
+    for version, about in document["versions"].items():
+        lines.append(f"  version {version} {about['decides']['words']}")
     lines += [f"  ALARM {line}" for line in document["alarms"]]
     lines += [f"  error {line}" for line in document["errors"]]
     return "\n".join(lines)

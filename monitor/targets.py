@@ -21,7 +21,7 @@ from monitor.config import MonitorConfig
 from monitor.series import ByVersion, totals_of
 from serve import control, probe
 from serve.client import requests_of, score_comments
-from serve.settings import Settings, read_settings, server_names
+from serve.settings import MONITOR_FILE, Settings, read_settings, server_names
 from serve.supervisor import Supervisor
 
 _TIMEOUT_S = 10
@@ -49,6 +49,8 @@ class Watched:
     """HOST:PORT that scores."""
     sockets: tuple[Path, ...] = ()
     """Of the servers themselves, where the door asks for a key or speaks TLS."""
+    page: Path | None = None
+    """File that the page of these servers shows; None where their run folder is not known."""
 
 
 def watched(config: MonitorConfig) -> Watched:
@@ -76,6 +78,7 @@ def watched(config: MonitorConfig) -> Watched:
         config.repository or Path(settings.repository),
         config.url or f"{HOST}:{settings.http_port}",
         () if config.url else _sockets(config.run_dir, settings),
+        config.run_dir / MONITOR_FILE,
     )
 
 

@@ -24,12 +24,13 @@ from monitor.judge import (
 )
 from monitor.labels import OUTCOMES, read_labels
 from monitor.reference import (
+    Decides,
     Reference,
     comments_of,
+    decides,
     of_traffic,
     read_reference,
     shares_of,
-    threshold_of,
 )
 from monitor.state import MonitorState
 from monitor.targets import Watched, read_metrics, send
@@ -53,6 +54,7 @@ class Monitor:
                 "and --labels; give it beside --metrics-url"
             )
         self._profiles: dict[str, Reference | None] = {}
+        self._deciding: dict[str, Decides] = {}
         self._up: dict[str, bool] = {}
         self._served: dict[str, str] = {}
         self._errors: list[str] = []
@@ -60,6 +62,7 @@ class Monitor:
     def step(self) -> Document:
         """One reading and what it says. What a server or a file refuses is in its "errors"."""
         self._errors = []
+        self._deciding.clear()
         self._count(own=False)
         self._send_curated()
         self._read_labels()
@@ -112,10 +115,25 @@ class Monitor:
             try:
                 self._profiles[version] = read_reference(self._where.repository, version)
             except BadInput as error:
-                if str(error) not in self._errors:
-                    self._errors.append(str(error))
+                self._tell(error)
                 return None
         return self._profiles[version]
+
+    def _decides(self, version: str) -> Decides:
+        """From where the version flags; looked up once a reading."""
+        if version not in self._deciding:
+            try:
+                found = decides(self._where.repository, version, self._profile(version))
+            except BadInput as error:
+                self._tell(error)
+                found = Decides()
+            self._deciding[version] = found
+        return self._deciding[version]
+
+    def _tell(self, error: Exception) -> None:
+        """Once in a document."""
+        if str(error) not in self._errors:
+            self._errors.append(str(error))
 
     # --- Asking --------------------------------------------------------------------------
     def _send(self, texts: Sequence[str]) -> Iterable[tuple[float, str]]:
@@ -126,12 +144,13 @@ class Monitor:
         if not self._sets or time.time() - last["time"] < self._config.curated_every_s:
             return
         try:
-            rows = errors_of(self._sets, self._send, lambda v: threshold_of(self._profile(v)))
+            found = errors_of(self._sets, self._send, lambda v: self._decides(v).threshold)
         except ToxicityError as error:
             self._errors.append(f"curated sets were not sent: {error}")
             return
         finally:
             self._forget_own()
+        rows = [{**row, "threshold": self._decides(row["version"]).threshold} for row in found]
         self._state.remember("curated", {"time": time.time(), "rows": rows})
         first = self._state.remembered("first groups", {})
         for row in rows:
@@ -177,7 +196,7 @@ class Monitor:
                 own = traffic.get(version, {})
                 reference = self._reference(version)
                 checks += window_checks(self._config, version, window_s, counts, own, reference)
-                about = versions.setdefault(version, _about(reference))
+                about = versions.setdefault(version, _about(reference, self._decides(version)))
                 about["windows"][f"{window_s:g}"] = _window(counts, own)
         checks += self._label_checks(now, versions)
         checks += self._group_checks(versions)
@@ -210,10 +229,12 @@ class Monitor:
         since = now - _DAY_S * self._config.labels_days
         checks = []
         for version, (labels, scores) in self._state.labelled(since).items():
-            profile = self._profile(version)
-            check, found = label_check(self._config, version, labels, scores, profile)
+            profile, own = self._profile(version), self._decides(version)
+            check, found = label_check(
+                self._config, version, labels, scores, profile, own.threshold
+            )
             checks.append(check)
-            about = versions.setdefault(version, _about(profile))
+            about = versions.setdefault(version, _about(profile, own))
             about["calibration"] = {
                 "labels": found.labels,
                 "toxic": found.toxic,
@@ -234,20 +255,23 @@ class Monitor:
             of_profile = profile.groups if profile else {}
             reference = of_profile.get((row["set"], row["group"]))
             known = reference or first.get(_group_key(row))
-            about = versions.setdefault(row["version"], _about(profile))
+            own = self._decides(row["version"])
+            about = versions.setdefault(row["version"], _about(profile, own))
             for check, shown in group_checks(self._config, row, known, len(rows)):
                 checks.append(check)
-                about["groups"].append({**shown, "against": "profile" if reference else "first"})
+                against = {"against": "profile" if reference else "first"}
+                about["groups"].append({**shown, **against, "threshold": row.get("threshold")})
         return checks
 
 
 def _group_key(row: Document) -> str:
-    """Of a version's group: another version may decide elsewhere."""
-    return f"{row['version']}/{row['set']}/{row['group']}"
+    """Of a version's group and where it was decided: another version may decide elsewhere."""
+    return f"{row['version']}/{row['set']}/{row['group']}/{row.get('threshold')}"
 
 
-def _about(reference: Reference | None) -> Document:
+def _about(reference: Reference | None, own: Decides) -> Document:
     return {
+        "decides": {"threshold": own.threshold, "source": own.source, "words": own.words()},
         "reference": None
         if reference is None
         else {

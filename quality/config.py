@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
+from console.options import JSON_HELP, RESAMPLES_HELP
 from quality.baseline import BASELINE, WORDS
 
 TEST = "test"
@@ -101,12 +102,7 @@ class QualityConfig:
         description="also the functional tests of quality/checklist: sentences by capability",
         json_schema_extra=_SETS,
     )
-    resamples: int = Field(
-        1000,
-        ge=100,
-        description="samples of the bootstrap that the intervals come from",
-        json_schema_extra=_STATISTICS,
-    )
+    resamples: int = Field(1000, ge=100, description=RESAMPLES_HELP, json_schema_extra=_STATISTICS)
     seed: int = Field(
         0,
         ge=0,
@@ -118,6 +114,4 @@ class QualityConfig:
         description="folder of the JSON and the HTML report",
         json_schema_extra=_OUTPUT,
     )
-    json: bool = Field(
-        False, description="print the document as the last line", json_schema_extra=_OUTPUT
-    )
+    json: bool = Field(False, description=JSON_HELP, json_schema_extra=_OUTPUT)

@@ -5,13 +5,13 @@ Their files are `train.data.curated`'s.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from contract import DECISION_THRESHOLD
-from quality.metrics import Values, bootstrap, share
+from quality.metrics import Values, bootstrap
 from train.data.curated import GROUP, PAIR, load_curated
 from train.data.load import Comments
 from train.operating.intervals import Share, ratio
@@ -35,7 +35,7 @@ def group_rates(comments: Comments, decided: np.ndarray) -> dict[str, dict[str, 
         for rate, wrong, of in (("fpr", decided, ~toxic), ("fnr", ~decided, toxic)):
             total = int((of & chosen).sum())
             if total:
-                found[f"{rate}{suffix}"] = share(int((wrong & of & chosen).sum()), total)
+                found[f"{rate}{suffix}"] = Share(int((wrong & of & chosen).sum()), total).to_json()
     rates = [found[f"fpr.{name}"] for name in names if f"fpr.{name}" in found]
     if len(names) == len(rates) == 2:
         low, high = sorted(rates, key=lambda rate: float(rate["value"]))
@@ -45,11 +45,19 @@ def group_rates(comments: Comments, decided: np.ndarray) -> dict[str, dict[str, 
     return found
 
 
-def pair_shifts(comments: Comments, logits: np.ndarray, *, resamples: int, seed: int) -> Values:
+def pair_shifts(
+    comments: Comments,
+    logits: np.ndarray,
+    thresholds: Mapping[str, float],
+    *,
+    resamples: int,
+    seed: int,
+) -> Values:
     """How far the probability moves within a pair; nothing for a set without pairs.
 
     The shift of a pair is its second comment's probability minus its first one's, in the order of
-    the file. `flipped` is the share of pairs with two decisions. Pairs are resampled, not comments.
+    the file. `pair_flipped` is the share of pairs with two decisions, at each of `thresholds`,
+    which are logits by name. Pairs are resampled, not comments.
     """
     if PAIR not in comments.extra:
         return {}
@@ -59,12 +67,14 @@ def pair_shifts(comments: Comments, logits: np.ndarray, *, resamples: int, seed:
     probability = probability_of(logits)[order]
     before, after = probability[first], probability[first + 1]
     shift = after - before
-    decided = [p >= DECISION_THRESHOLD for p in (before, after)]
+    ordered = logits[order]
     quantities = {
         "pair_shift": shift,
         "pair_shift_absolute": np.abs(shift),
-        "pair_flipped": decided[0] != decided[1],
     }
+    for rule, threshold in thresholds.items():
+        flipped = (ordered[first] >= threshold) != (ordered[first + 1] >= threshold)
+        quantities[f"pair_flipped at {rule}"] = flipped
 
     def means(weights: np.ndarray) -> Values:
         total = weights.sum(axis=1)

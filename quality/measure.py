@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from contract import DECISION_THRESHOLD, TOKENIZER_FILE, UNK_ID, BadInput
+from contract import TOKENIZER_FILE, UNK_ID, BadInput
 from quality import attributes, checklist, metrics
 from quality.config import TEST, QualityConfig
 from quality.curated import group_rates, load_curated, pair_shifts
+from quality.decisions import DEFAULT, OWN, as_json, deciding, thresholds_of
 from quality.metrics import Values, bootstrap, interval
 from quality.misspell import KINDS, misspell_all
 from quality.models import Model, load_model, models_here
@@ -29,8 +30,6 @@ from train.methods.calibration import Platt, fit_platt, fit_temperature, quality
 from train.validation import RELIABILITY_BINS, probability_of, reliability_bin
 
 _PACKAGES = ("torch", "onnxruntime", "numpy", "scikit-learn", "scipy")
-DEFAULT = f"{DECISION_THRESHOLD:g}"
-"""Name of the threshold that every artifact decides by."""
 Logits = dict[str, np.ndarray]
 """Model -> float32 [n]."""
 
@@ -61,7 +60,7 @@ def measure(config: QualityConfig) -> QualityReport:
     specs = config.models or models_here()
     models = {m.name: m for m in (load_model(spec, trained_on, split) for spec in specs)}
     logits = {name: _score(models, name, comments.texts) for name, comments in sets.items()}
-    thresholds = {name: _thresholds(config, sets, logits, name) for name in models}
+    thresholds = _thresholds(config, sets[VALIDATION].labels, logits[VALIDATION], models)
     training = [trained_on.texts[row] for row in split.train]
     document: dict[str, Any] = {
         "bench": "quality",
@@ -71,12 +70,12 @@ def measure(config: QualityConfig) -> QualityReport:
             "trained_on": trained_on.source,
             "split": split.to_json(),
         },
-        "models": {name: {"kind": model.kind, **model.about} for name, model in models.items()},
+        "models": {name: _about_model(model) for name, model in models.items()},
         "sets": {name: _about_set(each, training) for name, each in (sets | curated).items()},
         "resamples": config.resamples,
         "seed": config.seed,
         "thresholds": {
-            name: {rule: _shown(logit) for rule, logit in rules.items()}
+            name: {rule: as_json(logit) for rule, logit in rules.items()}
             for name, rules in thresholds.items()
         },
         "results": {
@@ -183,22 +182,18 @@ def _score(models: Mapping[str, Model], name: str, texts: Sequence[str]) -> Logi
 
 # --- Labelled sets ---------------------------------------------------------------------------
 def _thresholds(
-    config: QualityConfig, sets: dict[str, Comments], logits: dict[str, Logits], model: str
-) -> dict[str, float | None]:
-    """Logits from which a comment counts as toxic, by rule; chosen on the validation split."""
-    labels, own = sets[VALIDATION].labels, logits[VALIDATION][model]
-    precision, fpr = config.wanted_precision, config.wanted_fpr
+    config: QualityConfig, labels: np.ndarray, logits: Logits, models: Mapping[str, Model]
+) -> dict[str, dict[str, float | None]]:
+    """Logits from which a comment counts as toxic, by model and rule; these are of validation."""
+    wanted = config.wanted_precision, config.wanted_fpr
     return {
-        DEFAULT: float(np.log(DECISION_THRESHOLD / (1 - DECISION_THRESHOLD))),
-        f"precision {precision:g}": metrics.threshold_for_precision(labels, own, precision),
-        f"FPR {fpr:g}": metrics.threshold_for_fpr(labels, own, fpr),
+        name: thresholds_of(model.decides, labels, logits[name], *wanted)
+        for name, model in models.items()
     }
 
 
-def _shown(logit: float | None) -> dict[str, float] | None:
-    if logit is None:
-        return None
-    return {"logit": logit, "probability": float(probability_of(np.array(logit)))}
+def _about_model(model: Model) -> dict[str, Any]:
+    return {"kind": model.kind, **model.about, "decides": model.decides.to_json()}
 
 
 def _results(
@@ -291,9 +286,11 @@ def _curated(
             for rule, logit in thresholds[name].items()
             if logit is not None
         }
+        stated = ((rule, thresholds[name][rule]) for rule in (OWN, DEFAULT))
+        flipped = {rule: logit for rule, logit in stated if logit is not None}
         found[name] = {
             "rates": rates,
-            "pairs": _intervals(pair_shifts(comments, own, **chance)),
+            "pairs": _intervals(pair_shifts(comments, own, flipped, **chance)),
         }
     return found
 
@@ -375,7 +372,7 @@ def bars(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             least = _CIVIL_OVER_BASELINE if name.startswith("civil_comments") else 0.0
             bar(f"auroc_over_{model}.{name}", gain, least, gain > 0 and gain >= least)
     for name, by_model in document["curated"].items():
-        ratio = by_model[first]["rates"][DEFAULT].get("fpr_ratio")
+        ratio = by_model[first]["rates"][deciding(document, first)].get("fpr_ratio")
         if ratio and not document["sets"][name]["toxic"]:
             value = ratio["value"]
             bar(f"fpr_ratio.{name}", value, _FPR_RATIO, value is not None and value <= _FPR_RATIO)

@@ -8,14 +8,12 @@ are a few matrix products and sorted sums, and tests hold the plain row against 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from contract import DECISION_THRESHOLD, LABEL_THRESHOLD
-from train.operating.intervals import Share
+from contract import LABEL_THRESHOLD
 from train.validation import expected_calibration_error, probability_of
 
 Values = dict[str, np.ndarray]
@@ -72,14 +70,6 @@ def interval(values: np.ndarray) -> dict[str, float | None]:
     return {name: float(x) if np.isfinite(x) else None for name, x in shown.items()}
 
 
-def share(count: int, total: int) -> dict[str, Any]:
-    """A share with its 95 % interval by Wilson (1927); None where there is nothing to share."""
-    found: dict[str, Any] = {"count": count, "of": total}
-    if not total:
-        return {**found, "value": None, "low": None, "high": None}
-    return {**found, **asdict(Share(count, total).estimate())}
-
-
 # --- Metrics -----------------------------------------------------------------------------
 def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Area under the ROC curve, ties as half; NaN for a resample of one class."""
@@ -96,31 +86,21 @@ def average_precision(labels: np.ndarray, scores: np.ndarray, weights: np.ndarra
 
 
 def classification(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> Values:
-    """The usual metrics: decisions at DECISION_THRESHOLD, ranking, calibration."""
+    """What no threshold is needed for: ranking and calibration."""
     return {
-        **decisions(labels, logits, weights),
         "auroc": auroc(labels, logits, weights),
         "average_precision": average_precision(labels, logits, weights),
-    }
-
-
-def decisions(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> Values:
-    """What depends on the probabilities' level: metrics at DECISION_THRESHOLD, and ECE."""
-    probability = probability_of(logits)
-    tp, fp, fn, tn = _confusion(labels, probability >= DECISION_THRESHOLD, weights)
-    return {
-        "accuracy": (tp + tn) / (tp + fp + fn + tn),
-        "precision": _ratio(tp, tp + fp, 0.0),
-        "recall": _ratio(tp, tp + fn, 0.0),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn, 0.0),
-        "ece": expected_calibration_error(labels, probability, weights),
+        "ece": expected_calibration_error(labels, probability_of(logits), weights),
     }
 
 
 def at_threshold(labels: np.ndarray, decided: np.ndarray, weights: np.ndarray) -> Values:
-    """Precision, recall and false-positive rate of bool [n] decisions; NaN where undefined."""
+    """Alarms and the usual rates of bool [n] decisions; NaN where one is undefined."""
     tp, fp, fn, tn = _confusion(labels, decided, weights)
     return {
+        "alarms_per_1000": 1000 * (tp + fp) / (tp + fp + fn + tn),
+        "accuracy": (tp + tn) / (tp + fp + fn + tn),
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn, np.nan),
         "precision": _ratio(tp, tp + fp, np.nan),
         "recall": _ratio(tp, tp + fn, np.nan),
         "fpr": _ratio(fp, fp + tn, np.nan),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import logit
 
-from contract import ATTRIBUTES, ONNX_FILE, PUBLIC_MODEL, BadInput
+from contract import ATTRIBUTES, ONNX_FILE, PUBLIC_MODEL, THRESHOLDS_FILE, BadInput
+from export.manifest import stated_threshold
 from export.repository import load_scorer, read_artifact, version_folder
 from quality.baseline import BASELINE, WORDS, fit_baseline
-from serve.client import Protocol, score_comments
+from quality.decisions import StatedThreshold
+from serve.client import Protocol, score_comments, served_threshold
 from storage.files import sha256_of
 from train.artifacts import WEIGHTS_FILE, load_checkpoint
 from train.data.batches import TokenizedOnTheFly
@@ -22,6 +24,7 @@ from train.data.split import Split
 from train.methods.calibration import fit_platt
 from train.methods.qat import int8_reference
 from train.model import every_head
+from train.operating.document import read_thresholds
 from train.validation import logits_of
 
 
@@ -40,6 +43,7 @@ class Model:
     """What names it beyond doubt: sha256, precision, version; JSON."""
     logits: Callable[[Sequence[str]], np.ndarray]
     """Texts -> float32 [n]; the probability is the logistic function."""
+    decides: StatedThreshold = field(default_factory=StatedThreshold)
     attributes: tuple[str, ...] = ()
     """What it has a logit of beside toxicity."""
     attribute_logits: Callable[[Sequence[str]], np.ndarray] = _no_attributes
@@ -108,13 +112,17 @@ def _checkpoint(folder: Path) -> Model:
         "checkpoint_sha256": sha256_of(folder / WEIGHTS_FILE),
     }
     name = f"{folder} {about['precision']}"
-    return Model(name, "pytorch", about, logits, names, attribute_logits)
+    curve, decides = folder / THRESHOLDS_FILE, StatedThreshold()
+    if curve.is_file():
+        found = read_thresholds(curve, f"train {folder} again, or remove it")
+        decides = StatedThreshold(found.decision.threshold, "operating curve")
+    return Model(name, "pytorch", about, logits, decides, names, attribute_logits)
 
 
 def _published(repository: Path, version: int | None) -> Model:
     scorer = load_scorer(repository, version)
     artifact = read_artifact(repository, version)
-    number = version_folder(repository, version).name
+    number, stated = version_folder(repository, version).name, stated_threshold(artifact)
     about = {
         "version": int(number),
         "precision": artifact["precision"],
@@ -126,6 +134,7 @@ def _published(repository: Path, version: int | None) -> Model:
     name = f"{repository} v{number} {artifact['precision']}"
     return Model(
         *(name, "published", about, lambda texts: scorer.score(texts).logit),
+        StatedThreshold() if stated is None else StatedThreshold(stated, "manifest"),
         tuple(artifact.get(ATTRIBUTES, ())),
         lambda texts: scorer.score(texts).attributes,
     )
@@ -151,7 +160,9 @@ def _server(url: str) -> Model:
         probability = np.array([[row[name] for name in names] for row in rows])
         return np.asarray(logit(probability.clip(1e-7, 1 - 1e-7)), np.float32)
 
-    return Model(url, "server", about, logits, names, attribute_logits)
+    stated = served_threshold(protocol=protocol, url=address)
+    decides = StatedThreshold() if stated is None else StatedThreshold(stated, "server")
+    return Model(url, "server", about, logits, decides, names, attribute_logits)
 
 
 def _baseline(name: str, comments: Comments, split: Split) -> Model:

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from quality import report
+from quality.decisions import rules
 from quality.measure import QualityReport
 from quality.verdict import verdict
 from storage.files import write_atomically
@@ -126,7 +127,8 @@ def _about(document: Mapping[str, Any]) -> str:
     trained_on = html.escape(Path(document["run"]["trained_on"]["name"]).name)
     return (
         f"<p>{html.escape(made(document))}</p>"
-        f"<p>Trained on {trained_on}; thresholds, and the maps of the calibration table, from its "
+        f"<p>Trained on {trained_on}; an own threshold is the one that a model states itself, "
+        "the wanted ones and the maps of the calibration table are from that run's "
         f"validation split. Intervals are 95 %: of shares by Wilson, of ratios of two groups by "
         f"Koopman as if the groups were independent, of all else by bootstrap over the comments "
         f"({document['resamples']:,} resamples); differences are paired with the first model's. "
@@ -163,7 +165,8 @@ def group_heat(document: Mapping[str, Any]) -> Iterator[Heat]:
         columns: list[tuple[str, str]] = []
         names: dict[str, None] = {}
         for model, found in of_set.items():
-            for rule, rates in found["rates"].items():
+            for rule in (r for r in rules(document, model) if r in found["rates"]):
+                rates = found["rates"][rule]
                 for rate in ("fpr", "fnr"):
                     if any(key.startswith(rate) for key in rates):
                         columns.append((model, f"{rate.upper()} at {rule}"))

@@ -9,11 +9,12 @@ import pandas as pd
 
 from contract import ATTRIBUTES
 from quality import checklist
-from quality.measure import DEFAULT
+from quality.decisions import metric, rules, words
 from quality.sources import VALIDATION
 from quality.verdict import verdict
 
-_METRICS = ("average_precision", "accuracy", "precision", "recall", "f1", "ece")
+_METRICS = ("average_precision", "ece")
+_RATES = ("precision", "recall", "fpr")
 Table = tuple[str, pd.DataFrame]
 """Title and cells, all of them text."""
 
@@ -21,7 +22,7 @@ Table = tuple[str, pd.DataFrame]
 # --- Tables ----------------------------------------------------------------------------------
 def screen(document: Mapping[str, Any]) -> str:
     """What to read first: the groups and the identities one by one are in the page."""
-    tables = [*labelled(document), *attributes(document)]
+    tables = [*labelled(document), *attributes(document), *decisions(document)]
     tables += [*calibration(document), *fairness(document)]
     tables += [*misspelled(document), *capabilities(document), bar_table(document)]
     texts = [f"{title}\n{cells.to_string(index=False)}" for title, cells in tables]
@@ -67,24 +68,38 @@ def attributes(document: Mapping[str, Any]) -> Iterator[Table]:
         yield f"attributes of {name}", pd.DataFrame(rows)
 
 
-def thresholds(document: Mapping[str, Any]) -> Iterator[Table]:
-    """What each threshold, chosen on the validation split, gives on a set."""
+def decisions(document: Mapping[str, Any]) -> Iterator[Table]:
+    """What each model flags at its own threshold, then at DEFAULT, on a set."""
     for name, of_set in document["results"].items():
         rows = [
-            {
-                "model": model,
-                "chosen for": rule,
-                "probability": _number({"value": chosen["probability"]}),
-                **{
-                    metric: _interval(found["metrics"][f"{metric} at {rule}"])
-                    for metric in ("precision", "recall", "fpr")
-                },
-            }
+            _decided(document, model, found["metrics"], rule)
             for model, found in of_set.items()
-            for rule, chosen in document["thresholds"][model].items()
-            if chosen
+            for rule in rules(document, model, wanted=False)
         ]
-        yield f"thresholds on {name}", pd.DataFrame(rows)
+        yield f"decisions on {name}", pd.DataFrame(rows)
+
+
+def thresholds(document: Mapping[str, Any]) -> Iterator[Table]:
+    """The same, and of each threshold that was chosen on the validation split."""
+    for name, of_set in document["results"].items():
+        rows = [
+            _decided(document, model, found["metrics"], rule)
+            for model, found in of_set.items()
+            for rule in rules(document, model)
+        ]
+        yield f"decisions and thresholds on {name}", pd.DataFrame(rows)
+
+
+def _decided(
+    document: Mapping[str, Any], model: str, found: Mapping[str, Any], rule: str
+) -> dict[str, str]:
+    row = {"model": model, "flags from": words(document, model, rule)}
+    row["probability"] = _number({"value": document["thresholds"][model][rule]["probability"]})
+    alarms = metric(found, "alarms_per_1000", rule)
+    row["alarms per 1,000"] = _interval(alarms, digits=1) if alarms else "-"
+    rates = {name: metric(found, name, rule) for name in (*_RATES, "accuracy", "f1")}
+    row |= {name: _interval(rate) if rate else "-" for name, rate in rates.items()}
+    return row
 
 
 def calibration(document: Mapping[str, Any]) -> Iterator[Table]:
@@ -106,9 +121,10 @@ def fairness(document: Mapping[str, Any]) -> Iterator[Table]:
     """One table a curated set: the error rates of its two groups, or the range over many."""
     for name, of_set in document["curated"].items():
         rows = []
-        for model, found in of_set.items():
-            rates = found["rates"][DEFAULT]
-            row = {"model": model}
+        for model, rule in ((m, r) for m in of_set for r in rules(document, m, wanted=False)):
+            found = of_set[model]
+            rates = found["rates"][rule]
+            row = {"model": model, "flags from": words(document, model, rule)}
             for rate in ("fpr", "fnr"):
                 groups = {key: value for key, value in rates.items() if key.startswith(f"{rate}.")}
                 if len(groups) > 2:
@@ -122,9 +138,11 @@ def fairness(document: Mapping[str, Any]) -> Iterator[Table]:
                         row[key.replace(f"{rate}.", f"{rate.upper()} ")] = _number(value)
             if "fpr_ratio" in rates:
                 row["FPR ratio"] = _interval(rates["fpr_ratio"], digits=2)
-            row |= {key.replace("_", " "): _number(value) for key, value in found["pairs"].items()}
+            for key in ("pair_shift", "pair_shift_absolute", "pair_flipped"):
+                if value := metric(found["pairs"], key, rule) or found["pairs"].get(key):
+                    row[key.replace("_", " ")] = _number(value)
             rows.append(row)
-        yield f"{name}, decisions at {DEFAULT}", pd.DataFrame(rows)
+        yield f"decisions of {name}", pd.DataFrame(rows)
 
 
 def misspelled(document: Mapping[str, Any]) -> Iterator[Table]:
@@ -148,7 +166,10 @@ def misspelled(document: Mapping[str, Any]) -> Iterator[Table]:
 def capabilities(document: Mapping[str, Any]) -> Iterator[Table]:
     """Functional tests: per cent of each capability's sentences that a model gets right."""
     if found := document.get("checklist"):
-        title = f"checklist: {found['sentences']:,} sentences, per cent right at 0.5"
+        at = "0.5" if "thresholds" not in found else "each model's own threshold, "
+        if "thresholds" in found:
+            at += ", ".join(f"{t:g}" for t in found["thresholds"].values())
+        title = f"checklist: {found['sentences']:,} sentences, per cent right at {at}"
         yield title, pd.DataFrame(checklist.rows(found))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from quality.measure import DEFAULT
+from quality.decisions import deciding, metric, number, words
 from quality.sources import VALIDATION
 
 State = Literal["pass", "miss", "note"]
@@ -62,12 +62,19 @@ def _ranking(document: Mapping[str, Any], first: str) -> Iterator[VerdictLine]:
 
 
 def _decisions(document: Mapping[str, Any], first: str) -> Iterator[VerdictLine]:
-    """Whether scores reach the usual threshold, and the calibration error."""
+    """Whether scores reach the threshold that decides, and the calibration error."""
     metrics = document["results"][VALIDATION][first]["metrics"]
-    recall, ece = metrics[f"recall at {DEFAULT}"], metrics["ece"]
-    if not recall["value"]:
-        words = f"no toxic comment of {VALIDATION} is flagged at {DEFAULT}; use another threshold"
-        yield VerdictLine("miss", words)
+    rule, ece = deciding(document, first), metrics["ece"]
+    recall, precision = (metric(metrics, name, rule) for name in ("recall", "precision"))
+    at = words(document, first, rule)
+    if not recall or not precision or not recall["value"]:
+        at = number(document, first)
+        yield VerdictLine(
+            "miss", f"no toxic comment of {VALIDATION} is flagged at {at}; use another threshold"
+        )
+    else:
+        rates = f"precision {_interval(precision)}, recall {_interval(recall)}"
+        yield VerdictLine("note", f"flags from {at}: {rates} on {VALIDATION}")
     yield VerdictLine("note", f"calibration error on {VALIDATION}: {_interval(ece)}")
     unreached = [rule for rule, chosen in document["thresholds"][first].items() if not chosen]
     if unreached:

@@ -42,16 +42,6 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def share_95(count: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share by Wilson (1927); (0, 1) of nothing."""
-    if not total:
-        return 0.0, 1.0
-    from scipy.stats import binomtest  # takes a second
-
-    span = binomtest(count, total).proportion_ci(0.95, method="wilson")
-    return float(span.low), float(span.high)
-
-
 @dataclass
 class VersionSeen:
     """One of the two versions."""

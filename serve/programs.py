@@ -11,7 +11,16 @@ from contract import HOST, BadInput
 from serve import balancer, canary_backend, control, haproxy, keys, tritonserver, view
 from serve import mirror_settings as mirror
 from serve.app import settings as app
-from serve.settings import CANARY, GRPC, MIRROR, DoorConfig, Settings, replica, server_names
+from serve.settings import (
+    CANARY,
+    GRPC,
+    MIRROR,
+    MONITOR_FILE,
+    DoorConfig,
+    Settings,
+    replica,
+    server_names,
+)
 from serve.supervisor import Program, Supervisor
 from storage.files import json_text, write_atomically
 
@@ -93,6 +102,7 @@ def write_app(settings: Settings, supervisor: Supervisor) -> bool:
         public_key=settings.require_signature,
         metrics=str(balancer.metrics_socket(front)),
         labels=settings.labels,
+        monitor=str(folder.parent / MONITOR_FILE),
         get_score=settings.get_score,
     )
     return _write_if_new(folder / app.SETTINGS_FILE, json_text(dataclasses.asdict(told)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from serve.comparison import share_95
+from train.operating.intervals import Share
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def judged(found: dict[str, Any], bounds: Bounds, *, over: bool) -> Verdict:
     checks.append((share <= bounds.most_failures, False, words))
     if bounds.most_flips is not None:
         flips = found.get("flips", {})
-        low, high = share_95(sum(flips.values()), comments)
+        found_share = Share(sum(flips.values()), comments).estimate()
+        low, high = found_share.low or 0.0, 1.0 if found_share.high is None else found_share.high
         words = f"flips {low:.4g} to {high:.4g} of comments (95 %), at most {bounds.most_flips:g}"
         enough = comments >= bounds.least_comments
         checks.append((high <= bounds.most_flips, enough and low > bounds.most_flips, words))

@@ -14,6 +14,8 @@ from serve.triton import ServeConfig
 from storage.files import read_json
 
 STATE_FILE = "serve.json"
+MONITOR_FILE = "monitor.json"
+"""In the run folder: what a monitor found last, for the page."""
 GRPC = "grpc"
 """Name of the server that gRPC has for its own."""
 CANARY, MIRROR = "canary", "mirror"

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from conftest import TinyModel
 
-from bench.serving.cache import Measurement, bars
+from bench.serving.cache import bars
+from bench.serving.paired import PairedMeasurement, in_turns
 from contract import (
     FP32_INVARIANCE_ATOL,
     FP32_LOGIT_ATOL,
@@ -161,8 +162,8 @@ def test_size_0_turns_it_off(
 
 
 # --- bench.serving.cache -------------------------------------------------------------------------
-def _measured(cpu_us: float, hit_share: float) -> list[Measurement]:
-    return [Measurement(1000.0, cpu_us, 1.0, 2.0, hit_share)]
+def _measured(cpu_us: float, hit_share: float) -> list[PairedMeasurement]:
+    return [PairedMeasurement(1000.0, cpu_us, 1.0, 2.0, hit_share)]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,19 @@ def test_bars_of_the_bench(cpu_us: tuple[float, float], holds: list[bool]) -> No
         (50, False): off,
     }
     assert [bar["holds"] for bar in bars(taken).values()] == holds
+
+
+def test_neither_of_a_pair_is_always_measured_first() -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def measure(case: str, on: bool) -> PairedMeasurement:
+        asked.append((case, on))
+        return PairedMeasurement(1.0, float(len(asked)), 1.0, 1.0)
+
+    taken = in_turns(2, ("a", "b"), measure)
+    first = [("a", True), ("a", False), ("b", True), ("b", False)]
+    assert asked == [*first, *((case, not on) for case, on in first)]
+    assert [row.cpu_us for row in taken["b", False]] == [4, 7]
 
 
 @pytest.mark.slow

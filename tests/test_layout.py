@@ -198,6 +198,12 @@ def test_a_name_of_two_classes_is_found() -> None:
     assert names_of_several({"a": "class A: ...", "b": "class B(A): ..."}) == {}
 
 
+def test_one_place_has_the_interval_of_a_share() -> None:
+    """Wilson's, as SciPy has it: every other part imports `train.operating.intervals.Share`."""
+    having = [file for file in sources() if "proportion_ci" in file.read_text("utf-8")]
+    assert having == [ROOT / "train" / "operating" / "intervals.py"]
+
+
 # --- What the texts say ------------------------------------------------------------------
 def test_make_help_lists_exactly_the_targets() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import free_port
+from conftest import TinyModel, free_port
 from counting_server import SCORE_BOUNDS, TOKEN_BOUNDS, Counting
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import HOST, BadInput
+from contract import PUBLIC_MODEL as MODEL
 from monitor import drift, series
 from monitor.__main__ import run_monitor
 from monitor.calibration import calibration_of
@@ -384,6 +385,45 @@ def test_labels_that_disagree_with_the_scores_are_an_alarm(watching: Any, tmp_pa
         with labels.open("a") as file:
             file.writelines(f"{json.dumps(row)}\n" for row in corrected)
         assert alarms(monitor.step()) == {"calibration"}
+
+
+def test_a_version_without_a_profile_is_judged_at_its_own_threshold(
+    tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository, labels = tmp_path / "published", tmp_path / "labels.jsonl"
+    tiny_model.publish(repository, artifact={**tiny_model.artifact, "thresholds": {MODEL: 0.62}})
+    tiny_model.publish(repository)  # which states none
+    counting = Counting()
+    for version in ("1", "2", "3"):  # the last one is not in the repository
+        counting.scored([0.1], version=version)
+    rows = [(version, at) for version in (1, 2, 3) for at in (0.62, 0.6, 0.5, 0.3)]
+    text = [
+        json.dumps({"id": i, "score": at, "version": version, "label": int(at > 0.61)})
+        for i, (version, at) in enumerate(rows)
+    ]
+    labels.write_text("\n".join(text) + "\n")
+    with counting.serving() as target:
+        config = MonitorConfig(
+            metrics_url=(target.url,), repository=repository, out=tmp_path / "out", labels=labels
+        )
+        run_monitor(dataclasses.replace(config, url=f"{HOST}:1", once=True))
+    found = json.loads((config.out / "monitor.json").read_text("utf-8"))["versions"]
+    said = {v: (one["decides"]["threshold"], one["decides"]["source"]) for v, one in found.items()}
+    assert said == {"1": (0.62, "manifest"), "2": (0.5, "default"), "3": (0.5, "default")}
+    counted = {v: one["calibration"]["precision"] for v, one in found.items()}
+    assert [counted[v]["of"] for v in ("1", "2", "3")] == [1, 3, 3]
+    assert counted["1"]["value"] == 1.0
+    for shown in (capsys.readouterr().out, (config.out / "monitor.html").read_text("utf-8")):
+        assert "flags from 0.62 on (its manifest says so)" in shown
+        assert "(the default, for no profile and no manifest of it states one)" in shown
+
+
+def test_a_profile_says_from_where_its_version_flags(watching: Any) -> None:
+    counting = Counting()
+    counting.scored([0.1])
+    with counting.serving() as target:
+        decides = watching(target).step()["versions"]["1"]["decides"]
+    assert (decides["threshold"], decides["source"]) == (0.5, "profile")
 
 
 # --- Groups ------------------------------------------------------------------------------

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +23,7 @@ from contract import HOST
 from export.scorer import CUT
 from serve import door, haproxy, keys, ui
 from serve.app.page.reading import Reader, _runs
+from serve.settings import MONITOR_FILE
 from train.data.load import load_comments
 from train.data.tokenizer import Respelling, build_tokenizer
 
@@ -392,6 +396,66 @@ def test_charts_move_and_stop(page: Page, opened: door.DoorConfig) -> None:
     assert not page.errors()
 
 
+@pytest.fixture
+def monitoring(opened: door.DoorConfig, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A real monitor of the door, with curated sets; the first traffic is its reference."""
+    rows = "".join(f"you are a kind person {i},0,{'ab'[i % 2]}\n" for i in range(40))
+    (tmp_path / "groups.csv").write_text(f"text,label,group\n{rows}")
+    command = [sys.executable, "-m", "monitor", "--run-dir", str(opened.run_dir), "--port", "0"]
+    command += ["--out", str(tmp_path / "out"), "--every-s", "1", "--windows-s", "3600"]
+    command += ["--reference", "traffic", "--reference-comments", "60", "--least-comments", "60"]
+    command += ["--curated", str(tmp_path / "groups.csv"), "--curated-rate", "1000"]
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
+        (opened.run_dir / MONITOR_FILE).unlink(missing_ok=True)
+
+
+def test_the_page_says_that_no_monitor_runs(page: Page, opened: door.DoorConfig) -> None:
+    page.open()
+    page.find("#tab-live").click()
+    page.until(lambda: "No monitor runs: there was no reading yet" in page.text("#monitor-status"))
+    assert not page.all("#monitor-charts *")
+    assert ask(opened, "/ui/api/monitor")[1] == {"running": False}
+
+
+def test_charts_of_a_monitor_that_runs(
+    page: Page, opened: door.DoorConfig, monitoring: subprocess.Popen[bytes]
+) -> None:
+    page.open()
+    page.find("#tab-live").click()
+    page.until(lambda: "A monitor runs, every 1 s" in page.text("#monitor-status"))
+    assert "flags from 0.5 on" in page.text("#monitor-status")
+
+    def drifted() -> bool:
+        """Comments come until a drift of enough of them is drawn."""
+        served(opened, *["you are a kind person"] * 30)
+        legend = [one.text for one in page.all("#monitor-charts .legend li")]
+        return any(re.match(r"scores [\d.]+", words) for words in legend)
+
+    page.until(drifted)
+    titles = [one.text for one in page.all("#monitor-charts h2")]
+    assert titles == ["Drift", "Unknown words", "Alarms", "False positives of groups"]
+    assert len(page.all("#monitor-charts svg")) == 4
+    said = page.text("#monitor-charts figure:last-child figcaption")
+    assert re.search(r"groups/[ab] [01]\.\d{3} \[[\d.]+, [\d.]+\] of 20", said)
+    assert "decided from 0.5 on" in said
+    assert not page.errors()
+    # The monitor ends: what it wrote last grows old.
+    monitoring.kill()
+    monitoring.wait()
+    file = opened.run_dir / MONITOR_FILE
+    written = json.loads(file.read_text("utf-8"))
+    assert "kind person" not in json.dumps(written)
+    file.write_text(json.dumps({**written, "time": "2026-01-02T03:04:05+00:00"}))
+    page.until(lambda: "No monitor runs: the last reading was" in page.text("#monitor-status"))
+    file.write_text("[]")
+    page.until(lambda: "no reading yet" in page.text("#monitor-status"))
+
+
 def test_live_counts_what_was_asked(opened: door.DoorConfig) -> None:
     def counted() -> dict[str, Any]:
         return ask(opened, "/ui/api/live")[1]
@@ -500,7 +564,7 @@ def test_the_command_names_the_address(
 
 # --- The door ----------------------------------------------------------------------------
 def test_headers_of_the_page(opened: door.DoorConfig) -> None:
-    for path in ("/ui/api/about", "/ui/api/live"):
+    for path in ("/ui/api/about", "/ui/api/live", "/ui/api/monitor"):
         status, _, headers = ask(opened, path)
         assert status == 200
         policy = dict(rule.split(" ", 1) for rule in headers["content-security-policy"].split("; "))

@@ -25,7 +25,7 @@ from contract import (
 )
 from core.binding import sha256
 from export.manifest import read_artifact
-from export.profile import Profile, rate, read_profile
+from export.profile import Profile, read_profile
 from export.reference import SCORE_BOUNDS, counts_upto, profile_of
 from export.repository import load_scorer, served_files, verify, version_folder
 from export.scorer import Scorer, probability
@@ -172,22 +172,11 @@ def test_errors_of_groups_are_counted(exported: Exported, tmp_path: Path) -> Non
     assert 0 < whole < len(rows)
 
 
-def test_intervals_are_wilsons() -> None:
-    """Values as in Brown, Cai and DasGupta (2001) and by hand."""
-    none_of_ten = rate(0, 10)
-    assert none_of_ten is not None
-    assert none_of_ten.low == 0 and none_of_ten.high == pytest.approx(0.2775, abs=1e-4)
-    half = rate(5, 10)
-    assert half is not None and half.value == 0.5
-    assert (half.low, half.high) == pytest.approx((0.2366, 0.7634), abs=1e-4)
-    assert rate(0, 0) is None
-
-
 def test_without_validation_comments_it_says_so(tiny_model: TinyModel) -> None:
     scorer = Scorer(tiny_model.onnx_path, tiny_model.tokenizer)
     profile = profile_of(scorer, [], np.zeros(0), threshold=0.5, curated={})
     assert profile.comments == 0 == sum(profile.score_bins) == sum(profile.token_bins)
-    assert profile.flagged_share is None
+    assert profile.flagged == 0
 
 
 # --- Of a version --------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
+from bench.report import quality_tables
 from console.options import run
-from contract import TOKENIZER_FILE, BadInput
+from contract import PUBLIC_MODEL, THRESHOLDS_FILE, TOKENIZER_FILE, BadInput
 from export.graph.build import build
 from export.publish import publish
 from export.repository import load_scorer
@@ -48,10 +49,13 @@ def test_metrics_are_scikit_learns_with_weights() -> None:
     labels, logits, weights = drawn()
     found = metrics.classification(labels, logits, weights)
     probability = probability_of(logits)
-    decided = probability >= 0.5
+    decided = probability >= 0.3
+    found |= metrics.at_threshold(labels, decided, weights)
     for row, weight in enumerate(weights):
         by = {"sample_weight": weight}
         expected = {
+            "alarms_per_1000": 1000 * np.average(decided, weights=weight),
+            "fpr": 1 - sk.recall_score(labels, decided, pos_label=0, **by),
             "auroc": sk.roc_auc_score(labels, logits, **by),
             "average_precision": sk.average_precision_score(labels, logits, **by),
             "accuracy": sk.accuracy_score(labels, decided, **by),
@@ -156,8 +160,9 @@ def test_group_rates_and_pair_shifts(tmp_path: Path) -> None:
     none = group_rates(comments, (logits >= 0) & (comments.extra["group"] == "named"))["fpr_ratio"]
     assert none["value"] is none["high"] is None and none["low"] > 1
     assert "fpr_ratio" not in group_rates(comments, np.zeros(40, bool))
-    shifts = pair_shifts(comments, logits, **CHANCE)
-    assert shifts["pair_flipped"][0] == 0.5  # 10 of 20 pairs
+    shifts = pair_shifts(comments, logits, {"0.5": 0.0, "own threshold": 3.0}, **CHANCE)
+    assert shifts["pair_flipped at 0.5"][0] == 0.5  # 10 of 20 pairs
+    assert shifts["pair_flipped at own threshold"][0] == 0
     expected = (probability_of(np.array(2.0)) - probability_of(np.array(-2.0))) / 2
     assert shifts["pair_shift"][0] == pytest.approx(expected)
 
@@ -219,6 +224,7 @@ def published(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             "max_len": checkpoint.tokenizer.max_len,
             "calibration": checkpoint.config["calibration"],
             "checkpoint_sha256": sha256_of(trained_run / WEIGHTS_FILE),
+            "thresholds": {PUBLIC_MODEL: 0.8},
         },
         instances=1,
     )
@@ -247,6 +253,7 @@ def test_live_server_gives_its_own_logits(served: triton.ServeConfig, trained_ru
         logits = load_scorer(served.repository).score(texts).logit
         np.testing.assert_allclose(model.logits(texts), logits, atol=1e-5)
     assert model.about == {"version": 1}
+    assert (model.decides.threshold, model.decides.source) == (0.5, "default")
 
 
 @pytest.mark.parametrize("spec", ["nowhere", "runs"])
@@ -349,6 +356,51 @@ def test_document_holds_every_figure(document: tuple[dict[str, Any], Path, str])
     assert found["bars"]["int8_auroc_difference"]["value"] < 1e-4
 
 
+def test_decisions_are_at_the_threshold_that_each_model_states(
+    document: tuple[dict[str, Any], Path, str], trained_run: Path, published: Path
+) -> None:
+    found, folder, printed = document
+    checkpoint, version, baseline = found["models"]
+    curve = json.loads((trained_run / THRESHOLDS_FILE).read_text("utf-8"))
+    assert {name: one["decides"] for name, one in found["models"].items()} == {
+        checkpoint: {"threshold": curve["decision"]["threshold"], "source": "operating curve"},
+        version: {"threshold": 0.8, "source": "manifest"},
+        baseline: {"threshold": 0.5, "source": "default"},
+    }
+    comments, split = comments_of_run(trained_run)
+    texts, labels = [comments.texts[row] for row in split.test], comments.labels[split.test]
+    score = probability_of(load_scorer(published).score(texts).logit)
+    own = found["results"]["test"][version]["metrics"]
+    for rule, at in (("own threshold", 0.8), ("0.5", 0.5)):
+        expected = {
+            "precision": sk.precision_score(labels, score >= at),
+            "recall": sk.recall_score(labels, score >= at),
+            "fpr": 1 - sk.recall_score(labels, score >= at, pos_label=0),
+            "alarms_per_1000": 1000 * np.mean(score >= at),
+        }
+        shown = {name: own[f"{name} at {rule}"]["value"] for name in expected}
+        assert shown == pytest.approx(expected), rule
+    assert own["recall at own threshold"]["value"] < own["recall at 0.5"]["value"]
+    rates = found["curated"]["curated"][version]["rates"]
+    assert list(rates)[:2] == ["own threshold", "0.5"]
+    assert rates["own threshold"]["fpr"]["count"] < rates["0.5"]["fpr"]["count"]
+    assert found["checklist"]["thresholds"][version] == 0.8
+    sentences = found["checklist"]["capabilities"]["disguise-leet"]["models"][version]
+    assert "passed_at_default" in sentences
+    lines = [line for line in printed.splitlines() if line.lstrip().startswith(version)]
+    decided = [line for line in lines if "its manifest's" in line]
+    beside = lines[lines.index(decided[0]) + 1]
+    assert "0.8, its manifest's" in decided[0] and " 0.5 " in beside
+    assert "FPR at own threshold" in (folder / "evaluation.html").read_text("utf-8")
+    tables = quality_tables.decisions(found)
+    assert [row[:2] for row in tables[1:]] == [
+        [f"`{checkpoint}`", "0.5, its operating curve's"],
+        [f"`{version}`", "0.8, its manifest's"],
+        [f"`{version}`", "0.5"],
+        [f"`{baseline}`", "0.5, the default, for it states none"],
+    ]
+
+
 def test_page_needs_no_other_file_and_shows_no_comment(
     document: tuple[dict[str, Any], Path, str], trained_run: Path
 ) -> None:
@@ -374,6 +426,7 @@ def test_card_has_the_figures_of_its_version(
     auroc = found["results"]["test"][model]["metrics"]["auroc"]
     assert f"{auroc['value']:.4f} [{auroc['low']:.4f}, {auroc['high']:.4f}]" in text
     assert found["models"][model]["onnx_sha256"] in text
+    assert "| precision at 0.8 | recall at 0.8 |" in text and "positives at 0.8 by group" in text
     assert "SYNTHETIC: generated, not written by people" in text
     weak = [
         one["says"]
@@ -429,7 +482,17 @@ def test_bars_are_broken_by_bad_figures() -> None:
             "test": results(0.97, 0.97, 0.96),
             "civil_comments_gender": results(0.87, 0.87, 0.86),
         },
-        "curated": {"one": {"own": {"rates": {"0.5": {"fpr_ratio": shown(3.5)}}}}},
+        "thresholds": {"own": {"own threshold": {}, "0.5": {}}},
+        "curated": {
+            "one": {
+                "own": {
+                    "rates": {
+                        "own threshold": {"fpr_ratio": shown(3.5)},
+                        "0.5": {"fpr_ratio": shown(2.5)},
+                    }
+                }
+            }
+        },
     }
     holds = {name: bar["holds"] for name, bar in bars(document).items()}
     assert holds == {

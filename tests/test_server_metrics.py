@@ -19,7 +19,8 @@ from app_door import make_config, serving
 from conftest import TinyModel
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.serving.histograms import HistogramMeasurement, histogram_bars
+from bench.serving.histograms import histogram_bars
+from bench.serving.paired import PairedMeasurement
 from contract import (
     ARRIVAL_HEADER,
     BATCH_BOUNDS,
@@ -322,8 +323,8 @@ def test_bins_are_prometheus_buckets() -> None:
 
 # --- bench.serving.histograms ----------------------------------------------------------------
 def test_the_bench_bounds_what_histograms_cost() -> None:
-    def measured(*cpu_us: float) -> list[HistogramMeasurement]:
-        return [HistogramMeasurement(rate_rps=1, cpu_us=us, p50_ms=1, p99_ms=1) for us in cpu_us]
+    def measured(*cpu_us: float) -> list[PairedMeasurement]:
+        return [PairedMeasurement(rate_rps=1, cpu_us=us, p50_ms=1, p99_ms=1) for us in cpu_us]
 
     for on, holds in ((101, 102, 300), True), ((103, 103, 100), False):
         found = histogram_bars({True: measured(*on), False: measured(100, 100, 100)})

@@ -81,6 +81,17 @@ def test_a_value_is_inside_its_interval(a: Share, b: Share, prevalence: float) -
         assert found == precision == Estimate(None, None, None)
 
 
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    """Values as in Brown, Cai and DasGupta (2001) and by hand."""
+    none_of_ten = Share(0, 10).to_json()
+    assert none_of_ten["low"] == 0 and none_of_ten["high"] == pytest.approx(0.2775, abs=1e-4)
+    half = Share(5, 10).to_json()
+    assert (half["count"], half["of"], half["value"]) == (5, 10, 0.5)
+    assert (half["low"], half["high"]) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    nothing = {"count": 0, "of": 0, "value": None, "low": None, "high": None}
+    assert Share(0, 0).to_json() == nothing
+
+
 def test_the_ratios_interval_is_the_published_one() -> None:
     """The example of Koopman 1984: 36 of 40 over 16 of 80."""
     found = ratio(Share(36, 40), Share(16, 80))

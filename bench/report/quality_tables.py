@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.report.page_tables import Document, Rows, number, percent
 from quality import checklist as functional
+from quality.decisions import DEFAULT, OWN, deciding, metric, rules, words
 
 _HARMLESS = "eval_nontoxic_identity_vs_random"
 _PAIRS = "eval_identity_swapped_pairs"
@@ -61,24 +62,36 @@ def quality_gain(document: Document) -> Rows:
 
 
 def decisions(document: Document) -> Rows:
-    """Accuracy, precision, recall and F1 at 0.5 on the test split."""
-    metrics = ("accuracy", "precision", "recall", "f1", "average_precision", "ece")
-    rows = [["test split, at 0.5", *(metric.replace("_", " ") for metric in metrics)]]
-    for name in _names(document):
-        found = document["results"]["test"][name]["metrics"]
-        rows.append([f"`{name}`", *(number(found[metric]["value"], 4) for metric in metrics)])
+    """Accuracy, precision, recall and F1 on the test split, at each model's own threshold first."""
+    names, ranks = ("accuracy", "precision", "recall", "f1"), ("average_precision", "ece")
+    stated = _stated(document)
+    head = ["test split", "flags from"] if stated else [f"test split, at {DEFAULT}"]
+    rows = [[*head, *(name.replace("_", " ") for name in (*names, *ranks))]]
+    for model in _names(document):
+        found = document["results"]["test"][model]["metrics"]
+        for rule in rules(document, model, wanted=False):
+            shown = [metric(found, name, rule) for name in names] + [found[name] for name in ranks]
+            cells = [number((one or {"value": None})["value"], 4) for one in shown]
+            rows.append([f"`{model}`", *([words(document, model, rule)] if stated else []), *cells])
     return rows
+
+
+def _stated(document: Document) -> bool:
+    """Whether the models' own thresholds are in the document; an older one has DEFAULT alone."""
+    return all(OWN in found for found in document["thresholds"].values())
 
 
 def fairness(document: Document) -> Rows:
     """False positives of harmless sentences that mention an identity, and of random ones."""
     sets = document["curated"][_HARMLESS]
-    rows = [["model", "FPR at 0.5 with an identity, random", "ratio at 0.5"]]
-    rows[0] += ["ratio at precision 0.9", "ratio at FPR 0.02"]
+    at = OWN if _stated(document) else DEFAULT
+    beside = [DEFAULT] if at == OWN else []
+    rows = [["model", f"FPR at {at} with an identity, random", f"ratio at {at}"]]
+    rows[0] += [f"ratio at {rule}" for rule in (*beside, "precision 0.9", "FPR 0.02")]
     for name, found in sets.items():
         rates = found["rates"]
-        pair = [rates["0.5"][key]["value"] for key in ("fpr.identity_term", "fpr.random")]
-        ratios = [_interval(rates["0.5"]["fpr_ratio"], 1)]
+        pair = [rates[at][key]["value"] for key in ("fpr.identity_term", "fpr.random")]
+        ratios = [_interval(rates[rule]["fpr_ratio"], 1) for rule in (at, *beside)]
         ratios += [
             number(rates[at]["fpr_ratio"]["value"], 1) for at in ("precision 0.9", "FPR 0.02")
         ]
@@ -91,13 +104,14 @@ def identities(document: Document) -> Rows:
     rows = [["model", "decisions flipped by a swapped identity"]]
     rows[0] += ["harmless templates flagged", "toxic templates missed", "bias metric, two genders"]
     for name in _names(document):
-        pairs = document["curated"][_PAIRS][name]["pairs"]["pair_flipped"]["value"]
-        templates = document["curated"][_TEMPLATES][name]["rates"]["0.5"]
+        at = deciding(document, name)
+        flipped = metric(document["curated"][_PAIRS][name]["pairs"], "pair_flipped", at)
+        templates = document["curated"][_TEMPLATES][name]["rates"][at]
         civil = document["results"]["civil_comments_gender"][name]["metrics"]
         rows.append(
             [
                 f"`{name}`",
-                percent(pairs, 1),
+                percent(flipped["value"], 1) if flipped else "-",
                 percent(templates["fpr"]["value"]),
                 percent(templates["fnr"]["value"]),
                 number(civil["bias_metric"]["value"], 3),

@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass
 
 from bench.report.machine import hardware, versions
 from bench.report.tables import aligned
-from console.options import parse_config
+from console.options import JSON_HELP, parse_config
 from contract import ONNX_FILE, ToxicityError
 from export.repository import current, read_artifact
 from storage.files import write_json
@@ -53,9 +53,7 @@ class ResultOptions:
     out: Path = Field(
         Path("bench/out"), description="folder of the results", json_schema_extra=RESULT
     )
-    json: bool = Field(
-        False, description="print the document as the last line", json_schema_extra=RESULT
-    )
+    json: bool = Field(False, description=JSON_HELP, json_schema_extra=RESULT)
     check: bool = Field(
         False, description="exit with status 1 when a bar is missed", json_schema_extra=RESULT
     )

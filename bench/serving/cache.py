@@ -15,11 +15,8 @@ import itertools
 import shutil
 import statistics
 import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +27,27 @@ from pydantic import dataclasses as pydantic_dataclasses
 from bench.report.result import (
     LOAD,
     RUNS,
-    SERVER,
     Bars,
-    ResultOptions,
     at_most,
     begin,
     document,
     report,
 )
 from bench.report.tables import aligned
+from bench.serving.paired import (
+    PairedMeasurement,
+    PairedOptions,
+    closed_loop,
+    cpu_ratio,
+    in_turns,
+    medians,
+)
 from bench.serving.servers import artifact_of, serving
-from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
-from bench.traffic.counters import server_counters, settled
+from bench.traffic.comments import load_pool
 from console.options import run
-from contract import HOST
 from export.repository import served_tuning, verify
 from export.switch import tune
 from serve import triton
-from serve.client import Protocol, connect, infer
 
 _HOT = 100
 """Comments that are repeated, the n-th with a weight of 1 / n."""
@@ -56,32 +56,13 @@ _MISS_COST = 1.03
 
 
 @pydantic_dataclasses.dataclass(frozen=True)
-class CacheBenchConfig(ResultOptions):
+class CacheBenchConfig(PairedOptions):
     """Flags of `python -m bench.serving.cache`."""
 
-    repository: Path = Field(
-        Path("model_repository"), description="filled model repository", json_schema_extra=SERVER
-    )
-    comments: str = Field(AUTO, description=COMMENTS_HELP, json_schema_extra=LOAD)
     repeats_percent: tuple[int, ...] = Field(
         (0, 20, 50), description="shares of repeats", json_schema_extra=LOAD
     )
-    protocol: Protocol = Field("http", description="http or grpc", json_schema_extra=LOAD)
-    clients: int = Field(16, ge=1, description="requests in flight", json_schema_extra=LOAD)
-    seconds: float = Field(3, gt=0, description="length of one measurement", json_schema_extra=RUNS)
     rounds: int = Field(5, ge=1, description="turns of every measurement", json_schema_extra=RUNS)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One closed loop of some seconds."""
-
-    rate_rps: float
-    cpu_us: float
-    """CPU time a request of tritonserver."""
-    p50_ms: float
-    p99_ms: float
-    hit_share: float
 
 
 def main() -> None:
@@ -91,18 +72,19 @@ def main() -> None:
     pool = load_pool(config.comments)
     print(pool.summary(), flush=True)
     stream = _Stream(pool.texts)
-    taken: dict[tuple[int, bool], list[Measurement]] = {}
     with _serving(config, cached=True) as with_cache, _serving(config, cached=False) as without:
         artifact = artifact_of(with_cache)
         servers = {True: with_cache, False: without}
         for server in servers.values():
-            _measure(config, server, stream, 50, config.seconds)  # fills the cache, warms up
-        for turn, percent in itertools.product(range(config.rounds), config.repeats_percent):
-            for cached in (True, False) if turn % 2 else (False, True):
-                measured = _measure(config, servers[cached], stream, percent, config.seconds)
-                taken.setdefault((percent, cached), []).append(measured)
+            closed_loop(config, server, lambda: stream.next(50))  # fills the cache, warms up
+
+        taken = in_turns(
+            config.rounds,
+            config.repeats_percent,
+            lambda percent, on: closed_loop(config, servers[on], lambda: stream.next(percent)),
+        )
     results = [
-        {"repeats_percent": percent, "cache": cached, **_median(rows)}
+        {"repeats_percent": percent, "cache": cached, **medians(rows)}
         for (percent, cached), rows in sorted(taken.items())
     ]
     found = document(
@@ -158,41 +140,7 @@ def _serving(config: CacheBenchConfig, *, cached: bool) -> Iterator[triton.Serve
         yield found.server
 
 
-def _measure(
-    config: CacheBenchConfig, server: triton.Server, stream: _Stream, percent: int, seconds: float
-) -> Measurement:
-    url = f"{HOST}:{server.http_port if config.protocol == 'http' else server.grpc_port}"
-    ends = time.monotonic() + seconds
-
-    def ask() -> list[float]:
-        latencies = []
-        with connect(config.protocol, url) as client:
-            while (sent := time.monotonic()) < ends:
-                infer(client, config.protocol, [stream.next(percent)])
-                latencies.append(time.monotonic() - sent)
-        return latencies
-
-    before, began = settled(server_counters, server), time.monotonic()
-    with ThreadPoolExecutor(config.clients) as pool:
-        asking = [pool.submit(ask) for _ in range(config.clients)]
-        latencies_ms = 1e3 * np.concatenate([future.result() for future in asking])
-    wall_s, after = time.monotonic() - began, settled(server_counters, server)
-    used = {name: after[name] - before[name] for name in after}
-    return Measurement(
-        rate_rps=round(len(latencies_ms) / wall_s, 1),
-        cpu_us=round(1e6 * used["server_cpu_s"] / len(latencies_ms), 1),
-        p50_ms=round(float(np.percentile(latencies_ms, 50)), 2),
-        p99_ms=round(float(np.percentile(latencies_ms, 99)), 2),
-        hit_share=round(used["cache_hits"] / used["comments"], 3),
-    )
-
-
-def _median(rows: list[Measurement]) -> dict[str, float]:
-    names = asdict(rows[0])
-    return {name: statistics.median(asdict(row)[name] for row in rows) for name in names}
-
-
-def bars(taken: dict[tuple[int, bool], list[Measurement]]) -> Bars:
+def bars(taken: dict[tuple[int, bool], list[PairedMeasurement]]) -> Bars:
     """CPU time of a request with the cache over that without, the median of the turns.
 
     At most _MISS_COST where nothing is repeated; elsewhere a comment that was found may cost half
@@ -201,7 +149,7 @@ def bars(taken: dict[tuple[int, bool], list[Measurement]]) -> Bars:
     found = {}
     for percent in sorted({percent for percent, _ in taken}):
         on, off = taken[percent, True], taken[percent, False]
-        ratio = statistics.median(a.cpu_us / b.cpu_us for a, b in zip(on, off, strict=True))
+        ratio = cpu_ratio(on, off)
         hit_share = statistics.median(row.hit_share for row in on)
         bar = _MISS_COST if percent == 0 else round(1 - hit_share / 2, 3)
         found[f"cpu_at_{percent}_percent"] = at_most(ratio, bar)

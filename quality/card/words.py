@@ -10,6 +10,7 @@ import jinja2
 
 from export.manifest import decision_threshold
 from quality import checklist
+from quality.decisions import deciding, metric, number
 from train.operating import words
 from train.operating.document import Thresholds
 
@@ -50,6 +51,7 @@ def card(
         told=told,
         run=document["run"],
         trained_on=Path(document["run"]["trained_on"]["name"]).name,
+        at=number(document, model),
         sets=_sets(document, model),
         baselines=_baselines(document),
         decides=decision_threshold(manifest),
@@ -77,6 +79,10 @@ def _sets(document: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
             "name": name,
             "about": document["sets"][name],
             "metrics": results[model]["metrics"],
+            "rates": {
+                name: metric(results[model]["metrics"], name, deciding(document, model))
+                for name in ("precision", "recall")
+            },
             "ece": document["calibration"][name][model]["served"]["ece"],
         }
         for name, results in document["results"].items()
@@ -88,10 +94,12 @@ def _baselines(document: Mapping[str, Any]) -> list[str]:
 
 
 def _groups(document: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
-    """Of each curated set: overall rates at 0.5, and the groups with most false positives."""
+    """Of each curated set: overall rates where the version decides, and the groups with most
+    false positives.
+    """
     found = []
     for name, by_model in document["curated"].items():
-        rates = by_model[model]["rates"]["0.5"]
+        rates = by_model[model]["rates"][deciding(document, model)]
         by_group = {
             key.removeprefix("fpr."): rate
             for key, rate in rates.items()

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from contract import DECISION_THRESHOLD
 from quality.checklist.suite import HARMLESS, TOXIC, Capability, load_suite
-from quality.metrics import share
+from quality.decisions import DEFAULT, StatedThreshold
 from quality.models import Model
+from train.operating.intervals import Share
 
 _MARGIN = 0.25
 """Logits that a score may move where it must not rise, or not fall."""
@@ -46,17 +46,17 @@ def right(kind: str, logits: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def checked(models: Sequence[Model]) -> dict[str, Any]:
-    """Every capability's share of right cases by model, as JSON.
+    """Every capability's share of right cases by model, as JSON, decided at its own threshold.
 
+    Where that is not DEFAULT, `passed_at_default` is the share of right cases at DEFAULT.
     `passed` has a 95 % interval by Wilson's formula; `wrong` has some sentences, the worst first.
     They are the suite's own: nobody's comments.
     """
     suite = load_suite()
-    threshold = float(np.log(DECISION_THRESHOLD / (1 - DECISION_THRESHOLD)))
     texts = list(dict.fromkeys(text for one in suite for case in one.cases for text in case))
     place = {text: number for number, text in enumerate(texts)}
     found: dict[str, Any] = {
-        "threshold": DECISION_THRESHOLD,
+        "thresholds": {model.name: model.decides.threshold for model in models},
         "sentences": len(texts),
         "capabilities": {
             one.name: {"says": one.says, "kind": one.kind, "cases": len(one.cases), "models": {}}
@@ -68,24 +68,30 @@ def checked(models: Sequence[Model]) -> dict[str, Any]:
         logits = np.asarray(model.logits(texts), np.float64)
         for one in suite:
             own = logits[[[place[text] for text in case] for case in one.cases]]
-            of_model = _of_model(one, own, threshold)
+            of_model = _of_model(one, own, model.decides)
             found["capabilities"][one.name]["models"][model.name] = of_model
         shares = [c["models"][model.name]["passed"] for c in found["capabilities"].values()]
         found["mean"][model.name] = round(float(np.mean(shares)), 4)
     return found
 
 
-def _of_model(one: Capability, logits: np.ndarray, threshold: float) -> dict[str, Any]:
+def _of_model(one: Capability, logits: np.ndarray, stated: StatedThreshold) -> dict[str, Any]:
+    threshold = stated.logit
     holds = right(one.kind, logits, threshold)
-    passed = share(int(holds.sum()), len(holds))
+    passed = Share(int(holds.sum()), len(holds)).to_json()
     worst = np.argsort(-np.abs(logits[:, -1] - threshold), kind="stable")
     wrong = [list(one.cases[row]) for row in worst if not holds[row]][:_SHOWN]
-    return {
+    found = {
         "passed": round(passed["value"], 4),
         "low": round(passed["low"], 4),
         "high": round(passed["high"], 4),
         "wrong": wrong,
     }
+    usual = StatedThreshold()
+    if stated.threshold != usual.threshold:
+        at_default = right(one.kind, logits, usual.logit)
+        found["passed_at_default"] = round(float(at_default.mean()), 4)
+    return found
 
 
 def bars(found: Mapping[str, Any], model: str) -> dict[str, dict[str, Any]]:
@@ -99,14 +105,24 @@ def bars(found: Mapping[str, Any], model: str) -> dict[str, dict[str, Any]]:
 
 
 def rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a capability for the screen and the pages: per cent of its cases that are right."""
-    table = []
+    """A row a capability for the screen and the pages: per cent of its cases that are right.
+
+    A model that decides elsewhere than DEFAULT has a second column, at that.
+    """
+    table, beside = [], f"{{}} at {DEFAULT}".format
+    at_default: dict[str, list[float]] = {}
     for name, one in found["capabilities"].items():
         row = {"capability": name, "wanted": one["kind"], "cases": str(one["cases"])}
-        row |= {model: f"{100 * own['passed']:.0f}" for model, own in one["models"].items()}
+        for model, own in one["models"].items():
+            row[model] = f"{100 * own['passed']:.0f}"
+            if "passed_at_default" in own:
+                row[beside(model)] = f"{100 * own['passed_at_default']:.0f}"
+                at_default.setdefault(model, []).append(own["passed_at_default"])
         table.append(row)
-    mean = {model: f"{100 * share:.1f}" for model, share in found["mean"].items()}
-    return [*table, {"capability": "mean", "wanted": "", "cases": "", **mean}]
+    means = {model: f"{100 * share:.1f}" for model, share in found["mean"].items()}
+    means |= {beside(m): f"{100 * float(np.mean(x)):.1f}" for m, x in at_default.items()}
+    last = {"capability": "mean", "wanted": "", "cases": ""}
+    return [*table, {name: {**last, **means}[name] for name in table[0]}]
 
 
 def sentences_wrong(found: Mapping[str, Any], model: str) -> list[dict[str, str]]:

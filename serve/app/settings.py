@@ -50,6 +50,8 @@ class AppSettings:
     """File of the key that they must be signed for."""
     metrics: str = ""
     """Where haproxy tells its metrics."""
+    monitor: str | None = None
+    """File that a monitor of these servers writes after each reading."""
     get_score: bool = False
     """Whether `GET /score?text=` is answered: comments in addresses end up in logs."""
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-
-from scipy.optimize import brentq
-from scipy.stats import binomtest
+from dataclasses import asdict, dataclass
+from typing import Any
 
 _Z = 1.959963984540054
 """Of a standard normal variable, 2.5 % lie above it."""
@@ -39,9 +37,16 @@ class Share:
         """With the interval of Wilson (1927), "Probable Inference"; undefined of none."""
         if not self.of:
             return Estimate(None, None, None)
+        from scipy.stats import binomtest  # slow to import: not for who only reads counts
+
         span = binomtest(self.count, self.of).proportion_ci(0.95, method="wilson")
         # Rounding must not put the value beside its own interval.
-        return Estimate(self.value, min(span.low, self.value), max(span.high, self.value))
+        low, high = float(span.low), float(span.high)
+        return Estimate(self.value, min(low, self.value), max(high, self.value))
+
+    def to_json(self) -> dict[str, Any]:
+        """`count`, `of`, `value`, `low`, `high`; the last three None of none."""
+        return {**asdict(self), **asdict(self.estimate())}
 
 
 def ratio(top: Share, bottom: Share) -> Estimate:
@@ -54,6 +59,8 @@ def ratio(top: Share, bottom: Share) -> Estimate:
     """
     if not (top.of and bottom.of) or not (top.count or bottom.count):
         return Estimate(None, None, None)
+    from scipy.optimize import brentq
+
     found = top.value / bottom.value if bottom.count else math.inf
 
     def rejected(log_ratio: float) -> float:

@@ -4,6 +4,7 @@
     GET  /ui/static/...        its style, scripts and the library that reads CSV
     GET  /ui/api/about         the version that serves, its thresholds, the published versions
     GET  /ui/api/live          what the servers and haproxy count
+    GET  /ui/api/monitor       what a monitor of these servers found last
     POST /ui/api/read          {"text": "..."} -> how the comment was read
     POST /ui/api/compare       {"text": [...], "version": 2} -> scores of another version
 
@@ -30,6 +31,7 @@ from contract import MODEL_VERSION, PROBABILITY
 from serve import probe
 from serve.app.http import JsonEndpoint, Receive, Scope, Send
 from serve.app.page.live import Live
+from serve.app.page.monitored import Monitored
 from serve.app.page.other_versions import OtherVersions
 from serve.app.page.reading import Readers
 from serve.app.refusals import Refusal, plain
@@ -65,6 +67,7 @@ def routes(services: Services) -> list[BaseRoute]:
     readers = Readers(services.settings.views)
     others = OtherVersions(services.settings.repository, services.settings.public_key)
     live = Live(services.settings, services.scorer.recent)
+    monitored = Monitored(services.settings)
 
     async def to_page(_: Request) -> Response:
         return RedirectResponse(f"{PAGE_PATH}/")
@@ -79,6 +82,9 @@ def routes(services: Services) -> list[BaseRoute]:
 
     async def counted(_: bytes, __: Scope) -> dict[str, Any]:
         return await live.document()
+
+    async def monitor(_: bytes, __: Scope) -> dict[str, Any]:
+        return await monitored.document()
 
     async def read(body: bytes, _: Scope) -> dict[str, Any]:
         asked = _decoded(body, _Text, '{"text": "..."}')
@@ -103,6 +109,7 @@ def routes(services: Services) -> list[BaseRoute]:
                 ),
                 Route("/api/about", JsonEndpoint(about, plain), methods=["GET"]),
                 Route("/api/live", JsonEndpoint(counted, plain), methods=["GET"]),
+                Route("/api/monitor", JsonEndpoint(monitor, plain), methods=["GET"]),
                 Route("/api/read", JsonEndpoint(read, plain), methods=["POST"]),
                 Route("/api/compare", JsonEndpoint(compare, plain), methods=["POST"]),
             ],

@@ -67,3 +67,7 @@ export function histogram(title, counts) {
   });
   return node;
 }
+
+export function figure(title, note, drawn) {
+  return el("figure", { class: "card" }, el("h2", {}, title), drawn, el("figcaption", { class: "muted" }, note));
+}

@@ -1,8 +1,9 @@
 // Charts of what the server counts. They stand still while nobody sees them.
 
 import { ask } from "./api.js";
-import { chart, histogram } from "./charts.js";
-import { by, el } from "./dom.js";
+import { chart, figure, histogram } from "./charts.js";
+import { by } from "./dom.js";
+import { showMonitor } from "./monitor.js";
 
 const EVERY_MS = 2000;
 const MOST = 60; // points of a line
@@ -32,6 +33,7 @@ function turn() {
 document.addEventListener("visibilitychange", turn);
 
 async function look() {
+  showMonitor();
   let now;
   try {
     now = await ask("/ui/api/live");
@@ -82,8 +84,4 @@ function show(now) {
       histogram("Scores", now.application.scores),
     ),
   );
-}
-
-function figure(title, note, drawn) {
-  return el("figure", { class: "card" }, el("h2", {}, title), drawn, el("figcaption", { class: "muted" }, note));
 }
