@@ -107,13 +107,12 @@ def _write_if_new(path: Path, text: str) -> bool:
 
 
 def _balancer(config: DoorConfig, supervisor: Supervisor, name: str) -> Program:
-    file = supervisor.program_folder(name) / haproxy.CONFIG_FILE
     return Program(
         name=name,
-        command=[haproxy.executable(), "-W", "-f", str(file)],
+        command=haproxy.command(supervisor.program_folder(name)),
         environment=haproxy.ENVIRONMENT,
         files={},
-        sockets=[],
+        sockets=[haproxy.MASTER_SOCKET],
         stop_signal="USR1",
         stop_timeout_s=int(config.stop_timeout_s) + 5,
     )

@@ -40,7 +40,7 @@ def served_version(settings: Settings, folder: Path) -> int | None:
 def print_replicas(settings: Settings, supervisor: Supervisor) -> None:
     """A line for each program."""
     states = supervisor.states()
-    up = haproxy.states(settings.metrics_port) if settings.balanced else {}
+    up = haproxy.states(supervisor.program_folder(haproxy.NAME)) if settings.balanced else {}
     for name in server_names(settings):
         print(f"{name + ':':14} {_described(settings, supervisor, states.get(name), name, up)}")
     if settings.balanced:
