@@ -47,7 +47,7 @@ def write_mirror(settings: Settings, supervisor: Supervisor) -> bool:
     assert settings.canary
     folder = supervisor.program_folder(MIRROR)
     servers = {name: supervisor.program_folder(name) for name in _replica_names(settings)}
-    canary = supervisor.program_folder(CANARY)
+    canary, front = (supervisor.program_folder(name) for name in (CANARY, haproxy.NAME))
     told = mirror.MirrorSettings(
         lines=str(folder / mirror.LINES_SOCKET),
         http=str(folder / mirror.HTTP_SOCKET),
@@ -57,6 +57,7 @@ def write_mirror(settings: Settings, supervisor: Supervisor) -> bool:
         share=settings.canary.share,
         shadow=settings.canary.shadow,
     )
+        balancer=str(balancer.metrics_socket(front)),
     return _write_if_new(folder / mirror.SETTINGS_FILE, json_text(dataclasses.asdict(told)))
 
 

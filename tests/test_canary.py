@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import re
 import socket
 import threading
@@ -38,7 +39,7 @@ from contract import (
 )
 from export.repository import current
 from export.switch import serve_version
-from serve import canary, door, haproxy, mirror, view
+from serve import canary, control, door, haproxy, mirror, view
 from serve.app.decisions import Versions
 from serve.canary import CanaryConfig
 from serve.canary_backend import SERVER, STABLE_HEADER
@@ -281,7 +282,31 @@ def test_a_shadow_changes_no_answer_and_its_comparison_is_exact(
     url = f"http://{HOST}:{running.metrics_port}/balancer/metrics"
     with urllib.request.urlopen(url, timeout=10) as answered:
         text = answered.read().decode()
-    assert re.search(r"^haproxy_process_dropped_logs_total [1-9]", text, re.MULTILINE)
+    lost = re.search(r"^haproxy_process_dropped_logs_total ([1-9]\d*)", text, re.MULTILINE)
+    assert lost
+    until(lambda: compared(running)["dropped"].get("lost") == int(lost[1]))
+
+
+@needs_haproxy
+@pytest.mark.slow
+def test_what_only_the_canary_refuses_is_its_failure(running: door.DoorConfig) -> None:
+    canary.begin(flags(running, version=2, share=1.0))
+    wrong = json.dumps({"inputs": [{"name": "no such", "shape": [1, 1], "datatype": "BYTES"}]})
+    for _ in range(5):
+        assert ask(running, INFER_PATH, wrong.encode())[0] == 400
+    until(lambda: compared(running)["dropped"].get("refused") == 5)
+    assert "failed" not in compared(running)["dropped"], "both refuse the client's own mistake"
+
+    # It refuses all until haproxy's next check finds it out.
+    sock = Supervisor(running.run_dir).program_folder(CANARY) / control.HTTP_SOCKET
+    control.ask(sock, f"/v2/repository/models/{PUBLIC_MODEL}/unload", {})
+    statuses = Counter(ask(running, INFER_PATH, body(COMMENT))[0] for _ in range(100))
+    refused = statuses[400] + statuses[404]
+    assert refused and refused + statuses[200] == 100, statuses
+    until(lambda: compared(running)["dropped"].get("failed", 0) >= refused)
+    late = judged(compared(running), Bounds(), over=True)
+    assert any("requests failed" in words for words in late.failed) and not late.promote
+    canary.end(flags(running, end=True))
 
 
 @needs_haproxy
@@ -422,7 +447,9 @@ def test_percentiles_are_values_that_were_seen() -> None:
         (b"drawn replica-1 200 5 - - - e30=", "long"),
         (b"drawn replica-1 503 5 - - e30= e30=", "refused"),
         (b"drawn canary 503 5 - - e30= e30=", "failed"),
-        (b"drawn canary 400 5 - - e30= e30=", "refused"),
+        (b"drawn canary 504 - - - e30= -", "failed"),
+        (b"drawn canary 400 5 - - - e30=", "long"),
+        (b"drawn replica-1 400 5 - - e30= e30=", "refused"),
         (b"drawn replica-1 200 5 - - e30= -", "long"),
         (b"drawn replica-1 200 5 - - e3 e30=", "unreadable"),
         (b"drawn replica-1 200 five - - e30= e30=", "unreadable"),
@@ -437,7 +464,10 @@ def test_a_line_that_says_nothing_is_dropped_with_its_reason(line: bytes, reason
 
 def test_what_the_mirror_has_no_room_for_is_dropped_and_counted() -> None:
     compares = mirror.Mirror(
-        MirrorSettings(lines="", http="", canary="", stable=("",), views=(), share=1, shadow=True)
+        MirrorSettings(
+            **{"lines": "", "http": "", "canary": "", "balancer": "", "stable": ("",)},
+            **{"views": (), "share": 1, "shadow": True},
+        )
     )
     haproxys, own = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with haproxys, own:
@@ -484,6 +514,9 @@ def test_a_line_says_what_was_asked_and_answered() -> None:
 
 
 # --- The rule ----------------------------------------------------------------------------
+    for count in (7, 9, 9, 4):  # of haproxy, which was reloaded before the last
+        compares.note_lost(count)
+    assert compares.found.dropped["lost"] == 2 + 4
 def test_nothing_is_promoted_early_and_a_sure_breach_ends_at_once() -> None:
     bounds = Bounds(most_flips=0.01, least_comments=100)
     none, few, many = (
