@@ -238,6 +238,18 @@ def take_down_canary(config: DoorConfig, settings: Settings, supervisor: Supervi
     shutil.rmtree(supervisor.program_folder(CANARY) / view.FOLDER, ignore_errors=True)
 
 
+def put_back(config: DoorConfig, settings: Settings, supervisor: Supervisor) -> None:
+    """Have a canary as `settings` say, when a change of it failed; hold the lock.
+
+    Waits for no server: it may be what failed.
+    """
+    if write_mirror(settings, supervisor):
+        supervisor.stop(MIRROR)
+    write_balancers(settings, supervisor)
+    supervisor.start(programs(config, settings, supervisor))
+    reload(supervisor, haproxy.NAMES, config.ready_timeout_s)
+
+
 def _prepare_canary(
     config: DoorConfig, settings: Settings, supervisor: Supervisor, before: Settings | None
 ) -> None:

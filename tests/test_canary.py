@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -376,6 +377,43 @@ def test_a_version_that_cannot_serve_is_refused_and_nothing_is_left(
     assert not load.lost
     assert CANARY not in Supervisor(running.run_dir).states()
     assert not flags_of(running)["canary"]
+
+
+@needs_haproxy
+@pytest.mark.slow
+def test_what_fails_leaves_what_was(
+    running: door.DoorConfig, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """A change of a canary's share, and a step back to a version that no server can load."""
+    now = current(running.repository)
+    number = tiny_model.publish(running.repository)
+    let_serve(running, now)
+    canary.begin(flags(running, version=number, share=1.0))
+    supervisor = Supervisor(running.run_dir)
+    pid = supervisor.states()[CANARY].pid
+    told = (supervisor.program_folder(MIRROR) / "mirror.json").read_text("utf-8")
+    os.kill(pid, signal.SIGSTOP)  # it lives and does not score
+    try:
+        with pytest.raises(BadInput, match="canary is not ready after 8 s"):
+            canary.begin(flags(running, version=number, share=0.5, ready_timeout_s=8))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert flags_of(running)["canary"] == {"version": number, "share": 1.0, "shadow": False}
+    assert (supervisor.program_folder(MIRROR) / "mirror.json").read_text("utf-8") == told
+    front = supervisor.program_folder(haproxy.NAME)
+    until(lambda: haproxy.states(front).get(SERVER) == "UP")
+    assert supervisor.states()[CANARY].pid == pid
+    assert {ask_version(running) for _ in range(20)} == {str(number)}
+    canary.end(flags(running, end=True))
+
+    broken = dataclasses.replace(tiny_model, ragged_path=tmp_path / "broken.onnx")
+    broken.ragged_path.write_bytes(b"no model")
+    broken.publish(running.repository)  # which makes it current
+    let_serve(running, now)
+    with pytest.raises(BadInput, match="could not load the new version"):
+        canary.roll_back(flags(running, action="rollback"))
+    assert current(running.repository) == now
+    assert {ask_version(running) for _ in range(20)} == {str(now)}
 
 
 def flags_of(config: door.DoorConfig) -> dict[str, Any]:
