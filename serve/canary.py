@@ -32,6 +32,7 @@ from export.repository import current, verify, version_folder
 from export.switch import rollback as previous
 from export.switch import serve_version
 from serve import door
+from serve.programs import same_attributes
 from serve.promotion import Bounds, judged, refused
 from serve.settings import CANARY, Canary, DoorConfig, Settings, read_settings
 from serve.supervisor import Supervisor
@@ -41,6 +42,11 @@ _CANARY: JsonDict = {"group": "The second version"}
 _RULE: JsonDict = {"group": "Promotion by rule"}
 _DOOR: JsonDict = {"group": "Server"}
 _WATCH_S = 1.0
+_DIFFER = (
+    "only requests that name their outputs without `attributes` are drawn",
+    "requests that name the output `attributes` are not drawn",
+)
+"""Without and with --shadow."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +206,8 @@ def begin(config: CanaryConfig) -> None:
             raise
         door.write_settings(config.run_dir, after)
         print_replicas(after, supervisor)
+        if not same_attributes(after, supervisor):
+            print(f"the versions' attributes differ: {_DIFFER[config.shadow]}")
 
 
 def end(config: CanaryConfig) -> None:

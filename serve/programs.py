@@ -7,10 +7,13 @@ import os
 import sys
 from pathlib import Path
 
-from contract import HOST, BadInput
+from contract import HOST, BadInput, ToxicityError
+from export.repository import current
 from serve import balancer, canary_backend, control, haproxy, keys, tritonserver, view
 from serve import mirror_settings as mirror
 from serve.app import settings as app
+from serve.app.decisions import Versions
+from serve.app.refusals import Refusal
 from serve.settings import CANARY, GRPC, MIRROR, DoorConfig, Settings, replica, server_names
 from serve.supervisor import Program, Supervisor
 from storage.files import json_text, write_atomically
@@ -54,10 +57,10 @@ def write_mirror(settings: Settings, supervisor: Supervisor) -> bool:
         canary=str(canary / control.HTTP_SOCKET),
         stable=tuple(str(path / control.HTTP_SOCKET) for path in servers.values()),
         views=tuple(str(path / view.FOLDER) for path in (*servers.values(), canary)),
+        balancer=str(balancer.metrics_socket(front)),
         share=settings.canary.share,
         shadow=settings.canary.shadow,
     )
-        balancer=str(balancer.metrics_socket(front)),
     return _write_if_new(folder / mirror.SETTINGS_FILE, json_text(dataclasses.asdict(told)))
 
 
@@ -221,10 +224,25 @@ def _canary_route(settings: Settings, supervisor: Supervisor) -> canary_backend.
         return None
     server, compares = (supervisor.program_folder(name) for name in (CANARY, MIRROR))
     return canary_backend.CanaryRoute(
+        version=settings.canary.version,
         http_socket=str(server / control.HTTP_SOCKET),
         metrics_socket=str(server / control.METRICS_SOCKET),
         mirror_socket=str(compares / mirror.LINES_SOCKET),
         mirror_http_socket=str(compares / mirror.HTTP_SOCKET),
         share=settings.canary.share,
         shadow=settings.canary.shadow,
+        same_attributes=same_attributes(settings, supervisor),
     )
+
+
+def same_attributes(settings: Settings, supervisor: Supervisor) -> bool:
+    """Whether the canary and the current version have the same; not where one of them is gone."""
+    assert settings.canary
+    own = supervisor.program_folder(CANARY) / view.FOLDER
+    versions = Versions([settings.repository], [str(own)])  # they lie there as in a view
+    try:
+        now = current(Path(settings.repository))
+        both = [versions.of(str(number)).attributes for number in (now, settings.canary.version)]
+    except (ToxicityError, Refusal):
+        return False
+    return both[0] == both[1]
