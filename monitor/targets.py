@@ -20,6 +20,7 @@ from contract import HOST, MODEL_VERSION, PROBABILITY, TEXT, BadInput, ToxicityE
 from monitor.config import MonitorConfig
 from monitor.series import ByVersion, totals_of
 from serve import control, probe
+from serve.canary_backend import MONITOR_HEADER
 from serve.client import requests_of, score_comments
 from serve.settings import MONITOR_FILE, Settings, read_settings, server_names
 from serve.supervisor import Supervisor
@@ -129,7 +130,7 @@ def send(where: Watched, texts: Sequence[str], rate: float) -> Iterator[tuple[fl
         if where.sockets:
             yield from _by_socket(next(sockets), part)
         else:
-            answer = score_comments(part, url=where.url)
+            answer = score_comments(part, url=where.url, headers={MONITOR_HEADER: "1"})
             yield from zip(answer.probability.tolist(), answer.model_version, strict=True)
 
 

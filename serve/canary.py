@@ -32,6 +32,7 @@ from export.repository import current, verify, version_folder
 from export.switch import rollback as previous
 from export.switch import serve_version
 from serve import door
+from serve.programs import same_attributes
 from serve.promotion import Bounds, judged, refused
 from serve.settings import CANARY, Canary, DoorConfig, Settings, read_settings
 from serve.supervisor import Supervisor
@@ -41,6 +42,11 @@ _CANARY: JsonDict = {"group": "The second version"}
 _RULE: JsonDict = {"group": "Promotion by rule"}
 _DOOR: JsonDict = {"group": "Server"}
 _WATCH_S = 1.0
+_DIFFER = (
+    "only requests that name their outputs without `attributes` are drawn",
+    "requests that name the output `attributes` are not drawn",
+)
+"""Without and with --shadow."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +174,8 @@ def begin(config: CanaryConfig) -> None:
     """Serve the version beside the current one; return once it scores and is drawn.
 
     One that runs takes the new share. Raises BadInput for a version that `verify` refuses, another
-    canary and a server that does not start, GateFailed for one without passed gates; what serves
-    then serves as before.
+    canary and a server that does not start, GateFailed for one without passed gates; what serves,
+    a canary that ran, too, then serves as before.
     """
     assert config.version
     with door.alone(config.run_dir):
@@ -193,10 +199,15 @@ def begin(config: CanaryConfig) -> None:
         try:
             door.bring_up(_door_config(config, before), after, supervisor, before)
         except BaseException:
-            _take_down(config, supervisor, dataclasses.replace(before, canary=None))
+            if before.canary:
+                door.put_back(_door_config(config, before), before, supervisor)
+            else:
+                _take_down(config, supervisor, before)
             raise
         door.write_settings(config.run_dir, after)
         print_replicas(after, supervisor)
+        if not same_attributes(after, supervisor):
+            print(f"the versions' attributes differ: {_DIFFER[config.shadow]}")
 
 
 def end(config: CanaryConfig) -> None:
@@ -236,15 +247,16 @@ def roll_back(config: CanaryConfig) -> None:
     """Go back a step: end the canary; where there is none, the version before serves.
 
     The server of the run folder loads that at once, if it serves this repository. Raises as
-    `export.switch.rollback` does.
+    `export.switch.rollback` does, and BadInput when a server cannot load that version: the current
+    one stays then.
     """
     settings = _of_repository(config)
     if settings and settings.canary:
         end(config)
         return
     key = config.require_signature or (settings.public_key if settings else None)
-    number = previous(config.repository, public_key=key)
     if settings is None:
+        number = previous(config.repository, public_key=key)
         print(
             f"version {number} of {config.repository} serves from the next start on; "
             "`make serve` loads it into the running server"
@@ -252,7 +264,14 @@ def roll_back(config: CanaryConfig) -> None:
         return
     with door.alone(config.run_dir):
         supervisor, before = _running(config)
-        door.bring_up(_door_config(config, before), before, supervisor, before)
+        was = current(config.repository)
+        number = previous(config.repository, public_key=key)
+        try:
+            door.bring_up(_door_config(config, before), before, supervisor, before)
+        except BaseException:
+            serve_version(config.repository, was, public_key=key)
+            door.bring_up(_door_config(config, before), before, supervisor, before)
+            raise
         print_replicas(before, supervisor)
     print(f"version {number} of {config.repository} serves")
 

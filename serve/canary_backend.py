@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from contract import ATTRIBUTES, PUBLIC_MODEL
 from serve.probe import INFER_PATH
 
 SERVER = "canary"
 """Of haproxy, in each backend of the servers."""
 STABLE_HEADER = "toxicity-stable"
 """By which the application asks for the current version: parts of one answer are of one version."""
+MONITOR_HEADER = "toxicity-monitor"
+"""Of what the monitor asks, which the current version answers: it is no traffic to judge by."""
 LINE_BYTES, _MOST_BODY_BYTES, _MOST_ANSWER_BYTES = 65_535, 24_000, 12_000
 """Of a line, which holds a request and its answer, each a third longer in base64."""
 LINE_WORD = "drawn"
@@ -27,12 +30,15 @@ LINE_WORD = "drawn"
 _HEADER_LENGTH = "inference-header-content-length"
 _DRAWN, _TAPPED = "{ var(txn.drawn) -m found }", "{ var(txn.tap_body) -m found }"
 _STEPS = 1_000_000
+_OUTPUTS = r'"outputs"[ \t\r\n]*:[ \t\r\n]*\[[ \t\r\n]*\{'
+"""Of a request that names what it asks for; any other asks for all that a version has."""
 
 
 @dataclass(frozen=True)
 class CanaryRoute:
     """What haproxy is told of the second version."""
 
+    version: int
     http_socket: str
     metrics_socket: str
     mirror_socket: str
@@ -41,20 +47,33 @@ class CanaryRoute:
     """Where it tells what it found."""
     share: float
     shadow: bool
+    same_attributes: bool
+    """Whether both versions have the same ones."""
 
 
 def draw(route: CanaryRoute | None, backend: str, condition: str) -> list[str]:
     """Rules of a frontend that holds bodies whole: draw requests where the condition is true.
 
-    Only the path that names no version is drawn: whoever asks for a version gets that one.
+    Only the path that names no version is drawn: whoever asks for a version gets that one. Where
+    the versions' attributes differ, who asks for them is answered by the current one.
     """
     if route is None:
         return []
+    others = "" if route.same_attributes else f" {_without_attributes(route)}"
     return [
         f"http-request set-var(txn.drawn) int(1) if {condition} {{ path {INFER_PATH} }} "
         f"{{ rand({_STEPS}) lt {round(_STEPS * route.share)} }} "
-        f"!{{ req.hdr({STABLE_HEADER}) -m found }} {{ srv_is_up({backend}/{SERVER}) }}",
+        f"!{{ req.hdr({STABLE_HEADER}) -m found }} !{{ req.hdr({MONITOR_HEADER}) -m found }} "
+        f"{{ srv_is_up({backend}/{SERVER}) }}{others}",
     ]
+
+
+def _without_attributes(route: CanaryRoute) -> str:
+    """Condition of requests that do not ask for attributes; a shadow may have any other."""
+    named = f"{{ req.body -m reg '{_OUTPUTS}' }} !{{ req.fhdr({_HEADER_LENGTH}) -m reg ^0+$ }}"
+    asked = f"""!{{ req.body -m sub '"{ATTRIBUTES}"' }}"""
+    escaped = rf"!{{ req.body -m reg '{_OUTPUTS}[^]]*\\' }}"  # it may be spelled otherwise
+    return " ".join([*([] if route.shadow else [named]), asked, escaped])
 
 
 def tap_log(route: CanaryRoute | None) -> list[str]:
@@ -97,8 +116,13 @@ def server(route: CanaryRoute | None, track: str = "") -> list[str]:
     if route is None:
         return []
     checked = f"track {track} on-error mark-down observe layer4 error-limit 1" if track else "check"
-    use = [] if route.shadow else [f"use-server {SERVER} if {_DRAWN}"]
-    return [*use, f"server {SERVER} unix@{route.http_socket} weight 0 {checked}"]
+    # Who was answered by it can read by what it decides.
+    config = f"/v2/models/{PUBLIC_MODEL}/versions/{route.version}/config"
+    use = [f"use-server {SERVER} if {condition}" for condition in (_DRAWN, f"{{ path {config} }}")]
+    return [
+        *([] if route.shadow else use),
+        f"server {SERVER} unix@{route.http_socket} weight 0 {checked}",
+    ]
 
 
 def metrics(route: CanaryRoute | None) -> dict[str, str]:

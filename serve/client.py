@@ -6,7 +6,7 @@ scores = score_comments(["you are kind", "..."], protocol="grpc")
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Literal
@@ -59,9 +59,13 @@ class ServerScores:
 
 
 def score_comments(
-    texts: Sequence[str], *, protocol: Protocol = "http", url: str | None = None
+    texts: Sequence[str],
+    *,
+    protocol: Protocol = "http",
+    url: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> ServerScores:
-    """Scores of any number of comments, in as many requests as they need.
+    """Scores of any number of comments, in as many requests as they need, each with `headers`.
 
     Raises BadInput for what cannot be sent or is refused as it is, ToxicityError when the
     server is not there, is overloaded or fails.
@@ -72,7 +76,7 @@ def score_comments(
     try:
         with connect(protocol, url) as client:
             for batch in requests_of(encoded):
-                answers.append(infer(client, protocol, batch))
+                answers.append(infer(client, protocol, batch, headers))
                 for name in (PROBABILITY, LOGIT, MODEL_VERSION):
                     if answers[-1].get_output(name) is None:
                         raise LookupError(name)
@@ -91,21 +95,26 @@ def score_comments(
     )
 
 
-def served_threshold(*, protocol: Protocol = "http", url: str | None = None) -> float | None:
-    """Probability from which the served version flags a comment; None where it does not say.
+def served_threshold(
+    version: str = "", *, protocol: Protocol = "http", url: str | None = None
+) -> float | None:
+    """Probability from which a served version flags a comment; None where it does not say.
 
-    That is an older version, or a server that does not tell its configuration. Raises as
-    `score_comments` does when the server is not there.
+    The current version by default, and for one that is gone. None is that of an older version, or
+    of a server that does not tell its configuration. Raises as `score_comments` does when the
+    server is not there.
     """
     url = _checked(DEFAULT_URL[protocol] if url is None else url)
     try:
         with connect(protocol, url) as client:
             if protocol == "grpc":
-                found = client.get_model_config(PUBLIC_MODEL, as_json=True)["config"]
+                found = client.get_model_config(PUBLIC_MODEL, version, as_json=True)["config"]
             else:
-                found = client.get_model_config(PUBLIC_MODEL)
+                found = client.get_model_config(PUBLIC_MODEL, version)
         return float(found["parameters"][THRESHOLD]["string_value"])
-    except (InferenceServerException, LookupError, ValueError, TypeError):
+    except InferenceServerException:
+        return served_threshold(protocol=protocol, url=url) if version else None
+    except (LookupError, ValueError, TypeError):
         return None
     except (OSError, HTTPException) as error:
         raise _unreachable(url, str(error)) from error
@@ -143,7 +152,12 @@ def requests_of(encoded: Sequence[bytes]) -> Iterator[list[bytes]]:
         yield batch
 
 
-def infer(client: Any, protocol: Protocol, encoded: Sequence[bytes]) -> Any:
+def infer(
+    client: Any,
+    protocol: Protocol,
+    encoded: Sequence[bytes],
+    headers: Mapping[str, str] | None = None,
+) -> Any:
     """Send one request of B encoded comments; Triton's answer holds [B, 1] tensors.
 
     Raises InferenceServerException with the server's own words.
@@ -151,7 +165,7 @@ def infer(client: Any, protocol: Protocol, encoded: Sequence[bytes]) -> Any:
     text_B1 = np.array(encoded, np.object_).reshape(-1, 1)
     tensor = _CLIENT[protocol].InferInput(TEXT, list(text_B1.shape), "BYTES")
     tensor.set_data_from_numpy(text_B1)
-    return client.infer(PUBLIC_MODEL, [tensor])
+    return client.infer(PUBLIC_MODEL, [tensor], headers=headers)
 
 
 def connect(protocol: Protocol, url: str) -> Any:

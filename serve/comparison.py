@@ -104,9 +104,10 @@ class PairComparison:
             self.absolute += abs(canary - stable)
             self.largest = max(self.largest, abs(canary - stable))
 
-    def drop(self, reason: str) -> None:
-        """A request that cannot be compared."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Requests that cannot be compared."""
+        if count:
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
 
     def document(self) -> dict[str, Any]:
         """All of it as JSON; scores are probabilities, times milliseconds."""

@@ -33,13 +33,23 @@ def ask(
     path: Path, target: str, body: object = None, *, timeout_s: float = _TIMEOUT_S
 ) -> tuple[int, Any]:
     """Status and JSON of a server's answer; `body`, if any, is sent as JSON. Raises OSError."""
+    status, content = read(path, target, body, timeout_s=timeout_s)
+    try:
+        return status, json.loads(content) if content else None
+    except ValueError as error:
+        raise OSError(f"{path} gave no answer that can be read: {error}") from error
+
+
+def read(
+    path: Path, target: str, body: object = None, *, timeout_s: float = _TIMEOUT_S
+) -> tuple[int, bytes]:
+    """`ask`, for an answer that is not JSON."""
     connection = _UnixConnection(path, timeout_s)
     try:
         data = None if body is None else json.dumps(body).encode()
         connection.request("POST" if data else "GET", target, data)
         answer = connection.getresponse()
-        content = answer.read()
-        return answer.status, json.loads(content) if content else None
+        return answer.status, answer.read()
     except (HTTPException, ValueError) as error:
         raise OSError(f"{path} gave no answer that can be read: {error}") from error
     finally:

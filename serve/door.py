@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ import psutil
 from console.options import parse_config, run
 from contract import BODY_TIMEOUT_S, BadInput, ToxicityError
 from export.repository import current, verify
-from serve import balancer, control, haproxy, mirror_settings, tritonserver, view
+from serve import control, haproxy, mirror_settings, tritonserver, view
 from serve.app import settings as app
 from serve.launch import STARTS_FILE
 from serve.metrics_door import BALANCER_METRICS
@@ -40,11 +40,12 @@ from serve.programs import (
     write_balancers,
     write_mirror,
 )
+from serve.reload import reload, wait_until_up
 from serve.run_folder import claim, is_ours
 from serve.settings import CANARY, MIRROR, STATE_FILE, Settings, replica, server_names, settled
 from serve.settings import DoorConfig as DoorConfig
 from serve.settings import read_settings as read_settings
-from serve.supervisor import Supervisor
+from serve.supervisor import State, Supervisor
 from serve.telling import app_scores, print_addresses, print_replicas, scores, served_version
 from serve.triton import Server
 from storage.files import write_json
@@ -212,19 +213,14 @@ def bring_up(
     for name in sorted(known & set(views)):
         _update(config, settings, supervisor, name)
     if settings.balanced:
-        workers = _workers(supervisor)
-        reloaded = False
-        for name in haproxy.NAMES:
-            # One that starts now reads the new file by itself, and is not ready for a signal.
-            old, now = earlier.get(name), started.get(name)
-            if old and now and old.pid and old.pid == now.pid:
-                supervisor.signal(name, "USR2")  # the old worker finishes what it began
-                reloaded = True
-        _wait_until_up(config, settings, supervisor)
+        # One that starts now reads the new file by itself.
+        kept = [name for name in haproxy.NAMES if _same_process(earlier, started, name)]
+        ending = reload(supervisor, kept, config.ready_timeout_s)
+        wait_until_up(settings, supervisor, config.ready_timeout_s)
         if told and app.NAME in earlier:
             # It finishes what it began; others wait for the new one, in a worker that stays: one
             # that ends asks no more whether the application is back.
-            psutil.wait_procs(workers if reloaded else (), timeout=BODY_TIMEOUT_S)
+            psutil.wait_procs(ending, timeout=BODY_TIMEOUT_S)
             wanted = programs(config, settings, supervisor)  # which takes a while
             supervisor.stop(app.NAME)
             supervisor.start(wanted)
@@ -235,13 +231,23 @@ def bring_up(
 def take_down_canary(config: DoorConfig, settings: Settings, supervisor: Supervisor) -> None:
     """End the canary once haproxy sends it nothing more; `settings` have none. Hold the lock."""
     write_balancers(settings, supervisor)
-    workers = _workers(supervisor)
-    for name in haproxy.NAMES:
-        supervisor.signal(name, "USR2")
-    _wait_until_up(config, settings, supervisor)
-    psutil.wait_procs(workers, timeout=BODY_TIMEOUT_S)  # they finish what it was asked
+    ending = reload(supervisor, haproxy.NAMES, config.ready_timeout_s)
+    wait_until_up(settings, supervisor, config.ready_timeout_s)
+    psutil.wait_procs(ending, timeout=BODY_TIMEOUT_S)  # they finish what it was asked
     supervisor.start(programs(config, settings, supervisor))
     shutil.rmtree(supervisor.program_folder(CANARY) / view.FOLDER, ignore_errors=True)
+
+
+def put_back(config: DoorConfig, settings: Settings, supervisor: Supervisor) -> None:
+    """Have a canary as `settings` say, when a change of it failed; hold the lock.
+
+    Waits for no server: it may be what failed.
+    """
+    if write_mirror(settings, supervisor):
+        supervisor.stop(MIRROR)
+    write_balancers(settings, supervisor)
+    supervisor.start(programs(config, settings, supervisor))
+    reload(supervisor, haproxy.NAMES, config.ready_timeout_s)
 
 
 def _prepare_canary(
@@ -313,40 +319,9 @@ def _update(config: DoorConfig, settings: Settings, supervisor: Supervisor, name
     supervisor.start(programs(config, settings, supervisor))  # with the new files' hashes
 
 
-def _wait_until_up(config: DoorConfig, settings: Settings, supervisor: Supervisor) -> None:
-    expected = {replica(number): "UP" for number in range(1, settings.replicas + 1)}
-    if settings.canary:
-        expected[CANARY] = "UP"
-    large = balancer.large_socket(supervisor.program_folder(haproxy.LARGE_NAME))
-    deadline = time.monotonic() + config.ready_timeout_s
-    while (found := haproxy.states(settings.metrics_port)) != expected or not haproxy.accepts(
-        large
-    ):
-        states = supervisor.states()
-        ended = [
-            name
-            for name in haproxy.NAMES
-            if name not in states or states[name].words in ("BACKOFF", "FATAL", "EXITED")
-        ]
-        if ended or time.monotonic() > deadline:
-            log = supervisor.program_folder((*ended, haproxy.NAME)[0]) / "log"
-            lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line]
-            raise BadInput(
-                f"haproxy's replicas are {found or 'not there'}, expected {settings.replicas} that "
-                f"are up; {lines[-1] if lines else 'it said nothing'}; the log is {log}"
-            )
-        time.sleep(_POLL_S)
-
-
-def _workers(supervisor: Supervisor) -> set[psutil.Process]:
-    """Of the balancers."""
-    states = supervisor.states()
-    pids = [states[name].pid for name in haproxy.NAMES if name in states and states[name].pid]
-    found: set[psutil.Process] = set()
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found |= set(psutil.Process(pid).children())
-    return found
+def _same_process(earlier: Mapping[str, State], now: Mapping[str, State], name: str) -> bool:
+    old, new = earlier.get(name), now.get(name)
+    return bool(old and new and old.pid and old.pid == new.pid)
 
 
 def _stay(config: DoorConfig) -> None:

@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import math
 import os
+import re
 import socket
 import sys
 import time
@@ -39,6 +40,7 @@ from serve.app.refusals import Refusal
 from serve.app.upstream import Upstream
 from serve.canary_backend import LINE_BYTES, LINE_WORD, SERVER
 from serve.comparison import PairComparison, Role
+from serve.metrics_door import BALANCER_METRICS
 from serve.mirror_metrics import ComparisonMetrics
 from serve.mirror_settings import COMPARISON_PATH, MirrorSettings, read_mirror_settings
 from serve.probe import INFER_PATH
@@ -47,6 +49,9 @@ _MOST_WAITING, _AT_ONCE = 256, 2
 """Requests that wait to be compared; how many are asked at once."""
 _TIMEOUT_S = 5.0
 _RECEIVE_BYTES = 4 << 20
+_LOOK_S = 1.0
+_LOST = re.compile(rb"^haproxy_process_dropped_logs_total (\d+)", re.MULTILINE)
+_ASK_LOST = f"GET {BALANCER_METRICS}?scope=global HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class DrawnRequest:
     """A request as haproxy tells it, and its answer."""
 
     server: str
+    status: int
+    """200, or 4xx of the canary: another answer proves nothing."""
     took_s: float
     length: int | None
     """Of the JSON before binary tensors, by the request's header."""
@@ -70,20 +77,22 @@ def read_line(line: bytes) -> DrawnRequest | str:
     if len(fields) != 7:
         return "unreadable"
     server, status, took_us, length, answer_length, body, answer = fields
-    if took_us == "-":  # haproxy's own words of a connection
-        return ""
-    if status != "200":
-        return "failed" if server == SERVER and status >= "500" else "refused"
-    if "-" in (body, answer):
+    failed = server == SERVER and status >= "500"
+    if took_us == "-":  # haproxy's own words, of a server that did not answer or of a connection
+        return "failed" if failed else ""
+    if failed or (server != SERVER and status != "200"):
+        return "failed" if failed else "refused"
+    if body == "-" or (status == "200" and answer == "-"):
         return "long"
     try:
         return DrawnRequest(
             server=server,
+            status=int(status),
             took_s=int(took_us) / 1e6,
             length=None if length == "-" else int(length),
             body=base64.b64decode(body, validate=True),
             answer_length=None if answer_length == "-" else int(answer_length),
-            answer=base64.b64decode(answer, validate=True),
+            answer=b"" if answer == "-" else base64.b64decode(answer, validate=True),
         )
     except (ValueError, binascii.Error):
         return "unreadable"
@@ -111,7 +120,24 @@ class Mirror:
         self._stable = itertools.cycle([Upstream(path, _TIMEOUT_S) for path in settings.stable])
         self._versions = Versions(settings.views)
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(_MOST_WAITING)
+        self._balancer = Upstream(settings.balancer, _TIMEOUT_S)
+        self._lost: int | None = None
         self.found = PairComparison()
+
+    async def count_lost(self) -> None:
+        """Count what haproxy drops as this socket is full, by its own counter, for ever."""
+        while True:
+            with contextlib.suppress(OSError):  # it is reloaded
+                answer = await self._balancer.ask(_ASK_LOST)
+                if said := _LOST.search(answer.body):
+                    self.note_lost(int(said[1]))
+            await asyncio.sleep(_LOOK_S)
+
+    def note_lost(self, now: int) -> None:
+        """The counter of haproxy, which begins anew when that is reloaded; first as it was."""
+        before = now if self._lost is None else self._lost
+        self.found.drop("lost", now - before if now >= before else now)
+        self._lost = now
 
     def receive(self, sock: socket.socket) -> None:
         """Take what the socket holds."""
@@ -148,6 +174,8 @@ class Mirror:
         except OSError:
             return missing
         took_s = time.monotonic() - began_s
+        if first.status != 200:  # of the canary alone, or of the client's own mistake
+            return "failed" if answer.status == 200 else "refused"
         if answer.status != 200:
             return missing
         own = probabilities(first.answer, first.answer_length)
@@ -192,6 +220,7 @@ def create_mirror(settings: MirrorSettings) -> Starlette:
         with _lines_socket(settings.lines) as sock:
             loop.add_reader(sock, mirror.receive, sock)
             workers = [asyncio.create_task(mirror.work()) for _ in range(_AT_ONCE)]
+            workers.append(asyncio.create_task(mirror.count_lost()))
             yield
             loop.remove_reader(sock)
             for worker in workers:

@@ -25,6 +25,8 @@ class MirrorSettings:
     stable: tuple[str, ...]
     views: tuple[str, ...]
     """What the servers load; manifests lie there."""
+    balancer: str
+    """Where haproxy tells its metrics."""
     share: float
     shadow: bool
 

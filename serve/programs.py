@@ -7,10 +7,13 @@ import os
 import sys
 from pathlib import Path
 
-from contract import HOST, BadInput
+from contract import HOST, BadInput, ToxicityError
+from export.repository import current
 from serve import balancer, canary_backend, control, haproxy, keys, tritonserver, view
 from serve import mirror_settings as mirror
 from serve.app import settings as app
+from serve.app.decisions import Versions
+from serve.app.refusals import Refusal
 from serve.settings import (
     CANARY,
     GRPC,
@@ -56,13 +59,14 @@ def write_mirror(settings: Settings, supervisor: Supervisor) -> bool:
     assert settings.canary
     folder = supervisor.program_folder(MIRROR)
     servers = {name: supervisor.program_folder(name) for name in _replica_names(settings)}
-    canary = supervisor.program_folder(CANARY)
+    canary, front = (supervisor.program_folder(name) for name in (CANARY, haproxy.NAME))
     told = mirror.MirrorSettings(
         lines=str(folder / mirror.LINES_SOCKET),
         http=str(folder / mirror.HTTP_SOCKET),
         canary=str(canary / control.HTTP_SOCKET),
         stable=tuple(str(path / control.HTTP_SOCKET) for path in servers.values()),
         views=tuple(str(path / view.FOLDER) for path in (*servers.values(), canary)),
+        balancer=str(balancer.metrics_socket(front)),
         share=settings.canary.share,
         shadow=settings.canary.shadow,
     )
@@ -117,13 +121,12 @@ def _write_if_new(path: Path, text: str) -> bool:
 
 
 def _balancer(config: DoorConfig, supervisor: Supervisor, name: str) -> Program:
-    file = supervisor.program_folder(name) / haproxy.CONFIG_FILE
     return Program(
         name=name,
-        command=[haproxy.executable(), "-W", "-f", str(file)],
+        command=haproxy.command(supervisor.program_folder(name)),
         environment=haproxy.ENVIRONMENT,
         files={},
-        sockets=[],
+        sockets=[haproxy.MASTER_SOCKET],
         stop_signal="USR1",
         stop_timeout_s=int(config.stop_timeout_s) + 5,
     )
@@ -231,10 +234,25 @@ def _canary_route(settings: Settings, supervisor: Supervisor) -> canary_backend.
         return None
     server, compares = (supervisor.program_folder(name) for name in (CANARY, MIRROR))
     return canary_backend.CanaryRoute(
+        version=settings.canary.version,
         http_socket=str(server / control.HTTP_SOCKET),
         metrics_socket=str(server / control.METRICS_SOCKET),
         mirror_socket=str(compares / mirror.LINES_SOCKET),
         mirror_http_socket=str(compares / mirror.HTTP_SOCKET),
         share=settings.canary.share,
         shadow=settings.canary.shadow,
+        same_attributes=same_attributes(settings, supervisor),
     )
+
+
+def same_attributes(settings: Settings, supervisor: Supervisor) -> bool:
+    """Whether the canary and the current version have the same; not where one of them is gone."""
+    assert settings.canary
+    own = supervisor.program_folder(CANARY) / view.FOLDER
+    versions = Versions([settings.repository], [str(own)])  # they lie there as in a view
+    try:
+        now = current(Path(settings.repository))
+        both = [versions.of(str(number)).attributes for number in (now, settings.canary.version)]
+    except (ToxicityError, Refusal):
+        return False
+    return both[0] == both[1]

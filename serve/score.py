@@ -86,8 +86,10 @@ def _main() -> None:
     if texts == ("-",) and "-" in flags:
         texts = tuple(_lines(sys.stdin.buffer))
     scores = score_comments(texts, protocol=config.protocol, url=config.url)
-    threshold = served_threshold(protocol=config.protocol, url=config.url)
-    at = DECISION_THRESHOLD if threshold is None else threshold
+    thresholds = {
+        version: served_threshold(version, protocol=config.protocol, url=config.url)
+        for version in dict.fromkeys(scores.model_version) or ("",)
+    }
     if config.attributes and texts and not scores.attributes[0]:
         raise BadInput(
             f"version {scores.model_version[0]} has no attributes, expected some with "
@@ -99,6 +101,7 @@ def _main() -> None:
     for row, text in enumerate(texts):
         probability, logit = float(scores.probability[row]), float(scores.logit[row])
         version = scores.model_version[row]
+        at = _decided_from(thresholds[version])
         if config.json:
             answer: dict[str, Any] = {PROBABILITY: probability, LOGIT: logit}
             if scores.attributes[row]:
@@ -113,9 +116,16 @@ def _main() -> None:
             shown = f"{probability:{len(PROBABILITY)}.4f}", f"{logit:9.4f}", f"{version:>7}"
             print("  ".join((*shown, flagged, *others, text)))
     if not config.json:
-        for words in (from_where(threshold), none_toxic(scores.probability, at)):
-            if words:
-                print(words, file=sys.stderr)
+        for version, threshold in thresholds.items():
+            of = f"version {version}: " if len(thresholds) > 1 else ""
+            print(f"{of}{from_where(threshold)}", file=sys.stderr)
+        lowest = min(map(_decided_from, thresholds.values()))
+        if words := none_toxic(scores.probability, lowest):
+            print(words, file=sys.stderr)
+
+
+def _decided_from(threshold: float | None) -> float:
+    return DECISION_THRESHOLD if threshold is None else threshold
 
 
 def from_where(threshold: float | None) -> str:

@@ -164,11 +164,6 @@ class Supervisor:
         if not name:
             self._end()
 
-    def signal(self, name: str, signal: str) -> None:
-        """Send a signal, "USR2" say, to a program."""
-        with self._calls() as call:
-            call.signalProcess(name, signal)
-
     def running(self) -> bool:
         """Whether the supervisor answers."""
         try:

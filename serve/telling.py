@@ -40,7 +40,7 @@ def served_version(settings: Settings, folder: Path) -> int | None:
 def print_replicas(settings: Settings, supervisor: Supervisor) -> None:
     """A line for each program."""
     states = supervisor.states()
-    up = haproxy.states(settings.metrics_port) if settings.balanced else {}
+    up = haproxy.states(supervisor.program_folder(haproxy.NAME)) if settings.balanced else {}
     for name in server_names(settings):
         print(f"{name + ':':14} {_described(settings, supervisor, states.get(name), name, up)}")
     if settings.balanced:
@@ -73,8 +73,9 @@ def comparison_lines(found: dict[str, Any]) -> list[str]:
     flips = found["flips"]
     count = sum(flips.values())
     lines = [f"{found['comments']} comments compared, {count} decisions flipped"]
+    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(found["dropped"].items()))
     if not found["comments"]:
-        return lines
+        return [*lines, f"not compared {dropped}"] if dropped else lines
     lines += [
         f"flips        {found['flip_share']:.4g} of comments: {flips['to_flagged']} to flagged, "
         f"{flips['to_passed']} to passed",
@@ -88,7 +89,6 @@ def comparison_lines(found: dict[str, Any]) -> list[str]:
             f"{role:12} version {', '.join(one['versions'])}: p50 {one['p50_ms']:.3g} ms, "
             f"p99 {one['p99_ms']:.3g} ms of {one['requests']} requests"
         )
-    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(found["dropped"].items()))
     return [*lines, f"not compared {dropped or 'none'}"]
 
 

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _LONGEST_FIRST = (
-    "alerts door canary app app_door page readme score_file bench_encoder attack core fuzz "
-    "cascade qat "
+    "alerts door canary canary_attributes app app_door page readme score_file bench_encoder attack "
+    "core fuzz cascade qat "
     "train generator_agrees load long_text soak serve ladder bench repository "
     "training_options open_loop replicas parity faults cache capacity distill attributes placement "
     "quality migrate recipes torchscript export tokenizer sources labels versions"

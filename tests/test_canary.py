@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -38,7 +40,7 @@ from contract import (
 )
 from export.repository import current
 from export.switch import serve_version
-from serve import canary, door, haproxy, mirror, view
+from serve import canary, control, door, haproxy, mirror, view
 from serve.app.decisions import Versions
 from serve.canary import CanaryConfig
 from serve.canary_backend import SERVER, STABLE_HEADER
@@ -157,7 +159,8 @@ def test_a_share_is_drawn_a_kill_costs_nothing_and_the_end_neither(
         pid = supervisor.states()[CANARY].pid
         psutil.Process(pid).kill()
         until(lambda: supervisor.states()[CANARY].pid not in (0, pid))
-        until(lambda: haproxy.states(running.metrics_port)[SERVER] == "UP")
+        front = supervisor.program_folder(haproxy.NAME)
+        until(lambda: haproxy.states(front)[SERVER] == "UP")
         mirror_pid = supervisor.states()[MIRROR].pid
         psutil.Process(mirror_pid).kill()
         until(lambda: supervisor.states()[MIRROR].pid not in (0, mirror_pid))
@@ -170,6 +173,27 @@ def test_a_share_is_drawn_a_kill_costs_nothing_and_the_end_neither(
     after = {name: state.pid for name, state in supervisor.states().items()}
     assert after == before, "nothing else was started again"
     assert not (supervisor.program_folder(CANARY) / view.FOLDER).exists()
+
+
+@needs_haproxy
+@pytest.mark.slow
+def test_a_reload_has_happened_when_its_call_returns(running: door.DoorConfig) -> None:
+    """The same file again is nothing that the state of the servers would tell."""
+    supervisor = Supervisor(running.run_dir)
+    master = psutil.Process(supervisor.states()[haproxy.NAME].pid)
+    before = {worker.pid for worker in master.children()}
+    master.suspend()  # it is slow to begin
+    resume = threading.Timer(3, master.resume)
+    resume.start()
+    try:
+        door.start(running)  # which reloads
+        assert {worker.pid for worker in master.children()} - before
+    finally:
+        resume.join()
+    for share in (0.1, 0.2, 0.3):  # one after another, none is lost
+        canary.begin(flags(running, version=2, share=share))
+    canary.end(flags(running, end=True))
+    assert CANARY not in haproxy.states(supervisor.program_folder(haproxy.NAME))
 
 
 def test_the_current_version_is_not_a_canarys(tmp_path: Path) -> None:
@@ -259,7 +283,31 @@ def test_a_shadow_changes_no_answer_and_its_comparison_is_exact(
     url = f"http://{HOST}:{running.metrics_port}/balancer/metrics"
     with urllib.request.urlopen(url, timeout=10) as answered:
         text = answered.read().decode()
-    assert re.search(r"^haproxy_process_dropped_logs_total [1-9]", text, re.MULTILINE)
+    lost = re.search(r"^haproxy_process_dropped_logs_total ([1-9]\d*)", text, re.MULTILINE)
+    assert lost
+    until(lambda: compared(running)["dropped"].get("lost") == int(lost[1]))
+
+
+@needs_haproxy
+@pytest.mark.slow
+def test_what_only_the_canary_refuses_is_its_failure(running: door.DoorConfig) -> None:
+    canary.begin(flags(running, version=2, share=1.0))
+    wrong = json.dumps({"inputs": [{"name": "no such", "shape": [1, 1], "datatype": "BYTES"}]})
+    for _ in range(5):
+        assert ask(running, INFER_PATH, wrong.encode())[0] == 400
+    until(lambda: compared(running)["dropped"].get("refused") == 5)
+    assert "failed" not in compared(running)["dropped"], "both refuse the client's own mistake"
+
+    # It refuses all until haproxy's next check finds it out.
+    sock = Supervisor(running.run_dir).program_folder(CANARY) / control.HTTP_SOCKET
+    control.ask(sock, f"/v2/repository/models/{PUBLIC_MODEL}/unload", {})
+    statuses = Counter(ask(running, INFER_PATH, body(COMMENT))[0] for _ in range(100))
+    refused = statuses[400] + statuses[404]
+    assert refused and refused + statuses[200] == 100, statuses
+    until(lambda: compared(running)["dropped"].get("failed", 0) >= refused)
+    late = judged(compared(running), Bounds(), over=True)
+    assert any("requests failed" in words for words in late.failed) and not late.promote
+    canary.end(flags(running, end=True))
 
 
 @needs_haproxy
@@ -331,6 +379,43 @@ def test_a_version_that_cannot_serve_is_refused_and_nothing_is_left(
     assert not flags_of(running)["canary"]
 
 
+@needs_haproxy
+@pytest.mark.slow
+def test_what_fails_leaves_what_was(
+    running: door.DoorConfig, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """A change of a canary's share, and a step back to a version that no server can load."""
+    now = current(running.repository)
+    number = tiny_model.publish(running.repository)
+    let_serve(running, now)
+    canary.begin(flags(running, version=number, share=1.0))
+    supervisor = Supervisor(running.run_dir)
+    pid = supervisor.states()[CANARY].pid
+    told = (supervisor.program_folder(MIRROR) / "mirror.json").read_text("utf-8")
+    os.kill(pid, signal.SIGSTOP)  # it lives and does not score
+    try:
+        with pytest.raises(BadInput, match="canary is not ready after 8 s"):
+            canary.begin(flags(running, version=number, share=0.5, ready_timeout_s=8))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert flags_of(running)["canary"] == {"version": number, "share": 1.0, "shadow": False}
+    assert (supervisor.program_folder(MIRROR) / "mirror.json").read_text("utf-8") == told
+    front = supervisor.program_folder(haproxy.NAME)
+    until(lambda: haproxy.states(front).get(SERVER) == "UP")
+    assert supervisor.states()[CANARY].pid == pid
+    assert {ask_version(running) for _ in range(20)} == {str(number)}
+    canary.end(flags(running, end=True))
+
+    broken = dataclasses.replace(tiny_model, ragged_path=tmp_path / "broken.onnx")
+    broken.ragged_path.write_bytes(b"no model")
+    broken.publish(running.repository)  # which makes it current
+    let_serve(running, now)
+    with pytest.raises(BadInput, match="could not load the new version"):
+        canary.roll_back(flags(running, action="rollback"))
+    assert current(running.repository) == now
+    assert {ask_version(running) for _ in range(20)} == {str(now)}
+
+
 def flags_of(config: door.DoorConfig) -> dict[str, Any]:
     settings = door.read_settings(config.run_dir)
     assert settings
@@ -400,7 +485,9 @@ def test_percentiles_are_values_that_were_seen() -> None:
         (b"drawn replica-1 200 5 - - - e30=", "long"),
         (b"drawn replica-1 503 5 - - e30= e30=", "refused"),
         (b"drawn canary 503 5 - - e30= e30=", "failed"),
-        (b"drawn canary 400 5 - - e30= e30=", "refused"),
+        (b"drawn canary 504 - - - e30= -", "failed"),
+        (b"drawn canary 400 5 - - - e30=", "long"),
+        (b"drawn replica-1 400 5 - - e30= e30=", "refused"),
         (b"drawn replica-1 200 5 - - e30= -", "long"),
         (b"drawn replica-1 200 5 - - e3 e30=", "unreadable"),
         (b"drawn replica-1 200 five - - e30= e30=", "unreadable"),
@@ -415,7 +502,10 @@ def test_a_line_that_says_nothing_is_dropped_with_its_reason(line: bytes, reason
 
 def test_what_the_mirror_has_no_room_for_is_dropped_and_counted() -> None:
     compares = mirror.Mirror(
-        MirrorSettings(lines="", http="", canary="", stable=("",), views=(), share=1, shadow=True)
+        MirrorSettings(
+            **{"lines": "", "http": "", "canary": "", "balancer": "", "stable": ("",)},
+            **{"views": (), "share": 1, "shadow": True},
+        )
     )
     haproxys, own = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with haproxys, own:
@@ -424,6 +514,9 @@ def test_what_the_mirror_has_no_room_for_is_dropped_and_counted() -> None:
             haproxys.send(b"drawn replica-1 200 5 - - e30= e30=")
             compares.receive(own)
     assert compares.found.dropped == {"behind": 300 - 256}
+    for count in (7, 9, 9, 4):  # of haproxy, which was reloaded before the last
+        compares.note_lost(count)
+    assert compares.found.dropped["lost"] == 2 + 4
 
 
 @needs_haproxy
@@ -444,11 +537,12 @@ def test_haproxy_takes_the_rules_beside_keys_and_grpc(tmp_path: Path, shadow: bo
         (supervisor.program_folder(name) / haproxy.CONFIG_FILE).read_text("utf-8")
         for name in haproxy.NAMES
     ]
-    assert [text.count("use-server canary") for text in texts] == ([0, 0] if shadow else [2, 1])
+    assert [text.count("use-server canary") for text in texts] == ([0, 0] if shadow else [4, 2])
     write_balancers(dataclasses.replace(settings, canary=None), supervisor)
     for name in haproxy.NAMES:
         path = supervisor.program_folder(name) / haproxy.CONFIG_FILE
-        assert CANARY not in path.read_text("utf-8"), "without one nothing of it is there"
+        text = path.read_text("utf-8").replace(str(tmp_path), "")
+        assert CANARY not in text, "without one nothing of it is there"
 
 
 def test_a_line_says_what_was_asked_and_answered() -> None:

@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import re
+import select
 import signal
 import socket
 import stat
@@ -563,41 +564,36 @@ def test_without_the_balancer_of_large_bodies_small_ones_score(opened: door.Door
 
 
 def test_grpc_clients_that_give_up_cost_http_clients_nothing(opened: door.DoorConfig) -> None:
-    request = service_pb2.ModelInferRequest(model_name=PUBLIC_MODEL)
-    request.inputs.add(name=TEXT, shape=[1, 1], datatype="BYTES")
-    request.raw_input_contents.append(b"\4\0\0\0kind")
-    done = threading.Event()
-
-    def give_up(seconds: float) -> None:
-        # Never closed: where its server ended under a call that was cancelled, closing may wait for
-        # ever in the client (grpc/grpc issue 20026), the server up again and idle.
-        channel = grpc.insecure_channel(f"{HOST}:{opened.grpc_port}")
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        while not done.is_set():
-            call = stub.ModelInfer.future(request, timeout=seconds)
-            if seconds < 0.002:
-                call.cancel()
-            with contextlib.suppress(grpc.RpcError, grpc.FutureCancelledError):
-                call.result()
-
+    address = f"{HOST}:{opened.grpc_port}"
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, str(root / "tests" / "giving_up.py"), address]
     http = Supervisor(opened.run_dir).states()["replica-1"].pid
-    with load(opened) as found, ThreadPoolExecutor(8) as pool:
-        for number in range(8):
-            pool.submit(give_up, 0.0005 * (number + 1))
-        time.sleep(5)
-        done.set()
+    clients = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        readable, _, _ = select.select([clients.stdout], [], [], 60)
+        assert readable and clients.poll() is None, "they do not begin"
+        with load(opened) as found:
+            time.sleep(5)
+        assert clients.poll() is None
+    finally:
+        clients.kill()
+        clients.communicate()
     assert found.answers and not found.lost
     assert Supervisor(opened.run_dir).states()["replica-1"].pid == http
 
     def grpc_answers() -> bool:
-        with grpc.insecure_channel(f"{HOST}:{opened.grpc_port}") as channel:
-            try:
-                service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=5)
-            except grpc.RpcError:
-                return False
-            return True
+        score = ["-m", "serve.score", "kind", "--protocol", "grpc", "--url", address]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            asked = subprocess.run(
+                [sys.executable, *score], env=environment, capture_output=True, timeout=30
+            )
+            return asked.returncode == 0
+        return False
 
-    eventually(grpc_answers)
+    eventually(grpc_answers, 60)
 
 
 def test_status_names_the_newest_version_beside_the_one_that_serves(

@@ -78,7 +78,7 @@ def _server(config: door.DoorConfig, number: int) -> triton.Server:
 
 
 def _states(config: door.DoorConfig) -> dict[str, str]:
-    return haproxy.states(config.metrics_port)
+    return haproxy.states(Supervisor(config.run_dir).program_folder(haproxy.NAME))
 
 
 def _load(config: door.DoorConfig, *, retries: int) -> contextlib.AbstractContextManager[Load]:

@@ -51,9 +51,13 @@ class Versions:
         return known
 
     def has_attributes(self, version: str) -> bool:
-        """Whether a version that answered scores anything beside toxicity."""
+        """Whether who asks for attributes gets some, where this version answered another request.
+
+        A canary's has no say in it: the current one answers where theirs differ.
+        """
         try:
-            return bool(self.of(version).attributes)
+            current = any((view / version).is_dir() for view in self._current)
+            return bool((self.of(version) if current else self.current()).attributes)
         except Refusal:  # it has just gone
             return False
 
