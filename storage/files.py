@@ -66,17 +66,24 @@ def json_text(document: Any) -> str:
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """JSON object in `path`. Raises BadInput that ends with `remedy`."""
     try:
-        document = json.loads(path.read_text("utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise BadInput(f"{path} is missing, expected a JSON file; {remedy}") from error
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    return json_object(data, path, remedy)
+
+
+def json_object(data: bytes, name: object, remedy: str) -> dict[str, Any]:
+    """JSON object that `name` holds as `data`, UTF-8. Raises BadInput that ends with `remedy`."""
+    try:
+        document = json.loads(data.decode("utf-8"))
     except RecursionError as error:
-        raise BadInput(f"{path} is not valid JSON (nested too deeply); {remedy}") from error
+        raise BadInput(f"{name} is not valid JSON (nested too deeply); {remedy}") from error
     except ValueError as error:
-        raise BadInput(f"{path} is not valid JSON ({error}); {remedy}") from error
+        raise BadInput(f"{name} is not valid JSON ({error}); {remedy}") from error
     if not isinstance(document, dict):
-        raise BadInput(f"{path} holds a JSON {type(document).__name__}, not an object; {remedy}")
+        raise BadInput(f"{name} holds a JSON {type(document).__name__}, not an object; {remedy}")
     return document
 
 

@@ -23,7 +23,7 @@ from conftest import TinyModel
 from fleet_tools import TOOLS
 
 from console.options import make_config
-from contract import LOGIT, PROBABILITY, BadInput
+from contract import LOGIT, PROBABILITY, BadInput, ToxicityError
 from export.repository import version_folder
 from serve import score_file
 from serve.offline.config import ScoreFileConfig
@@ -272,6 +272,77 @@ def test_what_was_killed_goes_on_from_s3(
     score(tmp_path / "long.csv", out=tmp_path / "long.out.csv")
     assert out.read_bytes() == (tmp_path / "long.out.csv").read_bytes()
     assert not parts.names()
+
+
+@pytest.fixture
+def ended(
+    bucket: RemotePath, tmp_path: Path, score: Any, monkeypatch: pytest.MonkeyPatch
+) -> RemotePath:
+    """Output of which three parts lie on S3: its command was ended before they were joined."""
+    for folder in (bucket, tmp_path):
+        (folder / "ended.csv").write_bytes(table(3 * CHUNK_ROWS))
+
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(score_file, "join", end)
+        with pytest.raises(KeyboardInterrupt):
+            score(bucket / "ended.csv", out=str(bucket / "ended.out.csv"), overwrite=True)
+    return bucket / "ended.out.csv"
+
+
+@needs_s3
+@pytest.mark.slow
+@pytest.mark.parametrize("damaged", [b"", b'{"input": ', b"\xff", b"[" * 100_000, b"[]", b"null"])
+def test_a_damaged_state_on_s3_is_one_line_and_nothing_is_merged(
+    damaged: bytes, ended: RemotePath, bucket: RemotePath, tmp_path: Path, score: Any
+) -> None:
+    state = bucket / "ended.out.csv.parts" / STATE_FILE
+    state.write_bytes(damaged)
+    with pytest.raises(
+        BadInput, match=rf"{state} (is not valid|holds a) JSON.*--overwrite"
+    ) as told:
+        score(bucket / "ended.csv", out=str(ended))
+    assert "\n" not in str(told.value) and not ended.is_file()
+    assert score(bucket / "ended.csv", out=str(ended), overwrite=True).resumed_rows == 0
+    score(tmp_path / "ended.csv", out=tmp_path / "whole.csv")
+    assert ended.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    ended.unlink()
+
+
+@needs_s3
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["empty", "cut", "no JSON", "another score"])
+def test_a_damaged_part_on_s3_is_scored_again(
+    damage: str, ended: RemotePath, bucket: RemotePath, tmp_path: Path, score: Any
+) -> None:
+    part = bucket / "ended.out.csv.parts" / "00000001"
+    data = part.read_bytes()
+    changed = {"empty": b"", "cut": data[:-1], "no JSON": b"x" + data[1:]}
+    part.write_bytes(changed.get(damage, data[:-2] + bytes([data[-2] ^ 1]) + data[-1:]))
+    report = score(bucket / "ended.csv", out=str(ended))
+    assert report.resumed_rows == 2 * CHUNK_ROWS
+    score(tmp_path / "ended.csv", out=tmp_path / "whole.csv")
+    assert ended.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    ended.unlink()
+
+
+@needs_s3
+@pytest.mark.slow
+def test_a_part_that_is_damaged_later_is_not_merged(
+    ended: RemotePath, bucket: RemotePath, score: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, joined = bucket / "ended.out.csv.parts" / "00000001", score_file.join
+
+    def join(*arguments: Any) -> None:
+        part.write_bytes(part.read_bytes()[:-1])
+        joined(*arguments)
+
+    monkeypatch.setattr(score_file, "join", join)
+    with pytest.raises(ToxicityError, match=rf"{part} is damaged, .* the same command scores"):
+        score(bucket / "ended.csv", out=str(ended))
+    assert not ended.is_file()
 
 
 @needs_s3

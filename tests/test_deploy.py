@@ -162,11 +162,41 @@ def test_the_rules_are_prometheus_own(tmp_path: Path) -> None:
     rule = of_kind(kustomized("overlays/cpu"), "PrometheusRule")
     file = tmp_path / "rules.yaml"
     file.write_text(yaml.safe_dump(rule["spec"]))
-    assert "2 rules found" in output(promtool, "check", "rules", file)
+    count = sum(len(group["rules"]) for group in rule["spec"]["groups"])
+    assert f"{count} rules found" in output(promtool, "check", "rules", file)
     output(promtool, "check", "config", "--syntax-only", COMPOSE / "prometheus.yaml")
     metric = of_kind(kustomized("overlays/cpu"), "HorizontalPodAutoscaler")["spec"]["metrics"][0]
     records = {r.get("record") for group in rule["spec"]["groups"] for r in group["rules"]}
     assert metric["pods"]["metric"]["name"] in records
+
+
+def test_the_rules_of_prometheus_are_the_fleets_too(tmp_path: Path) -> None:
+    """Group by group, and with a monitor in the cluster they pass the same tests by promtool."""
+    groups = yaml.safe_load((DEPLOY / "prometheus/rules.yml").read_text("utf-8"))["groups"]
+    fleets = of_kind(kustomized("overlays/cpu"), "PrometheusRule")["spec"]["groups"][2:]
+    needs_monitor = {"toxicity-quality", "toxicity-monitor"}
+    assert fleets == [group for group in groups if group["name"] not in needs_monitor]
+    for group in groups:
+        assert ("toxicity_monitor_" in json.dumps(group)) == (group["name"] in needs_monitor)
+    spec = of_kind(with_values({"monitoring": {"monitor": True}}, tmp_path), "PrometheusRule")
+    assert spec["spec"]["groups"][2:] == groups
+    if not (promtool := shutil.which("promtool")):
+        pytest.skip("promtool is not installed: apt-get install prometheus")
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(spec["spec"]))
+    shutil.copy(DEPLOY / "prometheus/rules_test.yml", tmp_path)
+    output(promtool, "test", "rules", tmp_path / "rules_test.yml")
+
+
+def test_the_rules_find_the_fleets_servers() -> None:
+    """The job and the replica that they ask for are those that the ServiceMonitor gives."""
+    objects = kustomized("overlays/cpu")
+    monitor = of_kind(objects, "ServiceMonitor")["spec"]
+    groups = of_kind(objects, "PrometheusRule")["spec"]["groups"]
+    jobs = set(re.findall(r'\bjob="([^"]+)"', json.dumps(groups).replace("\\", "")))
+    assert jobs == {of_kind(objects, "Service")["metadata"]["labels"][monitor["jobLabel"]]}
+    (first, _) = monitor["endpoints"]
+    assert first["relabelings"] == [{"targetLabel": "replica", "replacement": "replica-1"}]
+    assert "track" in monitor["podTargetLabels"]
 
 
 def test_alertmanager_takes_its_file() -> None:

@@ -11,8 +11,11 @@ deploy/helm/toxicity` gives the same.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from helm_python.chart import Chart, lint
@@ -25,10 +28,23 @@ HEAD = "# Rendered from deploy/helm/toxicity by deploy/helm/render.py; change it
 
 def rendered(values: dict[str, object]) -> dict[str, str]:
     """Text of each file that is not empty, by its name."""
-    with Chart.load(CHART) as chart:
+    with _quiet(), Chart.load(CHART) as chart:
         chart.validate_schema(values)
         files = chart.render(values, name=NAME)
     return {Path(name).name: text for name, text in files.items() if text.strip()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Helm tells of every link in the chart, on stderr and past Python; its errors are raised."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def main() -> int:
@@ -39,7 +55,8 @@ def main() -> int:
     arguments = parser.parse_args()
     values = json.loads(arguments.values.read_text("utf-8")) if arguments.values else {}
     if arguments.lint:
-        found = lint(CHART, values, strict=True)
+        with _quiet():
+            found = lint(CHART, values, strict=True)
         print(json.dumps(found, indent=2))
         return int(bool(found["errors"]))
     try:

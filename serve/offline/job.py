@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -30,7 +33,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Part:
-    """What the first line of a part says."""
+    """What the first line of a part says, behind the checksum."""
 
     first_row: int
     rows: int
@@ -57,6 +60,22 @@ class Done:
 def part_path(parts: Place, number: int) -> Place:
     """Where a chunk's part lies once it is done."""
     return parts / f"{number:08}"
+
+
+def packed(part: Part, rows: bytes) -> bytes:
+    """Bytes of a part: CRC-32 of what follows in hex, `part` as JSON on a line, `rows`."""
+    data = json.dumps(dataclasses.asdict(part), ensure_ascii=True).encode() + b"\n" + rows
+    return b"%08x " % zlib.crc32(data) + data
+
+
+def read_part(place: Place) -> tuple[Part, bytes] | None:
+    """What a part says, and its rows; None for one that is not as it was written."""
+    with opened(place) as file:
+        checksum, data = file.read(9), file.read()
+    if checksum != b"%08x " % zlib.crc32(data):
+        return None
+    head, _, rows = data.partition(b"\n")
+    return Part(**json.loads(head)), rows
 
 
 def write_part(parts: Place, number: int, data: bytes) -> None:

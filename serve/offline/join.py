@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from contract import ToxicityError
 from serve.offline.forms import csv_line, output_names
-from serve.offline.job import Job, opened, part_path
+from serve.offline.job import Job, part_path, read_part
 from storage.remote import Place
 from storage.system_errors import naming
 
@@ -49,10 +49,16 @@ def _write(job: Job, out: Place, staged: Path, bad_staged: Path, chunks: int, sc
     ):
         copy = _copier(job, file, schema)
         for number in range(chunks):
-            with opened(part_path(job.parts, number)) as part:
-                for entry in json.loads(part.readline())["quarantine"]:
-                    quarantine.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                copy(part)
+            place = part_path(job.parts, number)
+            if (found := read_part(place)) is None:
+                raise ToxicityError(
+                    f"{place} is damaged, expected the part as it was written; the same command "
+                    "scores its rows again"
+                )
+            part, rows = found
+            for entry in part.quarantine:
+                quarantine.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            copy(rows)
         copy(None)
         for written in (file, quarantine):
             written.flush()
@@ -73,17 +79,17 @@ def _put(staged: Path, place: Place) -> None:
             place.upload(file)
 
 
-def _copier(job: Job, file: Any, schema: Any) -> Callable[[Any], None]:
-    """What takes an open part behind its first line, and None at the end."""
+def _copier(job: Job, file: Any, schema: Any) -> Callable[[bytes | None], None]:
+    """What takes the rows of a part, and None at the end."""
     if job.form == "parquet":
         writer = pq.ParquetWriter(file, schema)
 
-        def copy_table(part: Any) -> None:
+        def copy_table(rows: bytes | None) -> None:
             try:
-                if part is None:
+                if rows is None:
                     writer.close()
                 else:
-                    writer.write_table(pq.read_table(pa.BufferReader(part.read())).cast(schema))
+                    writer.write_table(pq.read_table(pa.BufferReader(rows)).cast(schema))
             except BaseException:
                 writer.is_open = False  # else it would try again when it is collected
                 raise
@@ -92,8 +98,8 @@ def _copier(job: Job, file: Any, schema: Any) -> Callable[[Any], None]:
     if job.form == "csv":
         file.write(csv_line(output_names(job)).encode())
 
-    def copy(part: Any) -> None:
-        if part is not None:
-            shutil.copyfileobj(part, file)
+    def copy(rows: bytes | None) -> None:
+        if rows is not None:
+            file.write(rows)
 
     return copy

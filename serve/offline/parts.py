@@ -14,9 +14,9 @@ from typing import Any
 
 from contract import ARTIFACT_FILE, ONNX_FILE, BadInput
 from serve.offline.config import ScoreFileConfig
-from serve.offline.job import Job, Part, opened, part_path, write_whole
+from serve.offline.job import Job, Part, part_path, read_part, write_whole
 from serve.offline.rows import CHUNK_BYTES, CHUNK_ROWS, STDIN, Chunk
-from storage.files import read_json, sha256_of
+from storage.files import json_object, read_json, sha256_of
 from storage.locks import locked
 from storage.remote import Place, RemotePath, place_of
 from storage.system_errors import naming
@@ -98,7 +98,7 @@ def go_on_or_begin(config: ScoreFileConfig, job: Job, artifact: dict[str, Any]) 
 def _began(path: Place) -> dict[str, Any]:
     if isinstance(path, Path):
         return read_json(path, _BEGIN_AGAIN)
-    return json.loads(path.read_bytes())
+    return json_object(path.read_bytes(), path, _BEGIN_AGAIN)
 
 
 def _fingerprint(name: str) -> dict[str, Any] | None:
@@ -132,14 +132,14 @@ def done_parts(parts: Place) -> set[str]:
 
 
 def done_part(parts: Place, chunk: Chunk, done: set[str]) -> Part | None:
-    """What a chunk's part says, None without one among the `done`.
+    """What a chunk's part says, None without one among the `done` that is as it was written.
 
     Raises BadInput for one of other rows.
     """
     path = part_path(parts, chunk.number)
-    if path.name not in done:
+    if path.name not in done or (found := read_part(path)) is None:
         return None
-    part = _head(path)
+    part, _ = found
     if (part.first_row, part.rows) != (chunk.first_row, chunk.rows):
         raise BadInput(
             f"{path} holds rows {part.first_row} to {part.first_row + part.rows - 1}, expected "
@@ -147,8 +147,3 @@ def done_part(parts: Place, chunk: Chunk, done: set[str]) -> Part | None:
             f"file otherwise; {_BEGIN_AGAIN}"
         )
     return part
-
-
-def _head(path: Place) -> Part:
-    with opened(path) as file:
-        return Part(**json.loads(file.readline()))

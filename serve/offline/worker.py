@@ -1,8 +1,8 @@
 """One worker process of `score --file`: opens the scorer, scores chunks, writes their parts.
 
-Light to import: a worker starts without PyTorch. A part is a file of one line, the JSON object
-that `Part` describes, and then the chunk's rows in the form of the output. It appears whole or not
-at all, and once it is there it will stay.
+Light to import: a worker starts without PyTorch. A part is a file of one line, a checksum and the
+JSON object that `Part` describes, and then the chunk's rows in the form of the output. It appears
+whole or not at all, and once it is there it will stay.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from contract import (
 )
 from core.binding import NativeScorer, NativeTokenizer, probability
 from serve.offline.forms import ROW, ScoreColumns, escaped_text, written
-from serve.offline.job import Done, Job, Part, write_part
+from serve.offline.job import Done, Job, Part, packed, write_part
 from serve.offline.rows import Chunk, Rows
 from train.data.tables import as_bytes, not_utf8
 
@@ -109,10 +109,10 @@ def scored_part(scorer: NativeScorer, chunk: Chunk, job: Job) -> tuple[Done, byt
         escaped,
         tuple(quarantine),
     )
-    head = json.dumps(dataclasses.asdict(part), ensure_ascii=True).encode() + b"\n"
+    whole = packed(part, data)
     cpu_s = time.process_time() - began
     done = Done(chunk.number, part, cpu_s, found.tokenizer_cpu_s, found.encoder_cpu_s)
-    return done, head + data
+    return done, whole
 
 
 # --- Texts, or why a row has none --------------------------------------------------------
