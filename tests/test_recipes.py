@@ -85,7 +85,7 @@ def test_a_wrong_recipe_is_one_line(text: str, words: str, tmp_path: Path) -> No
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(BadInput, match="no recipe 'bset', expected one of best, quick"):
+    with pytest.raises(BadInput, match="no recipe 'bset', expected one of alone, best, quick"):
         recipe.load("bset", SETTINGS)
 
 
