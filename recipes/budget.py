@@ -19,6 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
@@ -182,8 +183,6 @@ def _ending(plan: str, projected_s: float, took_s: float, minutes: float) -> str
 
 def _age() -> float:
     """Seconds since this process began."""
-    import psutil
-
     return time.time() - psutil.Process().create_time()
 
 
