@@ -36,13 +36,14 @@ CAPACITY_ARGS ?=
 ENCODER_ARGS ?=
 LADDER_ARGS ?=
 LENGTH_ARGS ?=
+MINUTES_ARGS ?=
 ABLATION_ARGS ?=
 LEAVE_ONE_OUT_ARGS ?=
 TEST_ARGS ?=
 FUZZ_ARGS ?=
 FAULTS_ARGS ?=
 ATTACK_ARGS ?=
-MINUTES ?= 60
+MINUTES ?=
 SOAK_ARGS ?=
 FILE ?=
 SCORE_ARGS ?=
@@ -59,7 +60,7 @@ FORCE ?=
 # They reach a command by the environment, letter by letter: neither make nor a shell expands what
 # is in them. Those that end in _ARGS are a piece of a command line, quotes and all.
 LITERAL := DATA SOURCES TEST_DATA RECIPE PRECISION REPOSITORY HTTP_PORT GRPC_PORT METRICS_PORT REPLICAS TEXT USERS SECONDS_EACH COMMENTS MINUTES RATE CAPACITY FILE SANITIZE TARGET MODELS CURATED PYTHON FORCE
-FLAGS := TRAIN_ARGS RECIPE_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS ABLATION_ARGS LEAVE_ONE_OUT_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS UI_ARGS MONITOR_ARGS EVAL_ARGS FIGURES_ARGS DOCTOR_ARGS
+FLAGS := TRAIN_ARGS RECIPE_ARGS EXPORT_ARGS BENCH_ARGS CAPACITY_ARGS ENCODER_ARGS LADDER_ARGS LENGTH_ARGS MINUTES_ARGS ABLATION_ARGS LEAVE_ONE_OUT_ARGS TEST_ARGS FUZZ_ARGS ATTACK_ARGS SOAK_ARGS SCORE_ARGS UI_ARGS MONITOR_ARGS EVAL_ARGS FIGURES_ARGS DOCTOR_ARGS
 define newline
 
 
@@ -96,7 +97,7 @@ endef
 # The oldest, which most of the tests have run on; .ci/run tests the newest beside it.
 FOUND_PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info < (3, 15) and print("$(p)")' 2>/dev/null)))
 
-.PHONY: help install native train best export versions publish rollback serve ui status stop monitor score eval baseline doctor test test-all test-fast lint coverage check fuzz faults bench bench-app bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer bench-monitor capacity tune overload parity attack soak ladder ablation leave-one-out figures fleet-tools fleet docs clean
+.PHONY: help install native train best export versions publish rollback serve ui status stop monitor score eval baseline doctor test test-all test-fast lint coverage check fuzz faults bench bench-app bench-road bench-offline bench-cache bench-encoder bench-length bench-peers bench-tokenizer bench-monitor capacity tune overload parity attack soak ladder minutes ablation leave-one-out figures fleet-tools fleet docs clean
 
 help: ## list the targets and their variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  %-13s %s\n", $$1, $$2; if ($$3) printf "  %-13s   %s\n", "", $$3}'
@@ -118,8 +119,8 @@ $(READY): pyproject.toml constraints.txt
 native: $(READY) ## build the core; SANITIZE builds it for tests with the machine's compiler|SANITIZE=address,undefined TARGET=aarch64
 	$(TOOL) build $(if $(SANITIZE),--sanitize="$$SANITIZE") $(if $(TARGET),--target="$$TARGET")
 
-train: $(READY) ## train on labelled comments, into runs/model|DATA=file SOURCES=sources.yaml (instead) TEST_DATA=file TRAIN_ARGS="--epochs 2 ..."
-	$(TOOL) train $(if $(DATA),--data="$$DATA") $(if $(SOURCES),--sources="$$SOURCES") $(if $(TEST_DATA),--test-data="$$TEST_DATA") $(TRAIN_ARGS)
+train: $(READY) ## train on labelled comments, into runs/model|DATA=file SOURCES=sources.yaml (instead) TEST_DATA=file TRAIN_ARGS="--epochs 2 ...", or MINUTES=10 for what fits
+	$(TOOL) train $(if $(MINUTES),--minutes="$$MINUTES") $(if $(DATA),--data="$$DATA") $(if $(SOURCES),--sources="$$SOURCES") $(if $(TEST_DATA),--test-data="$$TEST_DATA") $(TRAIN_ARGS)
 
 best: $(READY) ## train teachers and their small student by a recipe, export and evaluate; goes on where it stopped|RECIPE=best (quick, or a file) DATA=file TEST_DATA=file REPOSITORY=folder RECIPE_ARGS="--list ..."
 	$(TOOL) recipe "$$RECIPE" $(if $(DATA),--data="$$DATA") $(if $(TEST_DATA),--test-data="$$TEST_DATA") $(IN_REPOSITORY) $(RECIPE_ARGS)
@@ -239,10 +240,13 @@ attack: $(READY) ## a million hostile requests at a door of its own, honest clie
 	$(TOOL) bench attack --check $(IN_REPOSITORY) $(OF_COMMENTS) $(ATTACK_ARGS)
 
 soak: $(READY) ## mixed load on a door of its own with publishes, rollbacks and kills|MINUTES=60 REPOSITORY COMMENTS=file SOAK_ARGS="--kills 8 ..."
-	$(TOOL) bench soak --check --minutes="$$MINUTES" $(IN_REPOSITORY) $(OF_COMMENTS) $(SOAK_ARGS)
+	$(TOOL) bench soak --check $(if $(MINUTES),--minutes="$$MINUTES") $(IN_REPOSITORY) $(OF_COMMENTS) $(SOAK_ARGS)
 
 ladder: $(READY) ## distil students, export them and their cascades, plot AUROC against speed|LADDER_ARGS="--students 96x2 64x1 ..."
 	$(TOOL) ladder $(LADDER_ARGS)
+
+minutes: $(READY) ## train the plans of MINUTES, plot AUROC against the minutes that they take|DATA=file TEST_DATA=file MINUTES_ARGS="--plans alone quick ..."
+	$(TOOL) minutes $(if $(DATA),--data="$$DATA") $(if $(TEST_DATA),--test-data="$$TEST_DATA") $(MINUTES_ARGS)
 
 ablation: $(READY) ## one training a change from the default: what lifts AUROC|ABLATION_ARGS="--data train.csv.gz --test-data test.csv.gz --out-of-domain other.csv --harmless harmless.csv --rows pretrain-1 ..."
 	$(TOOL) ablation $(ABLATION_ARGS)

@@ -55,6 +55,8 @@ class RecipeRun:
     cores: int
     restart: bool
     display: Display
+    places: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of the stages that are not under `out`, by name."""
     outcomes: dict[str, StageOutcome] = field(default_factory=dict)
 
     async def run(self) -> list[StageOutcome]:
@@ -95,8 +97,8 @@ class RecipeRun:
                 running[asyncio.create_task(self._stage(stage))] = stage
 
     async def _stage(self, stage: Stage) -> StageOutcome:
-        folder = self.out / stage.name
-        made = {s.name: str(self.out / s.name) for s in self.recipe.stages}
+        folder = self._folder(stage)
+        made = {s.name: str(self._folder(s)) for s in self.recipe.stages}
         arguments = stage.arguments(self.settings, made)
         digests = {name: self.outcomes[name].digest for name in stage.needs}
         key = await asyncio.to_thread(key_of, stage, arguments, digests)
@@ -120,7 +122,7 @@ class RecipeRun:
         found = self._result(stage, digests)
         if not found:
             raise ToxicityError(
-                f"stage {stage.name} ended without its result in {folder}; see {_log(folder)}"
+                f"stage {stage.name} ended without its result in {folder}; see {self._log(stage)}"
             )
         seconds = round(time.monotonic() - began, 1)
         seconds += float(before.get("seconds", 0)) if goes_on else 0.0
@@ -132,7 +134,7 @@ class RecipeRun:
         """Run the stage's command, its lines into the log and the display."""
         threads = str(min(stage.threads, self.cores))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
-        log = _log(self.out / stage.name)
+        log = self._log(stage)
         log.parent.mkdir(parents=True, exist_ok=True)
         last = ""
         with log.open("w", encoding="utf-8") as written:
@@ -167,8 +169,14 @@ class RecipeRun:
         """Digest of what the stage's command made, empty where it is not there."""
         if stage.command.module not in _MADE:
             return self._published(set(needs.values()))
-        made = self.out / stage.name / _MADE[stage.command.module]
+        made = self._folder(stage) / _MADE[stage.command.module]
         return sha256_of(made) if made.exists() else ""
+
+    def _folder(self, stage: Stage) -> Path:
+        return self.places.get(stage.name, self.out / stage.name)
+
+    def _log(self, stage: Stage) -> Path:
+        return self.out / f"{stage.name}.log"
 
     def _published(self, checkpoints: set[str]) -> str:
         """The newest version that was exported from one of these weights, as its graph's digest."""
@@ -190,10 +198,6 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
                 await process.wait()
         except TimeoutError:
             process.kill()
-
-
-def _log(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.log")
 
 
 def _record_path(out: Path, stage: Stage) -> Path:

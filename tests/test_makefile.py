@@ -34,7 +34,8 @@ NASTY = [
     "",
 ]
 HANDED_ON = {
-    "train": ("DATA", "TEST_DATA"),
+    "train": ("DATA", "MINUTES", "TEST_DATA"),
+    "minutes": ("DATA", "TEST_DATA"),
     "export": ("PRECISION", "REPOSITORY"),
     "serve": ("GRPC_PORT", "HTTP_PORT", "METRICS_PORT", "REPLICAS", "REPOSITORY"),
     "ui": ("GRPC_PORT", "HTTP_PORT", "METRICS_PORT", "REPOSITORY"),
@@ -114,6 +115,13 @@ def test_an_empty_one_is_not_given(folder: Path) -> None:
     environment = (folder / "environment").read_text("utf-8").splitlines()
     assert "USERS=3" in environment
     assert not [line for line in environment if line.startswith(("COMMENTS", "DATA", "FILE"))]
+
+
+def test_minutes_are_given_only_where_they_are(folder: Path) -> None:
+    """A training without them is a plain one, and a soak has a default of its own."""
+    for target in ("train", "soak"):
+        assert not [word for word in make(folder, target) if word.startswith("--minutes")]
+        assert "--minutes=7" in make(folder, target, "MINUTES=7")
 
 
 def test_flags_are_a_piece_of_a_command_line(folder: Path) -> None:

@@ -15,6 +15,8 @@ import pytest
 from contract import BadInput
 from recipes import keys, recipe
 from toxicity.commands import COMMANDS
+from train.config import TrainConfig
+from train.model import ModelConfig
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"data": "synthetic:600", "test-data": "", "repository": "model_repository"}
@@ -58,6 +60,18 @@ def test_recipes_of_this_repository_are_right(name: str) -> None:
     assert {stage.command.module for stage in found.stages} >= {"train", "export"}
 
 
+def test_a_plain_training_is_of_the_served_students_size() -> None:
+    """So `make train export serve` ends with the model that the recipes serve."""
+    default = TrainConfig()
+    for name in ("quick", "best"):
+        (student,) = (s for s in recipe.load(name, SETTINGS).stages if s.name == "student")
+        for flag in ("d-model", "n-layers", "epochs", "lr", "batch-size"):
+            assert getattr(default, flag.replace("-", "_")) == float(student.flags[flag]), flag
+    assert (default.embeddings, default.max_len) == ("spelling", 256)
+    shape = ModelConfig(vocab_size=9)
+    assert (shape.d_model, shape.n_layers) == (default.d_model, default.n_layers)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -85,7 +99,7 @@ def test_a_wrong_recipe_is_one_line(text: str, words: str, tmp_path: Path) -> No
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(BadInput, match="no recipe 'bset', expected one of best, quick"):
+    with pytest.raises(BadInput, match="no recipe 'bset', expected one of alone, best, quick"):
         recipe.load("bset", SETTINGS)
 
 

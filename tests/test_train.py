@@ -228,7 +228,7 @@ def test_interrupted_run_is_not_mixed_with_other_settings(tmp_path: Path) -> Non
     config = small(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         train(config, CPU, stop=StopAfter(3))
-    with pytest.raises(BadInput, match=r"interrupted run with lr 0.0003, expected 0.01.*--restart"):
+    with pytest.raises(BadInput, match=r"interrupted run with lr 0.001, expected 0.01.*--restart"):
         train(dataclasses.replace(config, lr=0.01), CPU)
     train(dataclasses.replace(config, lr=0.01, restart=True, epochs=1), CPU)
     assert config.out.is_dir()

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from contract import BadInput
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -27,7 +29,13 @@ class Entry:
     """Flags that run another command, whose positional field is their value."""
 
     def chosen(self, argv: Sequence[str]) -> tuple[Entry, list[str]]:
-        """The command that this command line is for, and its own command line."""
+        """The command that this command line is for, and its own command line.
+
+        Raises BadInput for two flags that each run another.
+        """
+        flags = [word.partition("=")[0] for word in argv]
+        if len(both := [flag for flag in self.instead if flag in flags]) > 1:
+            raise BadInput(f"{' and '.join(both)} are given, expected one; leave the other out")
         for place, word in enumerate(argv):
             flag, equals, value = word.partition("=")
             if flag in self.instead:
@@ -46,13 +54,19 @@ _RECIPE = Entry(
     "train, export and evaluate by a recipe, stage by stage; --list shows them",
     positional="recipe",
 )
+_BUDGET = Entry(
+    *("recipes.budget", "recipes.budget:BudgetConfig"),
+    "train the largest plan that fits into a time, by the measured speed of this machine",
+    positional="minutes",
+)
 
 COMMANDS: dict[str, dict[str, Entry]] = {
     "From comments to a model": {
         "train": Entry(
             *("train.__main__", "train.config:TrainConfig"),
-            "train on labelled comments, into runs/model; --recipe best for the best classifier",
-            instead={"--recipe": _RECIPE},
+            "train on labelled comments, into runs/model; --recipe best for the best classifier, "
+            "--minutes 10 for what fits into that time",
+            instead={"--recipe": _RECIPE, "--minutes": _BUDGET},
         ),
         "recipe": _RECIPE,
         "export": Entry(
@@ -185,6 +199,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "ladder": Entry(
             *("experiments.ladder", "experiments.ladder:LadderConfig"),
             "distil students, export them, plot AUROC against speed",
+        ),
+        "minutes": Entry(
+            *("experiments.minutes", "experiments.minutes:MinutesConfig"),
+            "train the plans of --minutes, plot AUROC against the minutes that they take",
         ),
         "ablation": Entry(
             *("experiments.ablation", "experiments.ablation:AblationConfig"),

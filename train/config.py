@@ -122,8 +122,10 @@ class TrainConfig:
         "Tokenizer", 0, "of the tokens kept, so many are frequent pairs of words, as in 3000", ge=0
     )
     # --- Model
-    d_model: int = _flag("Model", 192, "width of the residual stream, in numbers", ge=1)
-    n_layers: int = _flag("Model", 4, "encoder blocks", ge=1)
+    d_model: int = _flag(
+        "Model", 64, "width of the residual stream, in numbers; larger as 96 or 192", ge=1
+    )
+    n_layers: int = _flag("Model", 1, "encoder blocks; larger as 2 or 4", ge=1)
     n_heads: int = _flag("Model", 4, "attention heads; divides d_model", ge=1)
     mlp_ratio: float = _flag("Model", 4.0, "hidden width of the MLP over d_model", gt=0)
     dropout: float = _flag("Model", 0.1, "dropout probability", ge=0, lt=1)
@@ -162,8 +164,8 @@ class TrainConfig:
     )
     # --- Optimization
     epochs: int = _flag("Optimization", 2, "passes over the training split, at most", ge=1)
-    batch_size: int = _flag("Optimization", 128, "comments a step and device", ge=1)
-    lr: float = _flag("Optimization", 3e-4, "peak learning rate of AdamW, as in 1e-3", gt=0)
+    batch_size: int = _flag("Optimization", 64, "comments a step and device", ge=1)
+    lr: float = _flag("Optimization", 1e-3, "peak learning rate of AdamW, as in 3e-4", gt=0)
     weight_decay: float = _flag("Optimization", 0.01, "weight decay of AdamW", ge=0)
     warmup_share: float = _flag(
         "Optimization", 0.06, "share of the steps with a rising learning rate", ge=0, lt=1

@@ -83,7 +83,7 @@ def _train(config: TrainConfig, processes: Processes, stop: StopRequest, say: Pr
     progress = resume.load(work, encoder, optimizer)
     if progress["step"]:
         say(f"resuming after step {progress['step']:,} of {total:,}")
-    run = _Run(config, processes, data, network, optimizer, work, progress, total)
+    run = TrainingRun(config, processes, data, network, optimizer, work, progress, total)
 
     # --- The loop -----------------------------------------------------------------------------
     bar, history = say.progress_bar(total, progress["step"]), progress["history"]
@@ -110,7 +110,7 @@ def _train(config: TrainConfig, processes: Processes, stop: StopRequest, say: Pr
         finish(ended, began, say)
 
 
-class _Run:
+class TrainingRun:
     """A training under way: what a step, a validation and a save need."""
 
     def __init__(

@@ -29,8 +29,8 @@ class ModelConfig:
     """Everything that fixes the shapes of the weights."""
 
     vocab_size: int = Field(ge=3, description="tokens in the vocabulary, special ones included")
-    d_model: int = Field(192, ge=1, description="width of the residual stream")
-    n_layers: int = Field(4, ge=1, description="encoder blocks")
+    d_model: int = Field(64, ge=1, description="width of the residual stream")
+    n_layers: int = Field(1, ge=1, description="encoder blocks")
     n_heads: int = Field(4, ge=1, description="attention heads; divides d_model")
     mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over d_model")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout probability in training")

@@ -2,7 +2,7 @@
 
     python -m bench.model.length
 
-The serving graph of both, in FP32 and INT8, with random weights of the default shape but positions
+The serving graph of both, in FP32 and INT8, with random weights of 192 x 4, positions
 for 4,096 tokens; and the softmax encoder over windows of 256 tokens (`export.scorer.LongText`),
 all that the comment needs, the contract's bound aside. Ids in, logits out, one pinned thread,
 comments of one length a batch, about as many tokens in each. The forms take turns round by round;
@@ -56,6 +56,8 @@ _BATCH_TOKENS, _BATCH = 4096, 32
 _WINDOW, _STRIDE = 256, 128
 _WINDOWS = LongText("max", _STRIDE, windows=MAX_LEN)
 _CALIBRATION = 8
+_SHAPE = {"d_model": 192, "n_layers": 4}
+"""Deep enough that a comment's length decides its cost, not the one query of a last block."""
 _GROWTH_BAR, _GAIN_BAR = 1.25, 2.0
 """Most that a token of a comment of the greatest length costs linear attention over one of
 _WINDOW tokens, and least gain over softmax at the greatest length."""
@@ -125,7 +127,7 @@ def bench(config: LengthBenchConfig) -> dict[str, Any]:
 # --- Measuring ------------------------------------------------------------------------------
 def _model(attention: Attention, max_len: int) -> ToxicityEncoder:
     torch.manual_seed(0)
-    shape = {"vocab_size": _VOCABULARY, "max_len": max_len, "attention": attention}
+    shape = {"vocab_size": _VOCABULARY, "max_len": max_len, "attention": attention, **_SHAPE}
     return ToxicityEncoder(make_config(ModelConfig, shape)).eval()
 
 
