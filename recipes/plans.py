@@ -2,7 +2,7 @@
 
     alone   one epoch of the small student by itself
     quick   one teacher and character n-grams teach it
-    best    four teachers and character n-grams teach it
+    best    three teachers and character n-grams teach it
 
 What they train is in the recipes of these names; the export is left to `toxicity export`.
 """
