@@ -86,7 +86,7 @@ def states(folder: Path) -> dict[str, str]:
 
 # --- The master process, which has a worker for each file that it read -------------------
 @dataclass(frozen=True)
-class MasterWorkers:
+class HaproxyWorkers:
     """What a master says of its workers."""
 
     pids: frozenset[int]
@@ -105,7 +105,7 @@ def master_socket(folder: Path) -> Path:
     return folder / MASTER_SOCKET
 
 
-def workers(folder: Path) -> MasterWorkers | None:
+def workers(folder: Path) -> HaproxyWorkers | None:
     """Of the balancer of `folder`; None while its master does not answer, as during a reload.
 
     Keywords as in the haproxy 2.6 management guide, "Master CLI".
@@ -116,7 +116,7 @@ def workers(folder: Path) -> MasterWorkers | None:
     newest = said.partition("# workers")[2].partition("\n#")[0]
     failed = re.search(r"\[failed: (\d+)\]", said)
     pids = re.findall(r"^(\d+)\s+worker", newest, re.MULTILINE)
-    return MasterWorkers(frozenset(map(int, pids)), int(failed[1]) if failed else 0)
+    return HaproxyWorkers(frozenset(map(int, pids)), int(failed[1]) if failed else 0)
 
 
 def tell_to_reload(folder: Path) -> None:

@@ -35,8 +35,6 @@ def reload(
 
 def _reload(supervisor: Supervisor, name: str, timeout_s: float) -> set[psutil.Process]:
     folder = supervisor.program_folder(name)
-    if not haproxy.master_socket(folder).exists():
-        raise BadInput(f"{name} was started by an earlier release; run `make stop serve`")
     deadline = time.monotonic() + timeout_s
     before, processes = None, set[psutil.Process]()
     while True:
@@ -51,6 +49,7 @@ def _reload(supervisor: Supervisor, name: str, timeout_s: float) -> set[psutil.P
             haproxy.tell_to_reload(folder)
         else:
             _refuse_ended(supervisor, (name,))
+            _refuse_without_socket(supervisor, name)
         if time.monotonic() > deadline:
             raise BadInput(
                 f"{name} has not read its new file after {timeout_s:g} s, the limit is "
@@ -84,6 +83,14 @@ def _children(supervisor: Supervisor, name: str) -> set[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         return set(psutil.Process(state.pid).children()) if state and state.pid else set()
     return set()
+
+
+def _refuse_without_socket(supervisor: Supervisor, name: str) -> None:
+    state = supervisor.states().get(name)
+    with contextlib.suppress(psutil.Error):
+        line = psutil.Process(state.pid).cmdline() if state and state.pid else []
+        if line[:1] == [haproxy.executable()] and "-S" not in line:
+            raise BadInput(f"{name} was started by an earlier release; run `make stop serve`")
 
 
 def _refuse_ended(supervisor: Supervisor, names: Iterable[str], words: str = "") -> None:

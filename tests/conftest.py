@@ -69,8 +69,6 @@ _LONG = {
     "test_a_server_that_does_not_score_is_not_ready",
     "test_small_ladder_from_training_to_document",
     "test_a_rule_ends_what_flips_and_promotes_what_does_not",
-    "test_a_version_that_cannot_serve_is_refused_and_nothing_is_left",
-    "test_grpc_clients_that_give_up_cost_http_clients_nothing",  # its clients may hang for good
 }
 """Tests that took more than half a minute each, the whole taking eighteen on two cores."""
 _SLOW_FIXTURES = {"trained_run", "make_server_config"}
