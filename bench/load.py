@@ -12,9 +12,9 @@ CLOSED LOOP (the default): a user sends its next comment when the last answer is
 server is thus sent fewer requests, and the wait of those that were not sent shows nowhere
 (coordinated omission). Read the rate as a capacity and the latencies as those at that many users.
 
-`bench.run` reads latencies from `--record`: Locust's own percentiles are of whole ms below
-100 ms and of two digits above. Each process writes one file there, so workers on other machines
-need a folder of their own or a shared one.
+Locust's own percentiles are of whole ms below 100 ms and of two digits above. So a master, or a
+lone process, says at the end what all processes measured and whether the open loop kept up, and
+writes every time to `--record`, a file a process; workers send it theirs and need no such folder.
 """
 
 from __future__ import annotations
@@ -37,23 +37,16 @@ import numpy as np
 from grpc.experimental import gevent as grpc_gevent
 from locust import User, constant, events, task
 from locust.exception import CatchResponseError
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import STATE_CLEANUP, STATE_STOPPED, MasterRunner, WorkerRunner
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from bench.traffic import arrivals
+from bench.traffic import arrivals, records
 from bench.traffic.bodies import EncodedComments, Payload, packed
 from bench.traffic.comments import AUTO, COMMENTS_HELP, load_pool
 from bench.traffic.faults import SHOWN_CHARS, grpc_fault, http_fault
 from bench.traffic.sockets import Connections
 from console.ending import tell
-from contract import (
-    GRPC_PORT,
-    HOST,
-    HTTP_PORT,
-    PUBLIC_MODEL,
-    TEXT,
-    ToxicityError,
-)
+from contract import GRPC_PORT, HOST, HTTP_PORT, PUBLIC_MODEL, TEXT, ToxicityError
 from serve.door import read_settings
 from serve.probe import INFER_PATH
 
@@ -63,7 +56,8 @@ _LOADED, _LOADING_S = "comments loaded", 120.0
 """Message of a worker to the master, and how long that waits for one of each."""
 _DRAIN_S = 20.0
 """Wait for answers at the end of an open loop; what is then in flight counts as failed."""
-_FULL = "generator full"
+_END, _RECORD, _RECORD_S = "end of the test", "record", 20.0
+"""Messages of the master, and of a worker with what it measured; wait for it beyond the drain."""
 _log = logging.getLogger(__name__)
 
 
@@ -92,6 +86,8 @@ class _Record:
     lags_ms = array("d")
     missed = 0
     errors: Counter[str] = Counter()  # noqa: RUF012
+    received: dict[str, records.Record] = {}  # noqa: RUF012
+    """Of a master: what each worker measured."""
 
 
 @events.init_command_line_parser.add_listener
@@ -137,7 +133,8 @@ def _add_arguments(parser: Any) -> None:
         "--record",
         default="",
         include_in_web_ui=False,
-        help="folder for one file a process with every latency; used by `make bench`",
+        help="folder for one file a process with every latency, written by the master if there is "
+        "one; used by `make bench`",
     )
 
 
@@ -154,7 +151,10 @@ def _load_comments(environment: Any, **_: Any) -> None:
     _log.info("%s", pool.summary())
     runner = environment.runner
     if isinstance(runner, WorkerRunner):
+        runner.register_message(_END, _end, concurrent=True)
         runner.send_message(_LOADED)
+    if isinstance(runner, MasterRunner):
+        runner.register_message(_RECORD, _receive)
     if isinstance(runner, MasterRunner) and environment.parsed_options.headless:
         _wait_for_workers(runner, environment.parsed_options.expect_workers)
     # gevent counts timers from the time it last looked at the clock: before the loading.
@@ -197,8 +197,9 @@ def _start(environment: Any, **_: Any) -> None:
         options.first_pass = int(time.time())
     loop = f"open loop, {options.rate:g} requests/s" if options.rate else "closed loop"
     _log.info("%s, %d users", loop, options.sources)
-    for name in ("latencies_ms", "sent_at_s", "failed_ms", "failed_at_s", "lags_ms"):
+    for name in records.ARRAYS:
         setattr(_Record, name, array("d"))
+    _Record.received = {}
     _Record.missed = 0
     _Record.errors = Counter()
     _Pool.sources = itertools.count()
@@ -210,17 +211,44 @@ def _start(environment: Any, **_: Any) -> None:
 def _stop(environment: Any, **_: Any) -> None:
     _Record.ended = time.time()
     _Record.cpu_s += time.process_time()
-    if environment.parsed_options.record:
-        arrays = ("latencies_ms", "sent_at_s", "failed_ms", "failed_at_s", "lags_ms")
-        np.savez(
-            Path(environment.parsed_options.record) / f"{os.uname().nodename}-{os.getpid()}.npz",
-            **{name: np.frombuffer(getattr(_Record, name)) for name in arrays},
-            errors=json.dumps(_Record.errors),
-            missed=_Record.missed,
-            cpu_s=_Record.cpu_s,
-            began=_Record.began,
-            ended=_Record.ended,
-        )
+    options, runner = environment.parsed_options, environment.runner
+    own: records.Record = {
+        **{name: np.array(getattr(_Record, name)) for name in records.ARRAYS},
+        "errors": json.dumps(_Record.errors),
+        "missed": _Record.missed,
+        "cpu_s": _Record.cpu_s,
+        "began": _Record.began,
+        "ended": _Record.ended,
+        "sends": not isinstance(runner, MasterRunner),
+    }
+    if isinstance(runner, WorkerRunner):
+        runner.send_message(_RECORD, records.packed(own))
+        return
+    if isinstance(runner, MasterRunner):
+        _wait_for_records(runner, options.workers)
+    found = {**_Record.received, f"{os.uname().nodename}-{os.getpid()}": own}
+    _log.info("%s", records.told([*found.values()], options.workers))
+    if options.record:
+        records.write(Path(options.record), found)
+
+
+def _wait_for_records(runner: MasterRunner, workers: int) -> None:
+    """A worker waits for its last answers first; one that is lost sends nothing."""
+    runner.send_message(_END)  # Locust itself ends its workers only once the master's test is over
+    deadline = time.monotonic() + _DRAIN_S + _RECORD_S
+    while time.monotonic() < deadline:
+        if len(_Record.received) + len(runner.clients.missing) >= workers:
+            return
+        gevent.sleep(0.05)
+
+
+def _end(environment: Any, **_: Any) -> None:
+    if environment.runner.state not in (STATE_CLEANUP, STATE_STOPPED):
+        environment.runner.stop()
+
+
+def _receive(msg: Any, **_: Any) -> None:
+    _Record.received[msg.node_id] = records.unpacked(msg.data)
 
 
 class _CommentUser(User):
@@ -278,7 +306,7 @@ class _CommentUser(User):
             intended, self._next = self._next, next(self._due)
             _Record.lags_ms.append(1e3 * lag_s)
             if self._in_flight.full():
-                self._report(intended, 0, _FULL)
+                self._report(intended, 0, records.FULL)
             else:
                 self._in_flight.spawn(self._send, intended)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -15,9 +16,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 
+from bench.traffic import records
 from bench.traffic.arrivals import HOT_COMMENTS, comment, hot_rows, rows, self_check, send_times
 from bench.traffic.comments import SYNTHETIC
 from contract import HOST, MODEL_VERSION, PROBABILITY
@@ -121,6 +124,87 @@ def test_rate_is_split_over_workers(stalling: StallingServer, tmp_path: Path) ->
         intended = np.sort(part["sent_at_s"])
         assert np.isclose(np.median(np.diff(intended)), 1 / 30, rtol=0.05)
     assert len(set(stalling.bodies)) == len(stalling.bodies)  # no comment sent by both
+
+
+def test_a_master_says_what_its_workers_measured(stalling: StallingServer, tmp_path: Path) -> None:
+    """Workers of their own folders, as on other machines; counts are those of the server."""
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = str(free.getsockname()[1])
+    locust = [sys.executable, "-m", "locust", "-f", str(ROOT / "bench/load.py"), "HttpCommentUser"]
+    locust += ["--host", f"http://{HOST}:{stalling.server_port}", "--comments", SYNTHETIC]
+    master = [*locust, "--master", "--master-bind-port", port, "--expect-workers", "2"]
+    master += ["--headless", "--only-summary", "-t", "3s", "--stop-timeout", "30", "-u", "2"]
+    master += ["--rate", "60", "--arrivals", "constant", "-r", "2", "--record", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    workers = []
+    try:
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir()
+            worker = [*locust, "--worker", "--master-host", HOST, "--master-port", port]
+            workers.append(subprocess.Popen(worker, cwd=tmp_path / name, env=environment))
+        done = subprocess.run(
+            master, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+        )
+        assert [worker.wait(60) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert "Traceback" not in done.stderr, done.stderr
+    assert not [*(tmp_path / "one").iterdir(), *(tmp_path / "other").iterdir()]
+    found = records.read(tmp_path)
+    senders = [one for one in found if one["sends"]]
+    assert (len(found), len(senders)) == (3, 2) and all(len(one["lags_ms"]) for one in senders)
+    latencies_ms = records.joined(found, "latencies_ms")
+    assert len(latencies_ms) == len(stalling.bodies) == len(set(stalling.bodies))
+    assert len(records.joined(found, "lags_ms")) == len(latencies_ms)
+    # Both stalled: what was due in the 200 ms is in the merged times of the two.
+    assert all((one["latencies_ms"] > 50).sum() >= 2 for one in senders)
+    said = next(line for line in done.stderr.splitlines() if "2 processes: " in line)
+    assert records.told(found, 2) in said
+    assert f"{len(latencies_ms)} answered, 0 failed, p50 " in said
+    assert ("INVALID" in said) == bool(records.check(found, 2)["invalid"])
+
+
+def record(lag_ms: float = 0.1, sends: int = 1000, **changed: Any) -> records.Record:
+    times = {name: np.full(sends, 2.0) for name in records.ARRAYS}
+    whole = {**times, "lags_ms": np.full(sends, lag_ms), "failed_ms": np.empty(0)}
+    whole |= {"errors": "{}", "missed": 0, "cpu_s": 1.0, "began": 10.0, "ended": 20.0}
+    return {**whole, "sends": True, **changed}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, None),
+        ({"lags_ms": np.repeat([0.1, 50.0], [970, 30])}, "one process: schedule lag p99 50.0 ms"),
+        ({"cpu_s": 9.5}, "generator busy 95% > 90%"),
+        ({"missed": 11}, "11 due sends missed"),
+        ({"errors": json.dumps({records.FULL: 3})}, "3 sends given up"),
+    ],
+)
+def test_one_process_of_ten_that_falls_behind_makes_the_run_invalid(
+    changed: dict[str, Any], reason: str | None
+) -> None:
+    found = records.check([record() for _ in range(9)] + [record(**changed)], 10)
+    assert [reason in one for one in found["invalid"]] == [True] * bool(reason)
+
+
+def test_a_process_that_is_lost_makes_the_run_invalid() -> None:
+    found = records.check([record(), record(sends=0) | {"sends": False}], 2)
+    assert found["invalid"] == ["1 of 2 processes are lost"]
+
+
+def test_a_record_outlasts_a_message_and_a_file(tmp_path: Path) -> None:
+    message = msgpack.loads(msgpack.dumps(records.packed(record(sends=3))))
+    records.write(tmp_path, {"a/b": records.unpacked(message)})
+    (found,) = records.read(tmp_path)
+    assert found["lags_ms"].tolist() == [0.1] * 3 and bool(found["sends"])
+    assert (
+        records.told([found], 1)
+        == "1 process: 3 answered, 0 failed, p50 2.0 ms, p99 2.0 ms; kept up"
+    )
 
 
 def test_an_impossible_rate_is_invalid(stalling: StallingServer, tmp_path: Path) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import psutil
 
-from bench.traffic.arrivals import self_check
+from bench.traffic import records
 from bench.traffic.counters import CountersOf, server_counters, settled
 from bench.traffic.one_run import LoadConfig, Result, result_of
 from contract import HOST, ToxicityError
@@ -42,11 +40,9 @@ def load(
         before = settled(counters_of, server)
         _run_locust(config, protocol, server, record)
         after = settled(counters_of, server)
-        parts = [np.load(path, allow_pickle=False) for path in Path(record).glob("*.npz")]
+        parts = records.read(Path(record))
     used = {name: after[name] - before[name] for name in after}
-    errors: Counter[str] = Counter()
-    for part in parts:
-        errors.update(json.loads(str(part["errors"])))
+    errors = records.errors_of(parts)
     # With several processes there is one more, which sends nothing and ends a second late.
     senders = [part for part in parts if len(part["latencies_ms"])]
     kept = {id(part): part["latencies_ms"][part["sent_at_s"] >= config.skip_s] for part in senders}
@@ -57,20 +53,13 @@ def load(
             f"{reason}see {config.out / protocol}.log"
         )
     began, ended = min(part["began"] for part in senders), max(part["ended"] for part in senders)
-    busiest = max(float(part["cpu_s"] / (part["ended"] - part["began"])) for part in senders)
-    check = self_check(
-        np.concatenate([part["lags_ms"] for part in parts]),
-        busiest,
-        sum(int(part["missed"]) for part in parts),
-        errors["generator full"],
-    )
     return result_of(
         protocol,
         latencies_ms=np.concatenate(list(kept.values())),
         answered=sum(len(part["latencies_ms"]) for part in senders),
-        check=check,
+        check=records.check(parts, config.processes),
         batch=config.batch,
-        failed_ms=np.concatenate([part["failed_ms"] for part in parts]),
+        failed_ms=records.joined(parts, "failed_ms"),
         last_send=max(
             float(part["began"] + np.max([*part["sent_at_s"], *part["failed_at_s"]]))
             for part in senders
@@ -78,7 +67,7 @@ def load(
         errors=errors,
         used={**used, "generator_cpu_s": sum(float(part["cpu_s"]) for part in parts)},
         seconds=float(ended - began),
-        busiest=busiest,
+        busiest=max(map(records.busy, senders)),
     )
 
 

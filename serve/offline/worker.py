@@ -80,14 +80,9 @@ def score_chunk(scorer: NativeScorer, chunk: Chunk, job: Job) -> Done:
 def scored_part(scorer: NativeScorer, chunk: Chunk, job: Job) -> tuple[Done, bytes]:
     """Score a chunk: what is to be said of it, and the bytes of its part."""
     began = time.process_time()
-    lines: Rows | None = None
-    batch: Any = None
-    if isinstance(chunk.payload, list):
-        lines = chunk.payload
-        texts, reasons = _texts_of_rows(lines, chunk.reasons, job)
-    else:
-        batch = _read_ipc(chunk.payload)
-        texts, reasons = _texts_of_column(batch.column(job.text_column))
+    lines = chunk.payload if isinstance(chunk.payload, list) else None
+    batch = None if isinstance(chunk.payload, list) else _read_ipc(chunk.payload)
+    texts, reasons = _texts(chunk, batch, job)
     found = scorer.score(texts)
     scored = [row for row in range(chunk.rows) if row not in reasons]
     logit, chance = np.zeros(chunk.rows, np.float32), np.zeros(chunk.rows, np.float32)
@@ -116,6 +111,18 @@ def scored_part(scorer: NativeScorer, chunk: Chunk, job: Job) -> tuple[Done, byt
 
 
 # --- Texts, or why a row has none --------------------------------------------------------
+def texts_of(chunk: Chunk, job: Job) -> list[str]:
+    """Texts of the rows that get a score."""
+    batch = None if isinstance(chunk.payload, list) else _read_ipc(chunk.payload)
+    return _texts(chunk, batch, job)[0]
+
+
+def _texts(chunk: Chunk, batch: Any, job: Job) -> tuple[list[str], dict[int, str]]:
+    if isinstance(chunk.payload, list):
+        return _texts_of_rows(chunk.payload, chunk.reasons, job)
+    return _texts_of_column(batch.column(job.text_column))
+
+
 def _texts_of_rows(
     rows: Rows, unread: dict[int, str], job: Job
 ) -> tuple[list[str], dict[int, str]]:
