@@ -56,6 +56,8 @@ _APART = {
 }
 """Long tests that share nothing with those of their file: another worker may run them."""
 _LONG = {
+    "test_plans_are_trained_once_and_judged",
+    "test_a_plan_is_run_into_out_and_not_again",
     "test_only_what_changed_is_done_again_and_a_stopped_recipe_goes_on",
     "test_what_breaks_calls_the_right_one_and_nobody_else",
     "test_shifted_traffic_is_told",

@@ -109,10 +109,23 @@ def test_a_missing_document_and_an_objective_that_nothing_held_are_refused(tmp_p
         read_measured(RESULTS, "int8", 1)
 
 
-def test_figures_of_other_artifacts_are_told_and_not_planned_with(measured: MeasuredServer) -> None:
-    beside = read_beside(RESULTS, measured)
-    assert "same artifact" in beside["open loop, ours: published version"].source
-    assert "artifact not named" in beside["open loop, published, a replica a core"].source
+def test_figures_of_other_artifacts_are_told_and_not_planned_with(
+    measured: MeasuredServer, tmp_path: Path
+) -> None:
+    peers = json.loads((RESULTS / "peers/peers.json").read_text("utf-8"))
+    capacity = json.loads((RESULTS / "capacity/capacity.json").read_text("utf-8"))
+    del capacity["artifact"]
+    for digest, words in (
+        (measured.artifact, "same artifact"),
+        ("0" * 64, "artifact 000000000000"),
+    ):
+        peers["artifact"]["onnx_sha256"] = digest
+        for name, found in (("peers", peers), ("capacity", capacity)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{name}.json").write_text(json.dumps(found))
+        beside = read_beside(tmp_path, measured)
+        assert words in beside["open loop, ours: published version"].source
+        assert "artifact not named" in beside["open loop, published, a replica a core"].source
     assert not read_beside(ROOT / "docs", measured)
 
 

@@ -61,6 +61,11 @@ SOURCES = (
         {"peers": page_tables.peers},
     ),
     FigureSource(
+        "peers/avx512.json",
+        f"python -m bench.serving.peers {_STUDENT} {_TRACED} --checkpoint runs/best/student",
+        {"peers-avx512": page_tables.peers},
+    ),
+    FigureSource(
         "capacity/capacity.json",
         f"python -m bench.serving.capacity {_STUDENT} {_TRACED}",
         {"capacity": page_tables.capacity},
@@ -75,6 +80,11 @@ SOURCES = (
             "plan-limits": plan_tables.limits,
             "plan-drivers": plan_tables.drivers,
         },
+    ),
+    FigureSource(
+        "road/avx2.json",
+        f"make bench-road REPOSITORY=runs/student_repository {_WIKI}",
+        {"road-avx2": page_tables.road},
     ),
     FigureSource(
         "app/app.json",

@@ -121,7 +121,8 @@ class _Stream:
 
     def _new(self) -> str:
         """A comment of the pool with other first words, so that no look-up finds it."""
-        fresh = self._rng.choice(self._words, 4)
+        # By number: `choice` would make an array of all words each time, and be what is measured.
+        fresh = [self._words[place] for place in self._rng.integers(len(self._words), size=4)]
         return " ".join([*fresh, *next(self._texts).split()[4:]])
 
 
