@@ -41,17 +41,15 @@ from storage.locks import LOCK_FILE, locked
 from train.config import TrainConfig
 from train.distributed import joined
 
-MARGIN = 0.1
+_MARGIN = 0.1
 """Share of a projection that it may be wrong by; with it, it must fit."""
 _LARGER = 1.5
 """Times that a plan costs the one before at least: where that is too long, none is measured."""
-MEASURING = 0.08
+_MEASURING = 0.08
 """Share of the time after which no further plan is measured."""
 _ALLOWED = (*OF_THE_DATA, *OF_EACH_RUN, "test_data", "out", "restart", "minutes")
-REFUSED = {
-    field.name: "its plans set it" for field in fields(TrainConfig) if field.name not in _ALLOWED
-}
-"""Flags of a training that contradict --minutes, and why."""
+REFUSED = {field.name for field in fields(TrainConfig)}.difference(_ALLOWED)
+"""Flags of a training that contradict --minutes: its plans set them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +71,8 @@ class BudgetConfig(TrainConfig):
             if name in REFUSED:
                 flag = "--" + name.replace("_", "-")
                 raise BadInput(
-                    f"{flag} is given, expected none with --minutes: {REFUSED[name]}; leave one of "
-                    "the two out"
+                    f"{flag} is given, expected none with --minutes: its plans set it; leave one "
+                    "of the two out"
                 )
         return given
 
@@ -155,7 +153,7 @@ def projections(
             found[name] = projected(recipe, probe, given, cores)
             print(f"{recipe.name}: projected {found[name] / 60:.1f} minutes", flush=True)
             spent = time.monotonic() - began
-            if found[name] * _LARGER > left_s - spent or spent > MEASURING * left_s:
+            if found[name] * _LARGER > left_s - spent or spent > _MEASURING * left_s:
                 break
     return found
 
@@ -163,10 +161,10 @@ def projections(
 def chosen(minutes: float, seconds: Mapping[str, float], spent_s: float) -> str:
     """The largest plan that still fits. Raises BadInput where none does."""
     left = minutes * 60 - spent_s
-    fitting = [name for name, needed in seconds.items() if needed * (1 + MARGIN) <= left]
+    fitting = [name for name, needed in seconds.items() if needed * (1 + _MARGIN) <= left]
     if not fitting:
         least = min(seconds.values())
-        needed = (least * (1 + MARGIN) + spent_s) / 60
+        needed = (least * (1 + _MARGIN) + spent_s) / 60
         raise BadInput(
             f"--minutes is {minutes:g}, expected at least {needed:.1f} for the least plan, "
             f"{PLANS[0]}, of these comments on this machine; give more minutes or fewer comments"
