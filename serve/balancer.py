@@ -37,6 +37,7 @@ _FRONT_BYTES = 16 << 10
 """Of a buffer beside the largest body: the headers, and what haproxy keeps free to rewrite them."""
 _WAITING_S, _WAIT_FOR_REPLICA_S = 0.25, 5
 """A request that finds no replica waits so long before it is sent again, and in all."""
+_CHECK_S = 2
 _AGAIN = 425
 """Status by which haproxy knows that it is to send it again; no server gives it."""
 _RELEASE = "24.10"
@@ -158,6 +159,8 @@ defaults
     timeout http-request ${header_s}s
     timeout http-keep-alive ${idle_s}s
     timeout queue 5s
+    # A check waits its turn like any request; two without an answer tell of a server that hangs.
+    timeout check ${check_s}s
     balance leastconn
     http-reuse always
     # Scoring is a pure function: a request that no answer came to is sent again, to another
@@ -179,6 +182,7 @@ def _head(door: Door, body_bytes: int) -> str:
         timeout_s=_TIMEOUT_S,
         header_s=contract.HEADER_TIMEOUT_S,
         idle_s=contract.IDLE_TIMEOUT_S,
+        check_s=_CHECK_S,
         errors="\n".join(f"    {line}" for line in errors),
         retries=round(_WAIT_FOR_REPLICA_S / _WAITING_S),
         again=_AGAIN,
@@ -188,13 +192,14 @@ def _head(door: Door, body_bytes: int) -> str:
 _REPLICAS = string.Template("""
 backend $name
     # Ready is what scores: the check is a request like any other, of a comment that is not in the
-    # server's cache.
+    # server's cache. What refuses it because it has too much to do is no dead server.
     option httpchk
     http-check send meth POST uri $path ver HTTP/1.1 hdr Host localhost \
 hdr Content-Type application/json body-lf '$body'
-    http-check expect status 200
+    http-check expect rstring $works
     default-server inter 500ms fastinter 100ms downinter 100ms fall 2 rise 1 \
 observe layer4 error-limit 1 on-error mark-down
+    $noted
     # What release $release calls its own failure though the request cannot be read.
     http-response wait-for-body time 1s if { status 500 }
     http-response set-status 400 if { status 500 } { res.body -m reg $clients_fault }
@@ -231,6 +236,8 @@ def _replicas(door: Door, folder: Path) -> str:
         waiting=_waiting_socket(folder),
         waiting_ms=round(1000 * _WAITING_S),
         again=_AGAIN,
+        works=quoted(probe.WORKS),
+        noted=rules.refusals_noted(),
         no_server=json.dumps({"error": NO_SERVER}),
         release=_RELEASE,
         instead=instead(_AGAIN, 503, NO_SERVER),
@@ -265,6 +272,10 @@ def _http(door: Door) -> list[str]:
         f"http-request set-uri %[path] if {{ path_beg {app.PERSPECTIVE_PATHS} }}",
         *rules.path_rules([f"{HTTP_BACKEND}/{one.name}" for one in door.replicas]),
         *rules.length_rules(),
+        *rules.overload_rules(
+            [HTTP_BACKEND, *(_key_backend(key) for key in door.keys)],
+            len(door.replicas),
+        ),
         *rules.body_rules("infer !large"),
         *canary_backend.draw(door.canary, HTTP_BACKEND, "infer !large"),
         *canary_backend.tap(door.canary),
@@ -332,6 +343,7 @@ def _of_key(door: Door, key: Key) -> str:
     own = [
         "stick-table type integer size 10 expire 1m store http_req_rate(10s)",
         *rate,
+        rules.refusals_noted(),
         *servers,
         f"server waiting unix@{_waiting_socket(door.front_folder)} backup",
         instead(_AGAIN, 503, NO_SERVER),

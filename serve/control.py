@@ -57,13 +57,13 @@ def read(
 
 
 def scores(path: Path) -> bool:
-    """Whether the server at this socket really scores a comment."""
+    """Whether the server at this socket really scores a comment, or is overloaded."""
     text = f"{probe.COMMENT} {time.time()}"  # which is not in its cache
     try:
         status, answer = ask(path, probe.INFER_PATH, probe.request(LOGIT, text=text))
     except OSError:
         return False
-    return status == 200 and probe.scored(answer)
+    return probe.works(status, answer)
 
 
 def version(path: Path) -> int | None:

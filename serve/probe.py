@@ -9,6 +9,10 @@ from contract import LOGIT, PUBLIC_MODEL, TEXT
 
 INFER_PATH = f"/v2/models/{PUBLIC_MODEL}/infer"
 METADATA_PATH = f"/v2/models/{PUBLIC_MODEL}"
+OVERLOADED = "overloaded: "
+"""What a server's refusal begins with when more waits than it can score."""
+WORKS = rf'("outputs": ?\[|"error": ?"{OVERLOADED})'
+"""Pattern of the answer to a `request` that `works` is true of."""
 COMMENT = "Thank you, that was a kind and thoughtful answer."
 
 
@@ -26,6 +30,16 @@ def scored(answer: Any) -> bool:
         return math.isfinite(outputs[LOGIT][0])
     except (LookupError, TypeError):
         return False
+
+
+def works(status: int, answer: Any) -> bool:
+    """Whether it scored, or would have but for all that waits: an overloaded server is no dead one.
+
+    Who took it for one would start it anew, or send its requests to the others, until none is left.
+    """
+    if status == 503:
+        return isinstance(answer, dict) and str(answer.get("error")).startswith(OVERLOADED)
+    return status == 200 and scored(answer)
 
 
 def newest_version(metadata: Any) -> int | None:

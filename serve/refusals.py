@@ -39,6 +39,12 @@ def refuse(status: int, words: str, condition: str, *, close: bool = False) -> s
     return f"http-request return status {status} {_body(status, words)}{hangup} if {condition}"
 
 
+def turn_away(status: int, words: str, condition: str) -> str:
+    """As `refuse` of what may come again, and haproxy counts it (requests_denied_total)."""
+    body = _body(status, words, "overloaded")
+    return f"http-request deny status {status} {body} hdr Retry-After 1 if {condition}"
+
+
 def instead(told: int, status: int, words: str) -> str:
     """A rule that gives this answer in place of a backend's own with the status `told`."""
     return f"http-response return status {status} {_body(status, words)} if {{ status {told} }}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import contract
 from contract import PUBLIC_MODEL
 from serve.app import settings as app
-from serve.refusals import NO_SERVER, api_rules, refuse, refuse_grpc
+from serve.refusals import NO_SERVER, api_rules, refuse, refuse_grpc, turn_away
 
 _MODEL_PATH = rf"/v2/models/{PUBLIC_MODEL}(/versions/[0-9]+)?"
 _INFER = rf"^{_MODEL_PATH}/(infer|generate|generate_stream)$"
@@ -65,6 +65,8 @@ _SHAPE_WORDS = (
     "expected an inference request of the KServe v2 protocol; send fewer, nested as it says"
 )
 _ARRIVED = f"http-request set-header {contract.ARRIVAL_HEADER} %[date(0,us)]"
+_REFUSED_AT = "proc.refused_at"
+"""Variable of the whole process: Unix time in ms."""
 _FREE_BYTES = 4096
 """Up to here a body may be anything: it costs little, and the server says better what is wrong."""
 _SIZE_WORDS = (
@@ -308,6 +310,41 @@ def length_rules() -> list[str]:
             close=True,
         ),
     ]
+
+
+def overload_rules(backends: Sequence[str], replicas: int) -> list[str]:
+    """Turn away what a server would refuse, before its body is read; see `refusals_noted`.
+
+    To refuse a request of many comments costs a server a good part of what it costs to score it:
+    the body is held, checked, handed over, read again. So while a server refuses, few requests may
+    be at it at once. How many is a matter of the time since its last refusal alone: what is turned
+    away cannot keep the bound up, and as it is lifted in steps not all comes at once.
+    """
+    lines = [
+        f"acl refused_lately var({_REFUSED_AT}) -m found",
+        *(f"acl scored path -m reg {pattern}" for pattern in (_INFER, _APP_POST)),
+        f"http-request set-var(txn.since) date(0,ms),sub({_REFUSED_AT}) if refused_lately scored",
+        "acl overload var(txn.since) -m int lt "
+        f"{contract.OVERLOADED_STEPS * contract.OVERLOADED_STEP_MS}",
+        "http-request set-var(txn.at_servers) int(0) if overload",
+    ]
+    for name in backends:
+        lines += [
+            f"http-request set-var(txn.at_these) be_conn({name}) if overload",
+            "http-request set-var(txn.at_servers) var(txn.at_servers),add(txn.at_these) "
+            "if overload",
+        ]
+    for step in range(contract.OVERLOADED_STEPS):
+        until = f"var(txn.since) -m int lt {(step + 1) * contract.OVERLOADED_STEP_MS}"
+        most = (contract.OVERLOADED_REQUESTS << step) * replicas
+        many = f"var(txn.at_servers) -m int ge {most}"
+        lines.append(turn_away(503, app.OVERLOADED, f"{{ {until} }} {{ {many} }}"))
+    return lines
+
+
+def refusals_noted() -> str:
+    """A rule of a backend: when a server last refused, for `overload_rules`."""
+    return f"http-response set-var({_REFUSED_AT}) date(0,ms) if {{ status 503 }}"
 
 
 def whole_body(condition: str) -> str:

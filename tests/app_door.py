@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -30,6 +32,13 @@ def make_config(folder: Path, repository: Path, **more: Any) -> door.DoorConfig:
         metrics_port=free_port(),
         **more,
     )
+
+
+def add_key(path: Path, name: str, *flags: str) -> str:
+    """A new key of a file of keys, as its client gets it."""
+    command = [sys.executable, "-m", "serve.keys", "add", "--name", name, "--file", str(path)]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[0]
 
 
 @contextlib.contextmanager

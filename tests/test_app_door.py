@@ -10,8 +10,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -22,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_door import MODERATIONS, PERSPECTIVE, SUGGEST, ask, make_config, served, serving
+from app_door import (
+    MODERATIONS,
+    PERSPECTIVE,
+    SUGGEST,
+    add_key,
+    ask,
+    make_config,
+    served,
+    serving,
+)
 from conftest import TinyModel
 
 from contract import (
@@ -289,16 +296,10 @@ def test_an_update_and_new_flags_lose_no_request(
 
 
 # --- Keys ------------------------------------------------------------------------------------
-def _key(path: Path, name: str, *flags: str) -> str:
-    command = [sys.executable, "-m", "serve.keys", "add", "--name", name, "--file", str(path)]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[0]
-
-
 def test_keys_are_asked_for_as_each_api_sends_them(tiny_model: TinyModel, tmp_path: Path) -> None:
     tiny_model.publish(tmp_path / "repository")
     file = tmp_path / "keys.json"
-    alice, bob = _key(file, "alice"), _key(file, "bob", "--requests-per-s", "1")
+    alice, bob = add_key(file, "alice"), add_key(file, "bob", "--requests-per-s", "1")
     config = make_config(tmp_path / "run", tmp_path / "repository", keys=file)
 
     def status(path: str, headers: dict[str, str] | None = None, query: str = "") -> int:

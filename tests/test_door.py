@@ -32,7 +32,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
-from app_door import make_config, serving
+from app_door import add_key, make_config, serving
 from clients import Load, loading
 from conftest import TinyModel
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -783,18 +783,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pem
 
 
-def _key(path: Path, name: str, *flags: str) -> str:
-    command = [sys.executable, "-m", "serve.keys", "add", "--name", name, "--file", str(path)]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[0]
-
-
 def test_tls_and_keys(tiny_model: TinyModel, tmp_path: Path, certificate: Path) -> None:
     import ssl
 
     tiny_model.publish(tmp_path / "repository")
     file = tmp_path / "keys.json"
-    alice, bob = _key(file, "alice"), _key(file, "bob", "--requests-per-s", "1")
+    alice, bob = add_key(file, "alice"), add_key(file, "bob", "--requests-per-s", "1")
     assert alice not in file.read_text() and stat.S_IMODE(file.stat().st_mode) == 0o600
     config = make_config(
         tmp_path / "run", tmp_path / "repository", tls_certificate=certificate, keys=file, grpc=True

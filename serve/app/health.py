@@ -1,4 +1,8 @@
-"""`GET /app/health`: 200 when a comment is really scored by way of this application, else 503."""
+"""`GET /app/health`: 200 when a comment is really scored by way of this application, else 503.
+
+Also 200 when it is refused because too much waits: what watches must not start anew, or leave
+alone, what has too much to do.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from starlette.routing import Route
 
 from contract import MODEL_VERSION
 from serve import probe
+from serve.app.refusals import OVERLOADED_KIND, Refusal
 from serve.app.services import Services
 from serve.app.settings import HEALTH_PATH
 
@@ -16,7 +21,12 @@ def routes(services: Services) -> list[Route]:
     """The endpoint; haproxy asks it, too."""
 
     async def health(_: Request) -> JSONResponse:
-        found = await services.scorer.probe(probe.COMMENT)
+        try:
+            found = await services.scorer.probe(probe.COMMENT)
+        except Refusal as refusal:
+            if refusal.kind != OVERLOADED_KIND:
+                raise
+            return JSONResponse({"status": "overloaded"})
         return JSONResponse({"status": "scores", MODEL_VERSION: found.version})
 
     return [Route(HEALTH_PATH, health, methods=["GET"])]

@@ -8,6 +8,9 @@ from typing import Any
 NO_SERVER = "no server is ready; try again"
 
 
+OVERLOADED_KIND = "OVERLOADED"
+
+
 class Refusal(Exception):
     """An answer other than 200, by its HTTP status and one line.
 

@@ -19,7 +19,7 @@ from contract import ATTRIBUTES, LARGE_BODY_BYTES, MAX_COMMENT_BYTES, MAX_REQUES
 from serve.app import kserve
 from serve.app.kserve import ServedScores
 from serve.app.recent import Recent
-from serve.app.refusals import NO_SERVER, Refusal
+from serve.app.refusals import NO_SERVER, OVERLOADED_KIND, Refusal
 from serve.app.settings import OVERLOADED
 from serve.app.tracing import STAGES, StageTimes
 from serve.app.upstream import Upstream, UpstreamAnswer
@@ -313,7 +313,7 @@ def _cut(comments: Sequence[bytes]) -> list[tuple[list[bytes], int]]:
 def _refused(answer: UpstreamAnswer) -> Refusal:
     words = kserve.refusal(answer.body)
     if answer.status in (503, 504, 502, 500):
-        kind = "OVERLOADED" if words.startswith("overloaded") else "UNAVAILABLE"
+        kind = OVERLOADED_KIND if words.startswith(OVERLOADED) else "UNAVAILABLE"
         return Refusal(503, words, kind=kind, retry_after_s=1)
     return Refusal(answer.status, words)
 
@@ -324,4 +324,4 @@ def _has_no_attributes(refusal: Refusal) -> bool:
 
 
 def _overloaded() -> Refusal:
-    return Refusal(503, OVERLOADED, kind="OVERLOADED", retry_after_s=1)
+    return Refusal(503, OVERLOADED, kind=OVERLOADED_KIND, retry_after_s=1)
