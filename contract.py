@@ -125,9 +125,8 @@ LARGE_BODY_BYTES = 32 << 10
 """A larger body is held and read by a process of its own (serve/balancer.py)."""
 MAX_ADDRESS_LARGE_BODIES, MAX_LARGE_BODIES = 32, 512
 """Most of them that are under way: of one address, and of all; more wait up to 5 s."""
-OVERLOADED_REQUESTS, OVERLOADED_STEP_MS, OVERLOADED_STEPS = 64, 125, 4
-"""Requests that may be at a replica right after one was refused there; twice as many with every so
-many milliseconds without another, and after so many of these steps any number."""
+OVERLOADED_REQUESTS = (16, 64)
+"""Fewest and most requests that may be at a replica right after it refused one."""
 BYTES_A_ROW = 4096
 """So many bytes of text count as one more row of the encoder's batch when a request is admitted:
 reading them takes about as long."""

@@ -6,6 +6,7 @@ condition (`infer`, `large`) needs the function that defines it before.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,8 +66,11 @@ _SHAPE_WORDS = (
     "expected an inference request of the KServe v2 protocol; send fewer, nested as it says"
 )
 _ARRIVED = f"http-request set-header {contract.ARRIVAL_HEADER} %[date(0,us)]"
-_REFUSED_AT = "proc.refused_at"
-"""Variable of the whole process: Unix time in ms."""
+_REFUSED_AT, _MOST = "proc.refused_at", "proc.most_requests"
+"""Variables of the whole process: Unix time in ms, and the bound of `overload_rules` then."""
+_SINCE = f"date(0,ms),sub({_REFUSED_AT})"
+_SAME_MS, _STEPS_MS = 25, tuple(range(125, 1001, 125))
+"""Times since the last refusal: at each step the bound doubles, after the last there is none."""
 _FREE_BYTES = 4096
 """Up to here a body may be anything: it costs little, and the server says better what is wrong."""
 _SIZE_WORDS = (
@@ -312,39 +316,58 @@ def length_rules() -> list[str]:
     ]
 
 
-def overload_rules(backends: Sequence[str], replicas: int) -> list[str]:
+def overload_rules(backends: Sequence[str]) -> list[str]:
     """Turn away what a server would refuse, before its body is read; see `refusals_noted`.
 
     To refuse a request of many comments costs a server a good part of what it costs to score it:
     the body is held, checked, handed over, read again. So while a server refuses, few requests may
-    be at it at once. How many is a matter of the time since its last refusal alone: what is turned
-    away cannot keep the bound up, and as it is lifted in steps not all comes at once.
+    be at it at once: half as many with each refusal, twice as many with each step of time without.
+    How many they are is a matter of the servers' refusals alone: what is turned away here cannot
+    keep the bound up, and as it is lifted in steps, not all comes at once.
     """
     lines = [
         f"acl refused_lately var({_REFUSED_AT}) -m found",
         *(f"acl scored path -m reg {pattern}" for pattern in (_INFER, _APP_POST)),
-        f"http-request set-var(txn.since) date(0,ms),sub({_REFUSED_AT}) if refused_lately scored",
-        "acl overload var(txn.since) -m int lt "
-        f"{contract.OVERLOADED_STEPS * contract.OVERLOADED_STEP_MS}",
-        "http-request set-var(txn.at_servers) int(0) if overload",
+        f"http-request set-var(txn.since) {_SINCE} if refused_lately scored",
+        f"acl overload var(txn.since) -m int lt {_STEPS_MS[-1]}",
+        "http-request set-var(txn.over) int(0) if overload",
     ]
     for name in backends:
         lines += [
-            f"http-request set-var(txn.at_these) be_conn({name}) if overload",
-            "http-request set-var(txn.at_servers) var(txn.at_servers),add(txn.at_these) "
-            "if overload",
+            f"http-request set-var(txn.there) be_conn({name}) if overload",
+            "http-request set-var(txn.over) var(txn.over),add(txn.there) if overload",
         ]
-    for step in range(contract.OVERLOADED_STEPS):
-        until = f"var(txn.since) -m int lt {(step + 1) * contract.OVERLOADED_STEP_MS}"
-        most = (contract.OVERLOADED_REQUESTS << step) * replicas
-        many = f"var(txn.at_servers) -m int ge {most}"
-        lines.append(turn_away(503, app.OVERLOADED, f"{{ {until} }} {{ {many} }}"))
-    return lines
+    lines.append(f"http-request set-var(txn.most) var({_MOST}) if overload")
+    for after in _STEPS_MS[:-1]:
+        lines.append(
+            "http-request set-var(txn.most) var(txn.most),mul(2) "
+            f"if overload {{ var(txn.since) -m int ge {after} }}"
+        )
+    over = "{ var(txn.over),sub(txn.most) -m int ge 0 }"
+    return [*lines, turn_away(503, app.OVERLOADED, f"overload {over}")]
 
 
-def refusals_noted() -> str:
-    """A rule of a backend: when a server last refused, for `overload_rules`."""
-    return f"http-response set-var({_REFUSED_AT}) date(0,ms) if {{ status 503 }}"
+def refusals_noted(replicas: int) -> list[str]:
+    """Rules of a backend: when a server last refused, and how many requests may be there then."""
+    least, most = (count * replicas for count in contract.OVERLOADED_REQUESTS)
+    set_most = f"http-response set-var({_MOST})"
+    refused = "{ status 503 }"
+    lines = [f"http-response set-var(txn.since) {_SINCE} if {refused}"]
+    # Of what was there at the same time, one refusal counts.
+    known = (_SAME_MS, *_STEPS_MS)
+    for step, (begin, end) in enumerate(itertools.pairwise(known)):
+        times = f"mul({1 << step}),div(2)"
+        between = f"{{ var(txn.since) -m int {begin}:{end - 1} }}"
+        lines.append(f"{set_most} var({_MOST}),{times} if {refused} {between}")
+    new = f"!{{ var(txn.since) -m int lt {_STEPS_MS[-1]} }}"
+    same = f"{{ var(txn.since) -m int lt {_SAME_MS} }}"
+    return [
+        *lines,
+        f"{set_most} int({most}) if {refused} {new}",
+        f"{set_most} int({most}) if {refused} {{ var({_MOST}) -m int gt {most} }}",
+        f"{set_most} int({least}) if {refused} {{ var({_MOST}) -m int lt {least} }}",
+        f"http-response set-var({_REFUSED_AT}) date(0,ms) if {refused} !{same}",
+    ]
 
 
 def whole_body(condition: str) -> str:

@@ -17,7 +17,7 @@ import pytest
 from app_door import add_key, ask, make_config, serving
 from conftest import make_tiny_model
 
-from contract import HOST, OVERLOADED_REQUESTS, OVERLOADED_STEP_MS, OVERLOADED_STEPS, TEXT
+from contract import HOST, OVERLOADED_REQUESTS, TEXT
 from serve import balancer, control, door, haproxy
 from serve.app.settings import HEALTH_PATH, OVERLOADED
 from serve.metrics_door import BALANCER_METRICS, READY
@@ -26,7 +26,7 @@ from serve.supervisor import Supervisor
 
 pytestmark = pytest.mark.slow
 
-_CLIENTS, _EACH, _COMMENTS = 3 * OVERLOADED_REQUESTS, 4, 24
+_CLIENTS, _EACH, _COMMENTS = 3 * OVERLOADED_REQUESTS[1], 4, 24
 _numbers = itertools.count()
 _TURNED_AWAY = 'haproxy_frontend_requests_denied_total{proxy="http"}'
 _DOWN = 'haproxy_server_check_up_down_total{proxy="http_replicas",server="replica-1"}'
@@ -97,7 +97,7 @@ def test_an_overloaded_server_is_asked_less_and_is_not_taken_for_a_dead_one(
     assert sum(told for _, told in answers) == turned_away
 
     # Soon after, as many as had to be turned away are let in again.
-    time.sleep(OVERLOADED_STEPS * OVERLOADED_STEP_MS / 1000 + 0.1)
+    time.sleep(1)
     with ThreadPoolExecutor(_CLIENTS) as pool:
         calm = pool.map(
             lambda k: ask(config, INFER_PATH, _request([f"calm {k}"]), headers)[0], range(_CLIENTS)

@@ -10,6 +10,7 @@ no generator here sends three times what the server scores. Prints a table and t
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -86,8 +87,8 @@ def main() -> None:
         capacity=capacity,
         closed=asdict(closed) if closed else None,
         result=asdict(result),
-        memory_bytes=watch.memory,
-        bars=bars(capacity, result, watch),
+        memory_bytes=[found for _, found in watch.memory],
+        bars=bars(config, capacity, result, watch),
     )
     report(config, found, table(capacity, result))
 
@@ -118,7 +119,8 @@ class RecoveryWatch(Background):
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self.memory: list[float] = []
+        self.memory: list[tuple[float, float]] = []
+        """Unix time and bytes."""
         self.good: list[tuple[float, bool]] = []
         """Unix time of the answer, and whether it came within _GOOD_S."""
         self._measured = 0.0
@@ -127,7 +129,7 @@ class RecoveryWatch(Background):
     def look(self) -> None:
         if time.monotonic() - self._measured >= _MEMORY_S:
             self._measured = time.monotonic()
-            self.memory.append(memory_bytes(self._server))
+            self.memory.append((time.time(), memory_bytes(self._server)))
         began = time.monotonic()
         try:
             score_comments(["a kind answer"], url=f"{HOST}:{self._server.http_port}")
@@ -142,18 +144,23 @@ class RecoveryWatch(Background):
             (at - last_send for at, good in self.good if good and at > last_send), default=1e9
         )
 
-    def memory_growth(self) -> float:
-        """Largest memory of the last tenth over that of the second tenth."""
-        tenth = max(1, len(self.memory) // 10)
-        return max(self.memory[-tenth:]) / max(self.memory[tenth : 2 * tenth] or self.memory)
+    def memory_growth(self, last_send: float, seconds: float) -> float:
+        """Largest memory of the load's last tenth over that of its second tenth."""
+
+        def largest(begin: float, end: float) -> float:
+            begin, end = (last_send - (1 - share) * seconds for share in (begin, end))
+            return max((found for at, found in self.memory if begin <= at <= end), default=0.0)
+
+        before = largest(0.1, 0.2)
+        return largest(0.9, 1) / before if before else math.inf
 
 
-def bars(capacity: float, result: Result, watch: RecoveryWatch) -> Bars:
+def bars(config: OverloadConfig, capacity: float, result: Result, watch: RecoveryWatch) -> Bars:
     """The bars of overload; the rate counts answers that were no refusal."""
     return {
         "goodput_over_capacity": at_least(result.rate_rps / capacity, 0.9),
         "refusal_median_ms": at_most(result.failed_p50_ms or 0.0, 20),
-        "memory_growth": at_most(watch.memory_growth(), 1.05),
+        "memory_growth": at_most(watch.memory_growth(result.last_send, config.seconds), 1.05),
         "recovery_s": at_most(watch.recovery_s(result.last_send), 2),
         "generator_faults": at_most(len(result.check["invalid"]), 0),
     }
