@@ -106,14 +106,16 @@ install: $(READY) ## make the virtual environment from the pinned constraints|PY
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$${PYTHON:-$(FOUND_PYTHON)}" || { echo "error: no Python 3.11 to 3.14 found, expected one on PATH; install it or give PYTHON=/path/to/python3.11" >&2; exit 2; }
-	"$${PYTHON:-$(FOUND_PYTHON)}" -m venv $(VENV)
-	$(RUN) -m pip install -q -c constraints.txt pip setuptools
-	$(RUN) -m pip install -q -c constraints.txt torch
-	$(RUN) -m pip install -q -c constraints.txt --no-build-isolation -e '.[$(RUNTIME),serve,s3,bench,test]'
-	@# Only its tritonserver is used; its own requirements would hold back the others.
-	$(RUN) -m pip install -q -c constraints.txt --no-deps nvidia-pytriton
-	@# The core is of no Python's release: what another environment built is taken as it is.
-	$(RUN) -c 'from core.build import library; print(library())'
+	@# Where .venv is a link, the environment is what it leads to.
+	"$${PYTHON:-$(FOUND_PYTHON)}" -m venv "$$(readlink -f $(VENV))"
+	$(RUN) -m pip install -q -c constraints.txt pip setuptools ziglang cmake ninja
+	@# The core, which is of no Python's release, is compiled while the packages come. Of pytriton
+	@# only its tritonserver is used; its own requirements would hold back the others.
+	$(RUN) -c 'from core.build import library; print(library())' & core=$$!; \
+	$(RUN) -m pip install -q -c constraints.txt torch && \
+	$(RUN) -m pip install -q -c constraints.txt --no-build-isolation -e '.[$(RUNTIME),serve,s3,bench,test]' && \
+	$(RUN) -m pip install -q -c constraints.txt --no-deps nvidia-pytriton && \
+	wait $$core || { kill $$core 2>/dev/null; wait; exit 1; }
 	@touch $@
 
 native: $(READY) ## build the core; SANITIZE builds it for tests with the machine's compiler|SANITIZE=address,undefined TARGET=aarch64

@@ -126,7 +126,11 @@ LARGE_BODY_BYTES = 32 << 10
 MAX_ADDRESS_LARGE_BODIES, MAX_LARGE_BODIES = 32, 512
 """Most of them that are under way: of one address, and of all; more wait up to 5 s."""
 OVERLOADED_REQUESTS = (16, 64)
-"""Fewest and most requests that may be at a replica right after it refused one."""
+"""Fewest and most requests that haproxy lets to a replica right after it refused one. Each further
+refusal halves the bound."""
+OVERLOADED_SAME_MS, OVERLOADED_STEP_MS, OVERLOADED_STEPS = 25, 125, 8
+"""What is refused within so many milliseconds counts as one refusal. With every step of time
+without one the bound doubles, and after so many of them there is none."""
 BYTES_A_ROW = 4096
 """So many bytes of text count as one more row of the encoder's batch when a request is admitted:
 reading them takes about as long."""

@@ -9,6 +9,7 @@ All work of a machine shares its cores (fleet/cores.py), a generator's before th
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 import simpy
 
-from contract import MAX_REQUEST_COMMENTS
+import contract
 from core.binding import Admission
 from fleet.cores import Cores, Steps
 from fleet.requests import ANSWERED, FAILED, REFUSED, Outcomes, SimulatedRequest
@@ -27,6 +28,8 @@ LOST = "lost"
 MOST_TRIES_S = 5.0
 """haproxy's waiting room: a request without a replica fails after it (serve/balancer.py)."""
 _TRY_S = 0.1
+_TURNED_AWAY = 0.5
+"""Part of `in_s` that a request takes which haproxy turns away before its body (assumed)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Shape:
     """Of a load generator on the same cores."""
     start_s: float = 1.0
     """From a replica's death until it scores again; one core is busy as long in a rollout."""
-    most_comments: int = MAX_REQUEST_COMMENTS
+    most_comments: int = contract.MAX_REQUEST_COMMENTS
     """Of one call."""
 
 
@@ -140,13 +143,36 @@ class SimulatedReplica:
             admission.ended(env.now)
 
 
+class DoorBound:
+    """How many requests haproxy lets to the replicas after a refusal: `overload_rules` of
+    serve/request_rules.py.
+    """
+
+    def __init__(self, replicas: int) -> None:
+        self._least, self._most = (count * replicas for count in contract.OVERLOADED_REQUESTS)
+        self._bound, self._refused_s = 0, -math.inf
+
+    def bound(self, now_s: float) -> float:
+        """Requests that may be there."""
+        steps = int(min(1e3, 1e3 * (now_s - self._refused_s) / contract.OVERLOADED_STEP_MS))
+        return self._bound << steps if steps < contract.OVERLOADED_STEPS else math.inf
+
+    def note_refusal(self, now_s: float) -> None:
+        """A replica refused a request."""
+        if now_s - self._refused_s < contract.OVERLOADED_SAME_MS / 1e3:
+            return
+        half = min(self._most, self.bound(now_s) / 2)
+        self._bound, self._refused_s = max(self._least, int(half)), now_s
+
+
 class Machine:
     """Cores, replicas and the balancer before them."""
 
     def __init__(self, env: simpy.Environment, shape: Shape, outcomes: Outcomes) -> None:
         self.env, self.shape, self.outcomes = env, shape, outcomes
         self.alive = True
-        self.in_flight = self._turn = 0
+        self.in_flight = self._at_replicas = self._turn = 0
+        self._door = DoorBound(shape.replicas)
         self.cores = Cores(env, shape.cores)
         self.replicas = [SimulatedReplica(self) for _ in range(shape.replicas)]
 
@@ -169,12 +195,24 @@ class Machine:
         if self.alive:
             if self.shape.generator_s:
                 yield from self.cores.work(self.shape.generator_s, first=True)
-            yield from self.cores.work(self.shape.in_s)
-            outcome = yield from self._scored(request)
-            if outcome != FAILED:
-                yield from self.cores.work(self.shape.out_s)
+            if self._at_replicas >= self._door.bound(self.env.now):
+                yield from self.cores.work(_TURNED_AWAY * self.shape.in_s)
+                outcome = REFUSED
+            else:
+                outcome = yield from self._let_in(request)
         self.in_flight -= 1
         self.outcomes.record(request, outcome if self.alive else FAILED, self.env.now)
+
+    def _let_in(self, request: SimulatedRequest) -> Generator[simpy.Event, Any, str]:
+        self._at_replicas += 1
+        yield from self.cores.work(self.shape.in_s)
+        outcome = yield from self._scored(request)
+        if outcome == REFUSED:
+            self._door.note_refusal(self.env.now)
+        if outcome != FAILED:
+            yield from self.cores.work(self.shape.out_s)
+        self._at_replicas -= 1
+        return outcome
 
     def _scored(self, request: SimulatedRequest) -> Generator[simpy.Event, Any, str]:
         """By the replica with fewest connections; by another when that one dies."""

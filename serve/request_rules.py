@@ -69,8 +69,8 @@ _ARRIVED = f"http-request set-header {contract.ARRIVAL_HEADER} %[date(0,us)]"
 _REFUSED_AT, _MOST = "proc.refused_at", "proc.most_requests"
 """Variables of the whole process: Unix time in ms, and the bound of `overload_rules` then."""
 _SINCE = f"date(0,ms),sub({_REFUSED_AT})"
-_SAME_MS, _STEPS_MS = 25, tuple(range(125, 1001, 125))
-"""Times since the last refusal: at each step the bound doubles, after the last there is none."""
+_STEPS_MS = tuple(contract.OVERLOADED_STEP_MS * k for k in range(1, contract.OVERLOADED_STEPS + 1))
+"""Since the last refusal: at each the bound doubles, at the last it ends."""
 _FREE_BYTES = 4096
 """Up to here a body may be anything: it costs little, and the server says better what is wrong."""
 _SIZE_WORDS = (
@@ -354,13 +354,13 @@ def refusals_noted(replicas: int) -> list[str]:
     refused = "{ status 503 }"
     lines = [f"http-response set-var(txn.since) {_SINCE} if {refused}"]
     # Of what was there at the same time, one refusal counts.
-    known = (_SAME_MS, *_STEPS_MS)
-    for step, (begin, end) in enumerate(itertools.pairwise(known)):
+    times_ms = (contract.OVERLOADED_SAME_MS, *_STEPS_MS)
+    for step, (begin, end) in enumerate(itertools.pairwise(times_ms)):
         times = f"mul({1 << step}),div(2)"
         between = f"{{ var(txn.since) -m int {begin}:{end - 1} }}"
         lines.append(f"{set_most} var({_MOST}),{times} if {refused} {between}")
     new = f"!{{ var(txn.since) -m int lt {_STEPS_MS[-1]} }}"
-    same = f"{{ var(txn.since) -m int lt {_SAME_MS} }}"
+    same = f"{{ var(txn.since) -m int lt {contract.OVERLOADED_SAME_MS} }}"
     return [
         *lines,
         f"{set_most} int({most}) if {refused} {new}",

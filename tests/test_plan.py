@@ -20,11 +20,19 @@ from hypothesis import strategies as st
 from bench.report import plan_tables
 from bench.serving import simulation, stalls
 from bench.traffic.comments import SYNTHETIC
-from contract import CALM_WAIT_S, MAX_REQUEST_COMMENTS, BadInput
+from contract import (
+    CALM_WAIT_S,
+    MAX_REQUEST_COMMENTS,
+    OVERLOADED_REQUESTS,
+    OVERLOADED_SAME_MS,
+    OVERLOADED_STEP_MS,
+    OVERLOADED_STEPS,
+    BadInput,
+)
 from fleet import __main__ as command
 from fleet.arithmetic import plan
 from fleet.config import PlanConfig
-from fleet.machine import Shape
+from fleet.machine import DoorBound, Shape
 from fleet.measured import PARTS, MeasuredServer, Stalls, read_beside, read_measured
 from fleet.requests import lognormal
 from fleet.scenarios import Scenarios, shape_of
@@ -392,6 +400,34 @@ def test_more_load_than_the_model_has_is_refused_and_what_is_answered_waits_litt
     assert np.median(np.array(found.outcomes.latencies_s)[late]) < CALM_WAIT_S
     calm = simulate(Setting(slow, 5000, 0.5, LENGTHS))
     assert calm.refused_share == 0 and calm.rate_rps == pytest.approx(5000, rel=0.05)
+
+
+def test_the_door_bounds_what_reaches_a_server_that_refuses() -> None:
+    """As serve/request_rules.py has haproxy do it."""
+    least, most = OVERLOADED_REQUESTS
+    step, same = OVERLOADED_STEP_MS / 1e3, OVERLOADED_SAME_MS / 1e3
+    door = DoorBound(replicas=2)
+    assert door.bound(0) == math.inf
+    door.note_refusal(1)
+    assert door.bound(1) == 2 * most
+    door.note_refusal(1 + 0.9 * same)  # the same one
+    assert door.bound(1 + 0.9 * step) == 2 * most
+    assert door.bound(1 + 1.1 * step) == 4 * most
+    door.note_refusal(1 + 1.1 * step)  # half of what it was by then
+    assert door.bound(2) == math.inf or door.bound(2) > 2 * most
+    now = 1 + 1.1 * step
+    for _ in range(10):
+        now += 1.1 * same
+        door.note_refusal(now)
+    assert door.bound(now) == 2 * least
+    assert door.bound(now + 1.01 * OVERLOADED_STEPS * step) == math.inf
+
+
+def test_turning_away_leaves_more_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(FLEET, 39_000, 2, LENGTHS)
+    bounded = simulate(setting)
+    monkeypatch.setattr(DoorBound, "bound", lambda *_: math.inf)
+    assert bounded.rate_rps > 1.5 * simulate(setting).rate_rps
 
 
 def test_a_core_that_is_taken_away_makes_the_tail_longer() -> None:
