@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -199,6 +200,19 @@ def test_what_a_document_lacks_is_said() -> None:
 def test_a_missed_target_is_told() -> None:
     bars = {"gain": {"value": 1.25, "bar": 4, "holds": False, "wanted": "at least"}}
     assert page_tables.targets({"bars": bars})[1] == ["`gain`", "1.25", "at least 4", "**no**"]
+
+
+def test_a_sitting_keeps_the_road_that_plans_are_made_of() -> None:
+    step = next(one for one in sitting.STEPS if one.name == "road")
+    document = json.loads((ROOT / "bench/results/road/road.json").read_text("utf-8"))
+    assert sitting.kept_as(step, document) == "road/road.json"
+    for visit in document["servers"]["door"]:
+        for run in visit["open"]:
+            run["check"]["invalid"] = ["the generator was late"]
+    isa = document["hardware"]["isa"][-1]
+    assert sitting.kept_as(step, document) == f"road/{isa}.json"
+    other = next(one for one in sitting.STEPS if one.name == "peers")
+    assert sitting.kept_as(other, document) == "peers/peers.json"
 
 
 def test_steps_of_a_sitting_have_modules_documents_and_flags() -> None:

@@ -13,7 +13,7 @@ from fleet.measured import ROAD, MeasuredServer, measured_of
 
 _LOADS = (100_000, 1_000_000)
 _REPEATS = 0.3
-_P99_MS = 50
+P99_MS = 50
 
 
 def plans(document: Document) -> Rows:
@@ -67,10 +67,10 @@ def _plans(document: Document) -> list[FleetPlan]:
         measured = _measured(document)
     except BadInput:
         return []
-    values = {"repeats": _REPEATS, "p99_ms": _P99_MS}
+    values = {"repeats": _REPEATS, "p99_ms": P99_MS}
     found = (make_config(PlanConfig, {**values, "rps": rps}) for rps in _LOADS)
     return [plan(config, measured) for config in found]
 
 
 def _measured(document: Document) -> MeasuredServer:
-    return measured_of(document, Path(ROAD), document["artifact"]["precision"], _P99_MS)
+    return measured_of(document, Path(ROAD), document["artifact"]["precision"], P99_MS)

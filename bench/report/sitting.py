@@ -21,8 +21,10 @@ from typing import Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from bench.report.plan_tables import P99_MS
 from contract import BadInput
 from export.repository import verify
+from fleet.measured import ROAD, measured_of
 from storage.files import write_json
 
 _LONGEST_SHOWN = 500
@@ -144,9 +146,27 @@ def measure(sitting: Sitting, results: Path) -> None:
             with _server(words) if step.server else contextlib.nullcontext():
                 document = _run(step, arguments(step, words, sitting), Path(scratch) / step.name)
             said = {"sitting": {"command": shown(step, words, sitting)}}
-            write_json(results / step.document, {**document, **said})
+            target = results / kept_as(step, document)
+            write_json(target, {**document, **said})
             for plot in (Path(scratch) / step.name).glob("*.png"):
-                shutil.copy2(plot, (results / step.document).parent)
+                shutil.copy2(plot, target.parent)
+
+
+def kept_as(step: Step, document: dict[str, Any]) -> str:
+    """Where a step's document goes, relative to bench/results: its place, mostly.
+
+    One that no plan can be made of does not take the place of one that plans are made of; it goes
+    beside it, by the processor's instructions.
+    """
+    if step.document != str(ROAD):
+        return step.document
+    try:
+        measured_of(document, ROAD, document["artifact"]["precision"], P99_MS)
+    except BadInput as error:
+        beside = ROAD.with_name(f"{document['hardware']['isa'][-1]}.json")
+        print(f"no plan can be made of it ({error}): it goes to {beside}", flush=True)
+        return str(beside)
+    return step.document
 
 
 def _chosen(sitting: Sitting) -> list[Step]:
