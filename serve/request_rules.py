@@ -71,6 +71,8 @@ _REFUSED_AT, _MOST = "proc.refused_at", "proc.most_requests"
 _SINCE = f"date(0,ms),sub({_REFUSED_AT})"
 _STEPS_MS = tuple(contract.OVERLOADED_STEP_MS * k for k in range(1, contract.OVERLOADED_STEPS + 1))
 """Since the last refusal: at each the bound doubles, at the last it ends."""
+_LATELY = f"0:{_STEPS_MS[-1] - 1}"
+"""Not before: a clock that was set back tells nothing."""
 _FREE_BYTES = 4096
 """Up to here a body may be anything: it costs little, and the server says better what is wrong."""
 _SIZE_WORDS = (
@@ -329,7 +331,7 @@ def overload_rules(backends: Sequence[str]) -> list[str]:
         f"acl refused_lately var({_REFUSED_AT}) -m found",
         *(f"acl scored path -m reg {pattern}" for pattern in (_INFER, _APP_POST)),
         f"http-request set-var(txn.since) {_SINCE} if refused_lately scored",
-        f"acl overload var(txn.since) -m int lt {_STEPS_MS[-1]}",
+        f"acl overload var(txn.since) -m int {_LATELY}",
         "http-request set-var(txn.over) int(0) if overload",
     ]
     for name in backends:
@@ -359,8 +361,8 @@ def refusals_noted(replicas: int) -> list[str]:
         times = f"mul({1 << step}),div(2)"
         between = f"{{ var(txn.since) -m int {begin}:{end - 1} }}"
         lines.append(f"{set_most} var({_MOST}),{times} if {refused} {between}")
-    new = f"!{{ var(txn.since) -m int lt {_STEPS_MS[-1]} }}"
-    same = f"{{ var(txn.since) -m int lt {contract.OVERLOADED_SAME_MS} }}"
+    new = f"!{{ var(txn.since) -m int {_LATELY} }}"
+    same = f"{{ var(txn.since) -m int 0:{contract.OVERLOADED_SAME_MS - 1} }}"
     return [
         *lines,
         f"{set_most} int({most}) if {refused} {new}",

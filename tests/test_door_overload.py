@@ -140,3 +140,22 @@ def _status(config: door.DoorConfig, path: str) -> int:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_out(
+    opened: tuple[door.DoorConfig, dict[str, str]],
+) -> None:
+    config, headers = opened
+    front = Supervisor(config.run_dir).program_folder(haproxy.NAME)
+
+    def refused(ago_s: float) -> int:
+        """Status of a request, a refusal having been noted at a time and none being let in."""
+        at_ms = int(1e3 * (time.time() - ago_s))
+        for name, value in (("proc.most_requests", 0), ("proc.refused_at", at_ms)):
+            said = haproxy._tell_master(
+                front, f"experimental-mode on; @1 set var {name} int({value})"
+            )
+            assert not said.strip(), said
+        return ask(config, INFER_PATH, _request(["fine"]), headers)[0]
+
+    assert [refused(ago_s) for ago_s in (0, 3600, -3600)] == [503, 200, 200]
