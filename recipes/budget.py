@@ -28,9 +28,11 @@ from contract import BadInput
 from recipes.display import Display
 from recipes.plans import (
     OF_EACH_RUN,
+    OF_READING,
     OF_THE_DATA,
     PLANS,
     STUDENT,
+    config_of,
     projected,
     trainings,
 )
@@ -143,7 +145,9 @@ def projections(
     given, found = given_of(config), dict[str, float]()
     base.mkdir(parents=True, exist_ok=True)
     with joined(config) as (device, _, _), tempfile.TemporaryDirectory(dir=base) as folder:
-        read = {**given, "identity_balance": 1.5, "identity_insertion": 0.05}
+        least = trainings((plans or PLANS)[0], given, config.test_data or "")
+        first = config_of(least.stages[0], least, given)
+        read = {**given, **{name: getattr(first, name) for name in OF_READING}}
         if config.test_data:
             read["test_data"] = config.test_data
         print("measuring this machine ...", flush=True)

@@ -29,6 +29,8 @@ OF_THE_DATA = (
 )
 """Fields of TrainConfig that a student has from its first teacher."""
 OF_EACH_RUN = ("device", "precision", "pretokenize", "checkpoint_steps")
+OF_READING = ("identity_balance", "identity_insertion")
+"""Fields by which every plan reads the comments in its own way, the first stage of each alike."""
 _FROM_TEACHER = ("max_len", "identity_insertion")
 
 

@@ -14,7 +14,7 @@ from console.options import parse_config
 from contract import BadInput
 from recipes import budget, plans, probe
 from recipes.budget import BudgetConfig, chosen
-from recipes.plans import PLANS, STUDENT, costs_of, span, trainings
+from recipes.plans import OF_READING, PLANS, STUDENT, config_of, costs_of, span, trainings
 from recipes.probe import Probe, StageCost
 from toxicity.commands import COMMANDS
 from train.config import TrainConfig
@@ -66,6 +66,19 @@ def test_a_plan_trains_and_ends_with_the_student(name: str) -> None:
         assert ("--test-data" in words) == (stage.name == STUDENT)
         if not taught:
             assert words[words.index("--data") + 1 :][:2] == ["a.csv", "b.csv"]
+
+
+def test_what_is_measured_once_is_read_as_every_plan_reads_it() -> None:
+    read = []
+    for name in PLANS:
+        recipe = trainings(name, GIVEN, "")
+        taught = {stage.name for stage in recipe.stages if "distill" in stage.flags}
+        read += [
+            tuple(getattr(config_of(stage, recipe, GIVEN), name) for name in OF_READING)
+            for stage in recipe.stages
+            if stage.name not in taught
+        ]
+    assert set(read) == {(1.5, 0.05)}
 
 
 def test_a_file_of_sources_stands_for_the_data() -> None:
