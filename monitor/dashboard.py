@@ -17,6 +17,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from console.options import parse_config, run
+from serve.metrics_door import DOOR, TURNED_AWAY
 from storage.files import write_atomically
 
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${source}")
@@ -90,6 +91,7 @@ def _requests() -> list[Any]:
             [
                 (_by_version("toxicity_requests_total"), "version {{version}}"),
                 (refused(_RATE), "refused {{reason}}"),
+                (f'sum(rate({TURNED_AWAY}{{proxy="{DOOR}"}}{_RATE}))', "turned away at the door"),
             ],
             "reqps",
         ),

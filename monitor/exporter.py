@@ -33,6 +33,12 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "share": ("Share of words or comments in a window", ("quantity", "version", "window")),
     "reference_share": ("The same share in the reference", ("quantity", "version")),
     "latency_seconds": ("Latency of requests in a window", ("percentile", "version", "window")),
+    "refused_share": (
+        "Share of requests refused in a window; without a version of all, the doors' among them",
+        ("version", "window"),
+    ),
+    "door_up": ("Whether a door's metrics could be read", ("door",)),
+    "turned_away_requests": ("Requests that the doors turned away in a window", ("window",)),
     "labelled_comments": ("Comments with a score and a label", ("version",)),
     "calibration_error": ("Expected calibration error on labelled comments", ("version",)),
     "calibration_error_by_chance": ("What a calibrated model would show on as many", ("version",)),
@@ -110,6 +116,10 @@ def _values(document: Document) -> Iterator[Value]:
     for server in document["servers"]:
         yield "server_up", (server["name"],), server["answers"]
         yield "served_version", (server["name"],), server["version"]
+    for door in document["doors"]:
+        yield "door_up", (door["name"],), door["answers"]
+    for window, requests in document["turned_away"].items():
+        yield "turned_away_requests", (window,), requests
     yield from _checks(document)
     for version, about in document["versions"].items():
         yield from _version(version, about)
@@ -126,6 +136,8 @@ def _checks(document: Document) -> Iterator[Value]:
             yield "drift_index", (quantity, check["version"], window), check["value"]
         if is_drift == "drift":
             yield "drift_p_value", (quantity, check["version"], window), check["p_value"]
+        if check["check"] == "refusals":
+            yield "refused_share", (check["version"], window), check["value"]
     for key, alarm in alarms.items():
         yield "alarm", key, alarm
 

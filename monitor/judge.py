@@ -143,18 +143,40 @@ def _service(
         state = "few" if requests < config.least_comments else "alarm" if late else "ok"
         words = "no request" if p99 is None else f"p99 {1000 * p99:.1f} ms"
         yield Check("latency", version, window_s, state, p99, config.p99_ms / 1000, requests, words)
-    scored = series.total(counts, series.REQUESTS)
+    scored, refused = _scored_refused(counts)
+    if scored is not None:
+        yield _refusals(config, version, window_s, scored, refused, "")
+
+
+def _scored_refused(counts: series.Counts) -> tuple[float | None, float]:
+    """Requests that servers scored and refused; None where nobody counts them."""
     reasons = series.by_label(counts, series.REFUSED, "reason")
     refused = (series.total(counts, series.REFUSED) or 0.0) - reasons.get(_INVALID, 0.0)
-    if scored is not None:
-        everything = scored + refused
-        share = refused / everything if everything else 0.0
-        over = share > config.refused_share
-        state = "few" if everything < config.least_comments else "alarm" if over else "ok"
-        words = f"{100 * share:.2f} % of {everything:,.0f} requests refused"
-        yield Check(
-            "refusals", version, window_s, state, share, config.refused_share, everything, words
-        )
+    return series.total(counts, series.REQUESTS), refused
+
+
+def refusals_check(config: MonitorConfig, window_s: float, counted: series.ByVersion) -> Check:
+    """Of all versions and the doors together: what a door turns away belongs to no version."""
+    found = [_scored_refused(counts) for counts in counted.values()]
+    at_door = series.turned_away(counted)
+    scored = sum(one or 0.0 for one, _ in found)
+    refused = sum(one for _, one in found) + at_door
+    return _refusals(
+        config, "", window_s, scored, refused, f", {at_door:,.0f} of them turned away at the door"
+    )
+
+
+def _refusals(
+    config: MonitorConfig, version: str, window_s: float, scored: float, refused: float, more: str
+) -> Check:
+    everything = scored + refused
+    share = refused / everything if everything else 0.0
+    over = share > config.refused_share
+    state = "few" if everything < config.least_comments else "alarm" if over else "ok"
+    words = f"{100 * share:.2f} % of {everything:,.0f} requests refused{more}"
+    return Check(
+        "refusals", version, window_s, state, share, config.refused_share, everything, words
+    )
 
 
 def label_check(

@@ -12,6 +12,7 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from contract import PUBLIC_MODEL
+from serve.metrics_door import DOOR, TURNED_AWAY
 
 SCORE = f"{PUBLIC_MODEL}_score"
 TOKENS = f"{PUBLIC_MODEL}_comment_tokens"
@@ -27,6 +28,9 @@ DECISIONS = f"{PUBLIC_MODEL}_decisions_total"
 STARTS = f"{PUBLIC_MODEL}_server_starts"
 CAPACITY = f"{PUBLIC_MODEL}_capacity_comments_per_second"
 CACHE_HITS = f"{PUBLIC_MODEL}_cache_hits_total"
+
+_OF_DOOR = {TURNED_AWAY, "haproxy_frontend_http_requests_total"}
+"""What is kept of a door. That all of its requests are fewer says that it was started anew."""
 
 Counts = dict[str, float]
 """Series -> total, or what was added to it."""
@@ -48,6 +52,22 @@ def totals_of(text: str) -> ByVersion:
             version = labels.pop("version", "")
             found.setdefault(version, {})[_series(sample.name, labels)] = sample.value
     return found
+
+
+def door_totals_of(text: str) -> ByVersion:
+    """What a door turned away, in haproxy's page of metrics: of no version, so under "".
+
+    Raises ValueError for a text that is no such page.
+    """
+    found = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name in _OF_DOOR and sample.labels.get("proxy") == DOOR
+    }
+    if found.keys() != _OF_DOOR:
+        raise ValueError("no page of haproxy's metrics")
+    return {"": found}
 
 
 def _series(name: str, labels: Mapping[str, str]) -> str:
@@ -92,6 +112,11 @@ def total(counts: Counts, name: str) -> float | None:
     """Sum over the labels of a counter; None where nobody counts it."""
     found = [value for series, value in counts.items() if series.partition("{")[0] == name]
     return sum(found) if found else None
+
+
+def turned_away(counted: ByVersion) -> float:
+    """Requests that the doors turned away."""
+    return total(counted.get("", {}), TURNED_AWAY) or 0.0
 
 
 def by_label(counts: Counts, name: str, label: str) -> dict[str, float]:

@@ -6,22 +6,23 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from itertools import cycle
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
 from contract import HOST, MODEL_VERSION, PROBABILITY, TEXT, BadInput, ToxicityError
 from monitor.config import MonitorConfig
-from monitor.series import ByVersion, totals_of
+from monitor.series import ByVersion, door_totals_of, totals_of
 from serve import control, probe
 from serve.canary_backend import MONITOR_HEADER
 from serve.client import requests_of, score_comments
+from serve.metrics_door import BALANCER_METRICS
 from serve.settings import MONITOR_FILE, Settings, read_settings, server_names
 from serve.supervisor import Supervisor
 
@@ -33,7 +34,7 @@ _BURST = 32
 
 @dataclass(frozen=True)
 class MetricsTarget:
-    """A server behind the door."""
+    """A server behind the door, or the door itself."""
 
     name: str
     url: str
@@ -52,6 +53,8 @@ class Watched:
     """Of the servers themselves, where the door asks for a key or speaks TLS."""
     page: Path | None = None
     """File that the page of these servers shows; None where their run folder is not known."""
+    doors: tuple[MetricsTarget, ...] = ()
+    """In front of the servers: each turns requests away in overload, which no server counts."""
 
 
 def watched(config: MonitorConfig) -> Watched:
@@ -61,12 +64,14 @@ def watched(config: MonitorConfig) -> Watched:
     """
     settings = read_settings(config.run_dir)
     if config.metrics_url:
-        targets = tuple(_target(url) for url in dict.fromkeys(config.metrics_url))
+        parts = {url: _parts(url) for url in config.metrics_url}
+        targets = tuple(_target(url, its) for url, its in parts.items())
         names = [target.name for target in targets]
         if len(set(names)) < len(names):
             targets = tuple(MetricsTarget(target.url, target.url) for target in targets)
+        doors = {f"{its.scheme}://{its.netloc}" for its in parts.values() if _behind_door(its)}
         repository = config.repository or Path("model_repository")
-        return Watched(targets, repository, config.url)
+        return Watched(targets, repository, config.url, doors=tuple(map(_door, sorted(doors))))
     if settings is None:
         raise BadInput(
             f"{config.run_dir} has no running server, expected the run folder of one; run "
@@ -80,17 +85,32 @@ def watched(config: MonitorConfig) -> Watched:
         config.url or f"{HOST}:{settings.http_port}",
         () if config.url else _sockets(config.run_dir, settings),
         config.run_dir / MONITOR_FILE,
+        (_door(base),) if settings.balanced else (),
     )
 
 
-def _target(url: str) -> MetricsTarget:
+def _door(base: str) -> MetricsTarget:
+    """The door whose metrics are on a port."""
+    return MetricsTarget(urlsplit(base).netloc, f"{base}{BALANCER_METRICS}?scope=frontend")
+
+
+def _parts(url: str) -> SplitResult:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BadInput(
             f"--metrics-url is {url!r}, expected such as http://{HOST}:8002/replica-1/metrics; "
             "give the address of a server's metrics"
         )
-    replica = re.fullmatch(r"/([\w-]+)/metrics", parts.path)
+    return parts
+
+
+def _behind_door(parts: SplitResult) -> re.Match[str] | None:
+    """Its replica's name: a server of its own has its metrics at /metrics (serve.metrics_door)."""
+    return re.fullmatch(r"/([\w-]+)/metrics", parts.path)
+
+
+def _target(url: str, parts: SplitResult) -> MetricsTarget:
+    replica = _behind_door(parts)
     return MetricsTarget(replica[1] if replica else parts.netloc, url)
 
 
@@ -105,9 +125,18 @@ def _sockets(run_dir: Path, settings: Settings) -> tuple[Path, ...]:
 
 def read_metrics(target: MetricsTarget) -> ByVersion:
     """Totals of a server now. Raises OSError when it gives none."""
+    return _read(target, totals_of)
+
+
+def read_door(target: MetricsTarget) -> ByVersion:
+    """Totals of a door now. Raises OSError when it gives none."""
+    return _read(target, door_totals_of)
+
+
+def _read(target: MetricsTarget, totals: Callable[[str], ByVersion]) -> ByVersion:
     try:
         with urllib.request.urlopen(target.url, timeout=_TIMEOUT_S) as answer:
-            return totals_of(answer.read(_MOST_BYTES).decode("utf-8", "replace"))
+            return totals(answer.read(_MOST_BYTES).decode("utf-8", "replace"))
     except urllib.error.HTTPError as error:
         raise OSError(f"{target.url} answers with status {error.code}") from error
     except (HTTPException, ValueError) as error:

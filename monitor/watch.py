@@ -19,6 +19,7 @@ from monitor.judge import (
     as_json,
     group_checks,
     label_check,
+    refusals_check,
     server_checks,
     window_checks,
 )
@@ -33,7 +34,7 @@ from monitor.reference import (
     shares_of,
 )
 from monitor.state import MonitorState
-from monitor.targets import Watched, read_metrics, send
+from monitor.targets import MetricsTarget, Watched, read_door, read_metrics, send
 
 Document = dict[str, Any]
 _SETTLE_S = 0.5
@@ -56,6 +57,7 @@ class Monitor:
         self._profiles: dict[str, Reference | None] = {}
         self._deciding: dict[str, Decides] = {}
         self._up: dict[str, bool] = {}
+        self._doors_up: dict[str, bool] = {}
         self._served: dict[str, str] = {}
         self._errors: list[str] = []
 
@@ -87,13 +89,29 @@ class Monitor:
             if versions:
                 self._served[target.name] = str(max(versions))
             with self._state.change():
-                before = self._state.last_totals(target.url)
-                self._state.keep_totals(target.url, now, totals)
-                if before is not None:
-                    new = series.added(before, totals)
-                    self._state.add(now, new, own=own)
-                    if not own and self._config.reference == "traffic":
-                        self._keep_first_traffic(new)
+                new = self._counted(target, now, totals, own=own)
+                if not own and self._config.reference == "traffic":
+                    self._keep_first_traffic(new)
+        for door in self._where.doors:
+            try:
+                totals = read_door(door)
+            except OSError as error:
+                self._doors_up[door.url] = False
+                self._tell(ToxicityError(f"what a door turns away is not counted: {error}"))
+                continue
+            self._doors_up[door.url] = True
+            with self._state.change():
+                self._counted(door, now, totals, own=own)
+
+    def _counted(
+        self, target: MetricsTarget, now: float, totals: series.ByVersion, *, own: bool
+    ) -> series.ByVersion:
+        """Keep what a target counted since it was read last; nothing of one that is new."""
+        before = self._state.last_totals(target.url)
+        self._state.keep_totals(target.url, now, totals)
+        new = {} if before is None else series.added(before, totals)
+        self._state.add(now, new, own=own)
+        return new
 
     def _keep_first_traffic(self, new: series.ByVersion) -> None:
         for version, counts in new.items():
@@ -188,6 +206,7 @@ class Monitor:
     def _judged(self, now: float) -> Document:
         checks = list(server_checks(self._up, self._served))
         versions: dict[str, Document] = {}
+        turned_away: dict[str, float] = {}
         for window_s in self._config.windows_s:
             everything = self._state.counted(now - window_s, now, own=True)
             traffic = self._state.counted(now - window_s, now, own=False)
@@ -198,6 +217,9 @@ class Monitor:
                 checks += window_checks(self._config, version, window_s, counts, own, reference)
                 about = versions.setdefault(version, _about(reference, self._decides(version)))
                 about["windows"][f"{window_s:g}"] = _window(counts, own)
+            if self._where.doors:
+                checks.append(refusals_check(self._config, window_s, everything))
+                turned_away[f"{window_s:g}"] = series.turned_away(everything)
         checks += self._label_checks(now, versions)
         checks += self._group_checks(versions)
         alarms = [check for check in checks if check.state == "alarm"]
@@ -216,6 +238,11 @@ class Monitor:
                 }
                 for target in self._where.targets
             ],
+            "doors": [
+                {"name": door.name, "metrics": door.url, "answers": self._doors_up[door.url]}
+                for door in self._where.doors
+            ],
+            "turned_away": turned_away,
             "checks": [as_json(check) for check in checks],
             "versions": versions,
             "labels": {

@@ -11,6 +11,8 @@ from serve.refusals import refuse
 from serve.request_rules import ready_rules
 
 BALANCER_METRICS, LARGE_METRICS = "/balancer/metrics", "/balancer/large/metrics"
+DOOR, TURNED_AWAY = "http", "haproxy_frontend_requests_denied_total"
+"""The frontend that clients ask, and its count of requests turned away while a server refuses."""
 READY = "/ready"
 """200 while a server scores: for what watches from outside, which has no key."""
 

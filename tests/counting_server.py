@@ -68,11 +68,43 @@ class Counting:
     @contextlib.contextmanager
     def serving(self, name: str = "replica-1") -> Iterator[MetricsTarget]:
         """Its metrics, at an address of its own."""
-        port = free_port()
-        server, thread = start_http_server(port, HOST, self.registry)
-        try:
-            yield MetricsTarget(name, f"http://{HOST}:{port}/metrics")
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        with _serving(self.registry) as base:
+            yield MetricsTarget(name, f"{base}/metrics")
+
+
+class CountingDoor:
+    """What haproxy counts of itself."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        name = "haproxy_frontend_{}".format
+        own = {"labelnames": ["proxy"], "registry": self.registry}
+        self.asked, self.denied = (
+            Counter(name(kind), "c", **own) for kind in ("http_requests", "requests_denied")
+        )
+        self.turned_away(0)
+
+    def turned_away(self, requests: int) -> None:
+        """Count these; on the port of the metrics nobody is turned away."""
+        for counter in (self.asked, self.denied):
+            counter.labels("http").inc(requests)
+            counter.labels("metrics").inc(0)
+        self.asked.labels("metrics").inc(7)
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[MetricsTarget]:
+        """Its metrics, at an address of its own."""
+        with _serving(self.registry) as base:
+            yield MetricsTarget("door", f"{base}/balancer/metrics?scope=frontend")
+
+
+@contextlib.contextmanager
+def _serving(registry: CollectorRegistry) -> Iterator[str]:
+    port = free_port()
+    server, thread = start_http_server(port, HOST, registry)
+    try:
+        yield f"http://{HOST}:{port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -24,7 +24,7 @@ from fleet_tools import DEPLOY, ROOT
 from contract import HOST, BadInput
 from serve import door, haproxy, tritonserver
 from serve.client import score_comments
-from serve.metrics_door import READY
+from serve.metrics_door import READY, TURNED_AWAY
 from serve.supervisor import Supervisor
 
 pytestmark = pytest.mark.slow
@@ -91,7 +91,10 @@ def test_the_probes_of_kubernetes_are_answered(opened: door.DoorConfig) -> None:
 
 
 def test_what_the_rules_read_is_told(opened: door.DoorConfig) -> None:
-    """Every metric in the chart's rules is one of a live server's, at a path that is scraped."""
+    """Every metric in the chart's rules is one of a live server's, at a path that is scraped.
+
+    And what the dashboard reads of haproxy.
+    """
     objects = yaml.safe_load_all((DEPLOY / "kubernetes/base/monitoring.yaml").read_text("utf-8"))
     monitor, rules = objects
     told = set()
@@ -103,6 +106,10 @@ def test_what_the_rules_read_is_told(opened: door.DoorConfig) -> None:
         rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"]
     )
     read = set(re.findall(r"\b((?:nv|haproxy|toxicity)_\w+)\b", expressions))
+    board = (DEPLOY / "grafana" / "toxicity.json").read_text("utf-8")
+    shown = set(re.findall(r"\bhaproxy_\w+\b", board))
+    assert shown == {TURNED_AWAY}
+    read |= shown
     assert read and read <= told
 
 

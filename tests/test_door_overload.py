@@ -103,6 +103,8 @@ def test_an_overloaded_server_is_asked_less_and_is_not_taken_for_a_dead_one(
             lambda k: ask(config, INFER_PATH, _request([f"calm {k}"]), headers)[0], range(_CLIENTS)
         )
         assert set(calm) == {200}
+    live = ask(config, "/ui/api/live", headers=headers)[1]
+    assert live["turned_away"] == _counted(config)[0] == turned_away + before[0]
 
 
 def _long_comment() -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TinyModel, free_port
-from counting_server import SCORE_BOUNDS, TOKEN_BOUNDS, Counting
+from counting_server import SCORE_BOUNDS, TOKEN_BOUNDS, Counting, CountingDoor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,12 +84,15 @@ def watching(tmp_path: Path) -> Iterable[Any]:
     repository = repository_with(tmp_path / "repository", profile(usual(20_000)))
     states: list[MonitorState] = []
 
-    def start(*targets: MetricsTarget, **flags: Any) -> Monitor:
+    def start(
+        *targets: MetricsTarget, doors: Sequence[MetricsTarget] = (), **flags: Any
+    ) -> Monitor:
         for state in states:
             state.close()
         config = MonitorConfig(out=tmp_path / "out", **flags)
         states.append(MonitorState(config.out))
-        return Monitor(config, Watched(targets, repository, flags.get("url")), states[-1])
+        where = Watched(targets, repository, flags.get("url"), doors=tuple(doors))
+        return Monitor(config, where, states[-1])
 
     yield start
     for state in states:
@@ -191,6 +194,78 @@ def test_usual_traffic_is_well_and_drift_is_told(watching: Any) -> None:
     expected = {"score_drift", "length_drift", "unknown_words_drift", "latency", "refusals"}
     assert alarms(found) == expected
     assert expected < set(CHECKS)
+
+
+def refusals(document: dict[str, Any]) -> dict[str, tuple[str, float, float]]:
+    """State, share and requests of each version of the last hour; all of them under ""."""
+    return {
+        one["version"]: (one["state"], one["value"], one["comments"])
+        for one in document["checks"]
+        if one["check"] == "refusals" and one["window_s"] == 3600
+    }
+
+
+def test_what_the_door_turns_away_is_judged_once_for_all_versions(watching: Any) -> None:
+    """No server counts it, so no version is blamed for it."""
+    counting, door = Counting(), CountingDoor()
+    for version in ("1", "2"):
+        counting.scored(usual(10), version=version)
+    with counting.serving() as target, door.serving() as front:
+        monitor = watching(target, doors=[front])
+        monitor.step()
+        for version in ("1", "2"):
+            counting.scored(usual(600), version=version, unknown=120)
+        counting.refused.labels("2", "invalid").inc(900)
+        well = monitor.step()
+        assert alarms(well) == set() and well["turned_away"] == {"3600": 0, "86400": 0}
+        assert refusals(well) == dict.fromkeys("12", ("ok", 0, 600)) | {"": ("ok", 0, 1200)}
+        door.turned_away(290)
+        counting.scored([], version="2", refused=10)
+        found = monitor.step()
+        assert alarms(found) == {"refusals"} and found["turned_away"]["3600"] == 290
+        (all_of_it,) = (line for line in found["alarms"] if line.startswith("refusals (3600 s)"))
+        assert all_of_it.endswith(
+            "20.00 % of 1,500 requests refused, 290 of them turned away at the door"
+        )
+        assert refusals(found) == {
+            "1": ("ok", 0, 600),
+            "2": ("alarm", 10 / 610, 610),
+            "": ("alarm", 0.2, 1500),
+        }
+        assert "Turned away at the door in 1 h: 290 requests" in page(found)
+        assert found["servers"] == well["servers"] and found["doors"][0]["answers"]
+        # haproxy is started anew: what it counted since is all new.
+        door.asked.clear()
+        door.denied.clear()
+        door.turned_away(40)
+        assert monitor.step()["turned_away"]["3600"] == 330
+
+
+def test_a_door_that_cannot_be_read_is_told(watching: Any) -> None:
+    counting = Counting()
+    counting.scored([0.1])
+    with counting.serving() as target:
+        nobody = MetricsTarget("door", f"http://{HOST}:{free_port()}/balancer/metrics")
+        for front in (nobody, dataclasses.replace(target, name="door")):
+            document = watching(target, doors=[front]).step()
+            assert document["state"] == "error" and not document["doors"][0]["answers"]
+            (line,) = document["errors"]
+            assert line.startswith("what a door turns away is not counted: ")
+            assert [one["name"] for one in document["servers"]] == ["replica-1"]
+
+
+def test_the_door_of_servers_behind_one_is_watched_too() -> None:
+    behind = [f"http://a:8002/replica-{number}/metrics" for number in (1, 2)]
+    for urls, doors in (
+        (behind, ["http://a:8002/balancer/metrics?scope=frontend"]),
+        (["http://a:8002/metrics"], []),
+        ([*behind, "http://b:8002/replica-1/metrics"], ["http://a:8002", "http://b:8002"]),
+    ):
+        found = watched(MonitorConfig(metrics_url=tuple(urls)))
+        assert len(found.targets) == len(urls)
+        assert len(found.doors) == len(doors)
+        for door, url in zip(found.doors, doors, strict=True):
+            assert door.url.startswith(url)
 
 
 def test_too_few_comments_are_no_alarm(watching: Any) -> None:
@@ -501,8 +576,8 @@ def document(watching: Any, tmp_path: Path) -> dict[str, Any]:
     counting.scored([0.1])
     labels = tmp_path / "labels.jsonl"
     labels.write_text('{"id": 1, "score": 0.9, "version": 1, "label": 0}\n')
-    with counting.serving() as target:
-        monitor = watching(target, labels=labels, url=f"{HOST}:1")
+    with counting.serving() as target, CountingDoor().serving() as front:
+        monitor = watching(target, doors=[front], labels=labels, url=f"{HOST}:1")
         monitor.step()
         counting.scored(usual(600))
         document = monitor.step()

@@ -376,7 +376,7 @@ def test_charts_move_and_stop(page: Page, opened: door.DoorConfig) -> None:
         " if (path === '/ui/api/live') window.asked++; return real(path, ...more); }"
     )
     page.find("#tab-live").click()
-    page.until(lambda: len(page.all("#charts svg")) == 3)
+    page.until(lambda: len(page.all("#charts svg")) == 4)
     page.until(lambda: "1 of 1 servers answer" in page.text("#live-status"))
 
     def moves() -> object:  # a rate is of what came between two looks
@@ -422,6 +422,13 @@ def test_the_page_says_that_no_monitor_runs(page: Page, opened: door.DoorConfig)
     assert ask(opened, "/ui/api/monitor")[1] == {"running": False}
 
 
+def drift_is_drawn(page: Page, opened: door.DoorConfig) -> bool:
+    """Comments come until a drift of enough of them is drawn."""
+    served(opened, *["you are a kind person"] * 30)
+    legend = [one.text for one in page.all("#monitor-charts .legend li")]
+    return any(re.match(r"scores [\d.]+", words) for words in legend)
+
+
 def test_charts_of_a_monitor_that_runs(
     page: Page, opened: door.DoorConfig, monitoring: subprocess.Popen[bytes]
 ) -> None:
@@ -429,14 +436,7 @@ def test_charts_of_a_monitor_that_runs(
     page.find("#tab-live").click()
     page.until(lambda: "A monitor runs, every 1 s" in page.text("#monitor-status"))
     assert "flags from 0.5 on" in page.text("#monitor-status")
-
-    def drifted() -> bool:
-        """Comments come until a drift of enough of them is drawn."""
-        served(opened, *["you are a kind person"] * 30)
-        legend = [one.text for one in page.all("#monitor-charts .legend li")]
-        return any(re.match(r"scores [\d.]+", words) for words in legend)
-
-    page.until(drifted)
+    page.until(lambda: drift_is_drawn(page, opened))
     titles = [one.text for one in page.all("#monitor-charts h2")]
     assert titles == ["Drift", "Unknown words", "Alarms", "False positives of groups"]
     assert len(page.all("#monitor-charts svg")) == 4
@@ -515,25 +515,61 @@ def test_a_phone_does_not_scroll_sideways(tab: str, page: Page) -> None:
     assert width <= 360
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_no_serious_violation(theme: str, page: Page) -> None:
-    axe = pytest.importorskip("axe_core_python.selenium", reason="axe-core-python is missing")
-    page.open()
+THEMES = ("light", "dark")
+
+
+def choose(theme: str, page: Page) -> None:
     while page.text("#theme") != f"Theme: {theme}":
         page.find("#theme").click()
+
+
+def serious_violations(page: Page) -> list[tuple[str, list[str]]]:
+    """What axe finds: the rule, and where."""
+    axe = pytest.importorskip("axe_core_python.selenium", reason="axe-core-python is missing")
+    return [
+        (one["id"], [node["html"][:120] for node in one["nodes"]])
+        for one in axe.Axe().run(page.driver)["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_axe_finds_no_serious_violation(theme: str, page: Page) -> None:
+    page.open()
+    choose(theme, page)
     page.score("you are awful blorf")
     page.until(lambda: page.all(".piece") and page.all("details table tbody tr"))
     for tab in ("comments", "versions", "queue", "live"):
         page.find(f"#tab-{tab}").click()
         if tab == "live":
             page.until(lambda: page.all("#charts svg"))
-        found = axe.Axe().run(page.driver)
-        serious = [
-            (one["id"], [node["html"][:120] for node in one["nodes"]])
-            for one in found["violations"]
-            if one["impact"] in ("serious", "critical")
-        ]
-        assert not serious, tab
+        assert not serious_violations(page), tab
+
+
+def test_the_monitors_section_is_for_everybody(
+    page: Page, opened: door.DoorConfig, monitoring: subprocess.Popen[bytes]
+) -> None:
+    """With its charts and alarms, on a desk and on a phone, in both themes."""
+    page.open()
+    page.find("#tab-live").click()
+    page.until(lambda: "A monitor runs, every 1 s" in page.text("#monitor-status"))
+    page.until(lambda: drift_is_drawn(page, opened))
+
+    def alarmed() -> object:
+        served(opened, *["awful idea , not so bad for the work"] * 30)
+        return page.all("#monitor-alarms li")
+
+    page.until(alarmed)
+    for width, height in ((1200, 1000), (360, 740)):
+        page.open(width=width, height=height)
+        page.find("#tab-live").click()
+        page.until(lambda: len(page.all("#monitor-charts svg")) == 4)
+        page.until(lambda: page.all("#monitor-alarms li"))
+        assert page.js("return document.documentElement.scrollWidth") <= width
+        for theme in THEMES:
+            choose(theme, page)
+            assert not serious_violations(page), (width, theme)
+    assert monitoring.poll() is None
 
 
 def test_the_first_view_is_small(page: Page) -> None:

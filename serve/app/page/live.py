@@ -18,11 +18,12 @@ from serve.app.recent import Recent
 from serve.app.settings import AppSettings
 from serve.app.upstream import Upstream
 from serve.control import METRICS_SOCKET
+from serve.metrics_door import BALANCER_METRICS, DOOR, TURNED_AWAY
 
 _FRESH_S = 1.0
 _TIMEOUT_S = 2.0
 _GET = "GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n"
-_OF_DOOR = {"haproxy_frontend_http_responses_total"}
+_ANSWERS = "haproxy_frontend_http_responses_total"
 _OF_SERVER = {
     f"{PUBLIC_MODEL}_comments_total": "comments",
     f"{PUBLIC_MODEL}_requests_refused_total": "refused",
@@ -60,13 +61,15 @@ class Live:
         totals = dict.fromkeys(_OF_SERVER.values(), 0.0)
         for text in filter(None, texts):
             _add(totals, text, _OF_SERVER)
-        door = await _text(self._door, "/balancer/metrics?scope=frontend") if self._door else ""
+        path = f"{BALANCER_METRICS}?scope=frontend"
+        answers, turned_away = _of_door(await _text(self._door, path) if self._door else "")
         return {
             "at_s": time.time(),
             "servers": sum(map(bool, texts)),
             "of_servers": len(texts),
             "totals": totals,
-            "answers": _answers(door),
+            "answers": answers,
+            "turned_away": turned_away,
             "application": self._recent.document(),
         }
 
@@ -87,12 +90,17 @@ def _add(totals: dict[str, float], text: str, names: Mapping[str, str]) -> None:
                 totals[names[sample.name]] += sample.value
 
 
-def _answers(text: str) -> dict[str, float]:
-    """Answers to clients by class of status."""
-    found: dict[str, float] = {}
+def _of_door(text: str) -> tuple[dict[str, float], float]:
+    """Answers to clients by class of status, and how many of them were turned away in overload."""
+    answers: dict[str, float] = {}
+    turned_away = 0.0
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name in _OF_DOOR and sample.labels.get("proxy") == "http":
+            if sample.labels.get("proxy") != DOOR:
+                continue
+            if sample.name == _ANSWERS:
                 code = sample.labels["code"]
-                found[code] = found.get(code, 0.0) + sample.value
-    return found
+                answers[code] = answers.get(code, 0.0) + sample.value
+            elif sample.name == TURNED_AWAY:
+                turned_away += sample.value
+    return answers, turned_away

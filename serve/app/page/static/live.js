@@ -56,6 +56,8 @@ function point(a, b) {
   return {
     requests: rate(sum(a.answers), sum(b.answers)),
     comments: rate(a.totals.comments, b.totals.comments),
+    refused: rate(a.totals.refused, b.totals.refused),
+    turned_away: rate(a.turned_away, b.turned_away),
     mean: calls > 0 ? (b.totals.call_us - a.totals.call_us) / calls / 1000 : null,
     p50: b.application.p50_ms,
     p99: b.application.p99_ms,
@@ -72,6 +74,10 @@ function show(now) {
     lines("Rate", "a second", "Requests at the door by haproxy's count, this page's own among them; comments by the servers', a few checks of health among them.", {
       requests: "requests",
       comments: "comments",
+    }),
+    lines("Refused", "a second", "By the servers: overload, and what cannot be scored. At the door: turned away by haproxy before a server sees it, while a server refuses.", {
+      refused: "by the servers",
+      turned_away: "turned away at the door",
     }),
     lines("Time", "ms", "p50 and p99: from arrival to answer in the application, over its last minute. Mean: in the servers, of all calls.", {
       p50: "p50",
