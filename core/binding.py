@@ -40,7 +40,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "cached_bytes": (_L, [_P]),
     "width": (_L, [_P]),
     "windows": (_I, [_P, _TEXT, _L, _P]),
-    "score": (_I, [_P, _TEXT, _P, _L, _P, _P, _P, _P]),
+    "score": (_I, [_P, _P, _P, _L, _P, _P, _P, _P]),
     "probability": (None, [_P, _L, _P]),
     "admission_open": (_P, []),
     "admission_close": (None, [_P]),
@@ -196,12 +196,20 @@ class NativeScorer:
         """Logits of any number of comments, none included; an empty comment is valid."""
         parts = [_bytes(text) for text in texts]
         ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        logits_BH = np.empty((len(parts), self._width), np.float32)
-        lengths_B = np.empty(len(parts), np.int32)
+        return self.score_joined(np.frombuffer(b"".join(parts), np.uint8), ends)
+
+    def score_joined(self, data: NDArray[np.uint8], ends: NDArray[np.int64]) -> Scores:
+        """As `score`, of comments that lie one behind the other, as UTF-8.
+
+        uint8 [bytes], and where each ends, int64 [B].
+        """
+        data, ends = np.ascontiguousarray(data), np.ascontiguousarray(ends)
+        logits_BH = np.empty((len(ends), self._width), np.float32)
+        lengths_B = np.empty(len(ends), np.int32)
         counts, cpu_s = np.zeros(7, np.int64), np.zeros(2)
         _checked(
             _core().toxicity_score(
-                *(self._handle, b"".join(parts), ends.ctypes.data, len(parts)),
+                *(self._handle, data.ctypes.data, ends.ctypes.data, len(ends)),
                 *(logits_BH.ctypes.data, lengths_B.ctypes.data),
                 *(counts.ctypes.data, cpu_s.ctypes.data),
             )

@@ -18,7 +18,9 @@ import pyarrow as pa
 
 from contract import MAX_COMMENT_BYTES, BadInput
 from migrate.config import MigrateConfig
-from serve.offline.rows import CHUNK_BYTES, CHUNK_ROWS, Chunk, Source, open_source
+from serve.offline.columns import csv_rows
+from serve.offline.records import CHUNK_BYTES, CHUNK_ROWS, Block
+from serve.offline.rows import Chunk, Source, open_source
 from train.data.json_lines import JSON_SUFFIXES, is_json_lines, objects, values_of
 from train.data.labels import read_labels
 from train.data.load import TEXT_COLUMNS
@@ -221,11 +223,12 @@ def _fields(chunk: Chunk, source: Source, columns: Columns, path: Path) -> list[
             batch = stream.read_next_batch()
         read = (_of_column(batch.column(name), chunk, name, path) for name in columns.names)
         return [list(row) for row in zip(*read, strict=True)]
+    rows = csv_rows(chunk.payload.read()) if isinstance(chunk.payload, Block) else chunk.payload
     if is_json_lines(path):
-        return list(map(list, chunk.payload))
+        return list(map(list, rows))
     places, width = [source.names.index(name) for name in columns.names], len(source.names)
     found: list[Fields] = []
-    for number, row in enumerate(chunk.payload, chunk.first_row):
+    for number, row in enumerate(rows, chunk.first_row):
         if len(row) != width:
             raise BadInput(
                 f"row {number} of {path} has {len(row)} fields, expected {width} as in its header; "

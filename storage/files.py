@@ -30,8 +30,13 @@ _NOT_HERE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 """What renameat2 says on a filesystem that cannot exchange two names."""
 
 
-def write_atomically(path: Path, data: bytes | str, mode: int = 0o644) -> None:
+def write_atomically(
+    path: Path, data: bytes | str, mode: int = 0o644, *, to_disk: bool = True
+) -> None:
     """Write `data` (text as UTF-8) to `path`: temporary name, fsync, rename, fsync the folder.
+
+    Without `to_disk` there is no fsync, for what has a checksum and can be made again: a kill
+    leaves it whole, a crash of the machine perhaps not.
 
     Raises OSError that names `path`, or the folder above it that is in the way; what was there
     before then stays.
@@ -44,12 +49,14 @@ def write_atomically(path: Path, data: bytes | str, mode: int = 0o644) -> None:
                 file.write(data.encode() if isinstance(data, str) else data)
                 os.fchmod(file.fileno(), mode)  # mkstemp's 0600 would hide it from a server's user
                 file.flush()
-                os.fsync(file.fileno())
+                if to_disk:
+                    os.fsync(file.fileno())
             os.replace(name, path)  # noqa: PTH105
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        fsync_folder(path.parent)
+        if to_disk:
+            fsync_folder(path.parent)
 
 
 def write_json(path: Path, document: Any) -> None:

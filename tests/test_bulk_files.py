@@ -28,7 +28,7 @@ from export.repository import version_folder
 from serve import score_file
 from serve.offline.config import ScoreFileConfig
 from serve.offline.parts import STATE_FILE
-from serve.offline.rows import CHUNK_ROWS
+from serve.offline.records import CHUNK_ROWS
 from serve.offline.worker import open_scorer
 from storage import remote
 from storage.remote import RemotePath, is_remote, place_of

@@ -25,7 +25,8 @@ from export.repository import version_folder
 from serve import score_file
 from serve.offline.config import ScoreFileConfig
 from serve.offline.job import Job
-from serve.offline.rows import CHUNK_ROWS, Chunk
+from serve.offline.records import CHUNK_ROWS
+from serve.offline.rows import Chunk
 
 ROOT = Path(__file__).parent.parent
 CHUNKS = 24

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from contract import LABEL_THRESHOLD, BadInput
 from quality.curated import load_curated
+from serve.offline.columns import csv_rows
 from serve.offline.rows import open_source
 from train.artifacts import sha256_of
 from train.data.load import IDENTITY_COLUMNS, load_comments, load_texts
@@ -272,7 +273,9 @@ def test_no_character_is_lost(data: bytes, texts: list[str], tmp_path: Path) -> 
     path.write_bytes(data)
     assert load_comments(str(path)).texts == load_texts(str(path)) == texts
     with open_source(str(path)) as source:  # as `score --file` reads it
-        rows = [row for chunk in source.chunks(source.names) for row in chunk.payload]
+        rows = [
+            row for chunk in source.chunks(source.names) for row in csv_rows(chunk.payload.read())
+        ]
     assert [row[0] for row in rows if len(row) == 2] == texts
 
 

@@ -39,7 +39,8 @@ from serve.offline.config import ScoreFileConfig
 from serve.offline.forms import ROW, csv_line
 from serve.offline.job import Done, Job, Part
 from serve.offline.parts import STATE_FILE
-from serve.offline.rows import CHUNK_BYTES, CHUNK_ROWS, Chunk, open_source
+from serve.offline.records import CHUNK_BYTES, CHUNK_ROWS
+from serve.offline.rows import Chunk, open_source
 from serve.offline.run import Report
 from serve.offline.worker import open_scorer
 from serve.offline.workers import Workers, scored

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from contract import FLAGGED, LOGIT, MODEL_VERSION, PROBABILITY
+from serve.offline.columns import Read
+from serve.offline.encode import (
+    TEXT_TYPE,
+    csv_fields,
+    csv_text,
+    float_texts,
+    json_values,
+    lines,
+    plain,
+    scalar,
+    values_of,
+)
 from serve.offline.job import Job
-from serve.offline.rows import Chunk
-from train.data.tables import as_bytes
+from serve.offline.rows import Chunk, ipc_bytes
+from train.data.tables import as_bytes, is_text, malformed
 
 ROW = "row"
 SCORES = (PROBABILITY, LOGIT, MODEL_VERSION)
-_needs_quotes = re.compile('[",\r\n]').search
 
 
 @dataclass(frozen=True)
@@ -41,39 +50,49 @@ class ScoreColumns:
         threshold = np.inf if self.threshold is None else self.threshold
         return self.probability.astype(np.float64) >= threshold
 
-    def columns(self) -> list[list[Any]]:
-        """Values of SCORES, and of FLAGGED where it is asked for.
+    @property
+    def unscored(self) -> np.ndarray:
+        """Bool [rows]."""
+        found = np.zeros(len(self.logit), bool)
+        found[list(self.missing)] = True
+        return found
+
+    def texts(self, nothing: str, quote: str) -> list[Any]:
+        """Fields of SCORES, and of FLAGGED where it is asked for; `nothing` where there is none.
 
         A float is the double that it is, as JSON from the server has it.
         """
-        found: list[list[Any]] = [self.probability.tolist(), self.logit.tolist()]
-        found.append([self.version] * len(self.logit))
+        found = [float_texts(v.astype(np.float64)) for v in (self.probability, self.logit)]
+        found.append(scalar(f"{quote}{self.version}{quote}"))
         if self.threshold is not None:
-            found.append(self.flagged.tolist())
-        for row in self.missing:
-            for column in found:
-                column[row] = None
+            found.append(pa.array(self.flagged).cast(TEXT_TYPE))
+        if (unscored := self.unscored).any():
+            found = [pc.if_else(pa.array(unscored), scalar(nothing), field) for field in found]
         return found
 
 
-def written(chunk: Chunk, batch: Any, job: Job, scores: ScoreColumns) -> tuple[int, bytes]:
-    """How many fields were escaped, and the rows in the output's form."""
-    if job.form == "parquet" and batch is not None and job.keep is not None:
-        return 0, _parquet([batch.column(name) for name in job.keep], job, scores)
-    escaped, columns = _kept(chunk, batch, job)
+def written(
+    chunk: Chunk, read: Read, job: Job, scores: ScoreColumns
+) -> tuple[int, bytes | memoryview]:
+    """How many fields were escaped, and the rows in the output's form; of Parquet as Arrow IPC."""
+    if job.form == "parquet" and read.typed and job.keep is not None:
+        return 0, _table([read.batch.column(name) for name in job.keep], job, scores)
+    if read.lines is not None:
+        return 0, lines([read.lines, *scores.texts("", "")], ",")
+    escaped, columns = _kept(chunk, read, job)
     if job.form == "parquet":
         if job.keep is None:
-            return 0, _parquet([pa.array(columns[0], pa.int64())], job, scores)
-        return escaped, _parquet([_text_array(column) for column in columns], job, scores)
-    rows = zip(*columns, *scores.columns(), strict=True)
+            return 0, _table(columns, job, scores)
+        return escaped, _table([_text_array(column) for column in columns], job, scores)
     if job.form == "csv":
-        return escaped, "".join(map(csv_line, rows)).encode()
-    names = output_names(job)
-    lines = (json.dumps(dict(zip(names, row, strict=True)), **_JSON) + "\n" for row in rows)
-    return escaped, "".join(lines).encode()
-
-
-_JSON: dict[str, Any] = {"ensure_ascii": False, "default": str, "allow_nan": False}
+        fields = [*map(csv_fields, columns), *scores.texts("", "")]
+        return escaped, lines(fields, ",")
+    values = [*map(json_values, columns), *scores.texts("null", '"')]
+    parts: list[Any] = []
+    for name, value in dict(zip(output_names(job), values, strict=True)).items():
+        key = json.dumps(name, ensure_ascii=False)
+        parts += [scalar(f"{', ' if parts else '{'}{key}: "), value]
+    return escaped, lines([*parts, scalar("}")], "")
 
 
 def output_names(job: Job) -> tuple[str, ...]:
@@ -84,55 +103,56 @@ def output_names(job: Job) -> tuple[str, ...]:
 
 def csv_line(values: Iterable[Any]) -> str:
     """A line of CSV. Python's own writer leaves a lone return without quotes before 3.13."""
-    fields = []
-    for value in values:
-        field = value if isinstance(value, str) else _as_text(value)
-        if _needs_quotes(field):
-            field = '"' + field.replace('"', '""') + '"'
-        fields.append(field)
-    return ",".join(fields) + "\n"
+    return bytes(lines([csv_fields([value]) for value in values], ",")).decode()
 
 
-def _text_array(values: Iterable[Any]) -> Any:
-    texts = [v if v is None or isinstance(v, str) else _as_text(v) for v in values]
-    return pa.array(texts, pa.string())
+def _text_array(column: Any) -> Any:
+    if not isinstance(column, list):
+        return column.cast(pa.string())
+    return pa.array([v if v is None else csv_text(v) for v in column], pa.string())
 
 
-def _as_text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | dict):
-        return json.dumps(value, **_JSON)
-    return str(value)
-
-
-def _kept(chunk: Chunk, batch: Any, job: Job) -> tuple[int, list[Sequence[Any]]]:
-    """Fields escaped, and the values of the kept columns, all of them valid text or numbers."""
+# --- The columns that are kept -----------------------------------------------------------
+def _kept(chunk: Chunk, read: Read, job: Job) -> tuple[int, list[Any]]:
+    """Fields escaped, and the columns, for `serve.offline.encode`; all text in them is UTF-8."""
     if job.keep is None:
-        return 0, [range(chunk.first_row, chunk.first_row + chunk.rows)]
-    columns: list[Sequence[Any]]
-    if not isinstance(chunk.payload, list):
-        columns = [_values(batch.column(name)) for name in job.keep]
+        return 0, [pa.array(np.arange(chunk.first_row, chunk.first_row + chunk.rows))]
+    if read.rows is None:
+        found = [_valid(read.batch.column(name)) for name in job.keep]
     else:
         width = len(job.names)
         places = [job.names.index(name) for name in job.keep]
         # A row of another width is in quarantine; what it has stays where it stands.
-        rows = [row if len(row) == width else (row + [""] * width)[:width] for row in chunk.payload]
-        for number in chunk.reasons:
+        rows = [row if len(row) == width else (row + [""] * width)[:width] for row in read.rows]
+        for number in read.reasons:
             rows[number] = [None] * width
-        columns = [[_plain(row[at]) for row in rows] for at in places]
-    escaped = 0
-    for at, column in enumerate(columns):
-        bad = [row for row, value in enumerate(column) if _is_malformed(value)]
-        if bad:
-            values = list(column)
-            for row in bad:
-                values[row] = escaped_text(values[row])
-            columns[at] = values
-            escaped += len(bad) * (job.keep[at] != job.text_column)
-    return escaped, columns
+        found = [_valid_list([plain(row[at]) for row in rows]) for at in places]
+    of_others = (
+        count for (count, _), name in zip(found, job.keep, strict=True) if name != job.text_column
+    )
+    return sum(of_others), [column for _, column in found]
+
+
+def _valid(column: Any) -> tuple[int, Any]:
+    """How many values were escaped, and the column."""
+    if not is_text(column.type):
+        return 0, values_of(column)
+    column = as_bytes(column)
+    try:
+        return 0, column.cast(TEXT_TYPE)
+    except pa.ArrowInvalid:
+        raws = column.to_pylist()
+    texts = [raw if raw is None else raw.decode("utf-8", "surrogateescape") for raw in raws]
+    return _valid_list(texts)
+
+
+def _valid_list(values: list[Any]) -> tuple[int, Any]:
+    bad = [row for row, value in enumerate(values) if isinstance(value, str) and malformed(value)]
+    for row in bad:
+        values[row] = escaped_text(values[row])
+    if all(value is None or isinstance(value, str) for value in values):
+        return len(bad), pa.array(values, TEXT_TYPE)
+    return len(bad), values
 
 
 def escaped_text(text: str) -> str:
@@ -140,39 +160,7 @@ def escaped_text(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _is_malformed(value: Any) -> bool:
-    if not isinstance(value, str) or value.isascii():
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _values(column: Any) -> list[Any]:
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
-        raws = as_bytes(column).to_pylist()
-        return [raw if raw is None else raw.decode("utf-8", "surrogateescape") for raw in raws]
-    return [_plain(value) for value in column.to_pylist()]
-
-
-def _plain(value: Any) -> Any:
-    """A value that JSON has: no NaN, no bytes."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
-
-
+# --- Parquet -----------------------------------------------------------------------------
 def parquet_schema(job: Job, types: dict[str, Any] | None) -> Any:
     """Arrow schema of the output; `types` by the input's column, None where all are text."""
     if job.keep is None:
@@ -184,13 +172,10 @@ def parquet_schema(job: Job, types: dict[str, Any] | None) -> Any:
     return pa.schema([*fields, *map(pa.field, names, kinds)])
 
 
-def _parquet(columns: list[Any], job: Job, scores: ScoreColumns) -> bytes:
-    valid = np.ones(len(scores.logit), bool)
-    valid[list(scores.missing)] = False
-    version = pa.array([scores.version if ok else None for ok in valid], pa.string())
-    floats = [pa.array(values, mask=~valid) for values in (scores.probability, scores.logit)]
-    decided = [] if scores.threshold is None else [pa.array(scores.flagged, mask=~valid)]
-    table = pa.table([*columns, *floats, version, *decided], names=list(output_names(job)))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return sink.getvalue().to_pybytes()
+def _table(columns: list[Any], job: Job, scores: ScoreColumns) -> bytes:
+    unscored = scores.unscored
+    version = pa.array(np.full(len(unscored), scores.version), pa.string(), mask=unscored)
+    floats = [pa.array(values, mask=unscored) for values in (scores.probability, scores.logit)]
+    decided = [] if scores.threshold is None else [pa.array(scores.flagged, mask=unscored)]
+    batch = pa.record_batch([*columns, *floats, version, *decided], names=list(output_names(job)))
+    return ipc_bytes(batch)

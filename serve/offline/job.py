@@ -62,10 +62,10 @@ def part_path(parts: Place, number: int) -> Place:
     return parts / f"{number:08}"
 
 
-def packed(part: Part, rows: bytes) -> bytes:
+def packed(part: Part, rows: bytes | memoryview) -> bytes:
     """Bytes of a part: CRC-32 of what follows in hex, `part` as JSON on a line, `rows`."""
-    data = json.dumps(dataclasses.asdict(part), ensure_ascii=True).encode() + b"\n" + rows
-    return b"%08x " % zlib.crc32(data) + data
+    head = json.dumps(dataclasses.asdict(part), ensure_ascii=True).encode() + b"\n"
+    return b"".join((b"%08x " % zlib.crc32(rows, zlib.crc32(head)), head, rows))
 
 
 def read_part(place: Place) -> tuple[Part, bytes] | None:
@@ -79,16 +79,16 @@ def read_part(place: Place) -> tuple[Part, bytes] | None:
 
 
 def write_part(parts: Place, number: int, data: bytes) -> None:
-    """Write a chunk's part, whole or not at all."""
-    write_whole(part_path(parts, number), data)
+    """Write a chunk's part. A kill leaves it whole or not there; its checksum tells of the rest."""
+    write_whole(part_path(parts, number), data, to_disk=False)
 
 
-def write_whole(place: Place, data: bytes) -> None:
-    """Write a file or an object, whole or not at all."""
+def write_whole(place: Place, data: bytes, *, to_disk: bool = True) -> None:
+    """Write a file or an object, whole or not at all; `to_disk` as `write_atomically` has it."""
     if isinstance(place, RemotePath):
         place.write_bytes(data)
     else:
-        write_atomically(place, data)
+        write_atomically(place, data, to_disk=to_disk)
 
 
 def opened(place: Place) -> IO[bytes]:

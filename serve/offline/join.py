@@ -89,7 +89,8 @@ def _copier(job: Job, file: Any, schema: Any) -> Callable[[bytes | None], None]:
                 if rows is None:
                     writer.close()
                 else:
-                    writer.write_table(pq.read_table(pa.BufferReader(rows)).cast(schema))
+                    with pa.ipc.open_stream(rows) as stream:
+                        writer.write_table(stream.read_all().cast(schema))
             except BaseException:
                 writer.is_open = False  # else it would try again when it is collected
                 raise

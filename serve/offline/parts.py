@@ -15,7 +15,8 @@ from typing import Any
 from contract import ARTIFACT_FILE, ONNX_FILE, BadInput
 from serve.offline.config import ScoreFileConfig
 from serve.offline.job import Job, Part, part_path, read_part, write_whole
-from serve.offline.rows import CHUNK_BYTES, CHUNK_ROWS, STDIN, Chunk
+from serve.offline.records import CHUNK_BYTES, CHUNK_ROWS
+from serve.offline.rows import STDIN, Chunk
 from storage.files import json_object, read_json, sha256_of
 from storage.locks import locked
 from storage.remote import Place, RemotePath, place_of

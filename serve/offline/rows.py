@@ -1,15 +1,18 @@
-"""Rows of a file, in order and in chunks of bounded size: CSV, Parquet or lines of text.
+"""Rows of a file, in order and in chunks of bounded size: CSV, Parquet, JSON lines or text.
 
-Nothing is lost on the way (see `train.data.tables`), and bytes that are not UTF-8 come through as
-lone surrogates (PEP 383) for `serve.offline.worker` to name.
+A chunk is what `serve.offline.columns` reads in a worker: here nothing is read that can be left to
+it. Nothing is lost on the way, and bytes that are not UTF-8 come through.
 """
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
@@ -17,20 +20,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contract import TEXT, BadInput
-from storage.remote import RemotePath, place_of
+from serve.offline.records import CHUNK_BYTES, CHUNK_ROWS, Block, Kind, RawBlocks
+from storage.remote import Place, RemotePath, place_of
 from train.data import json_lines, tables
 from train.data.json_lines import JSON_SUFFIXES
-from train.data.tables import CSV_SUFFIXES, PARQUET_SUFFIX, CsvRows, Unreadable, is_text, open_csv
+from train.data.tables import CSV_SUFFIXES, PARQUET_SUFFIX, Unreadable, is_text
 
-CHUNK_ROWS = 2048
-CHUNK_BYTES = 1 << 20
-"""A chunk ends with the row that reaches either: about a second of one core's work."""
 STDIN = "-"
 _LINES = (".txt", ".txt.gz")
-_BOM = b"\xef\xbb\xbf"
 
 Rows = list[list[Any]]
-"""Fields of every row: text, of JSON lines any value."""
+"""Fields of every row."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,31 @@ class Chunk:
     first_row: int
     """Counted from 0, a header not among them."""
     rows: int
-    payload: Rows | bytes
-    """Fields of every row, or the columns that are needed as an Arrow IPC stream."""
+    payload: Block | bytes | Rows
+    """Rows as they lie in the file, the columns that are needed as an Arrow IPC stream, or all
+    fields."""
     span: int
     """How far it took the reading on, in units of `Source.total`."""
-    reasons: dict[int, str] = field(default_factory=dict)
-    """Why a row of these, from 0, could not be read at all."""
+
+
+def send_chunk(pipe: Connection, chunk: Chunk) -> None:
+    """Send a chunk to a process of this machine, without what it can read where it lies."""
+    block = chunk.payload
+    if not isinstance(block, Block):
+        pipe.send(chunk)
+        return
+    pipe.send(replace(chunk, payload=block.without_data()))
+    if block.place is None and block.data is not None:
+        pipe.send_bytes(block.data)  # by itself it is not copied first
+
+
+def receive_chunk(pipe: Connection) -> Chunk:
+    """What `send_chunk` sent."""
+    chunk: Chunk = pipe.recv()
+    block = chunk.payload
+    if not isinstance(block, Block) or block.place is not None:
+        return chunk
+    return replace(chunk, payload=replace(block, data=memoryview(pipe.recv_bytes())))
 
 
 @dataclass
@@ -83,20 +102,22 @@ def open_source(name: str) -> Iterator[Source]:
     with ExitStack() as stack:
         with tables.explained(name):
             if name == STDIN:
-                source = _lines(sys.stdin.buffer, None, lambda: 0)
+                source = _lines("lines", (TEXT,), None, sys.stdin.buffer, None, lambda: 0)
             elif lower.endswith(PARQUET_SUFFIX):
-                opened = path
+                table: Any = path
                 if isinstance(path, RemotePath):
-                    opened = stack.enter_context(path.open_bytes())
-                source = _parquet(stack.enter_context(pq.ParquetFile(opened, pre_buffer=False)))
+                    table = stack.enter_context(path.open_bytes())
+                source = _parquet(stack.enter_context(pq.ParquetFile(table, pre_buffer=False)))
             elif lower.endswith(CSV_SUFFIXES):
-                source = _csv(stack.enter_context(open_csv(path)))
+                source = stack.enter_context(_open_csv(path))
             elif lower.endswith(JSON_SUFFIXES):
                 with tables.open_bytes(path) as (file, _, _):
                     names = _names_of(file)
-                source = _objects(names, *stack.enter_context(tables.open_bytes(path)))
+                opened = stack.enter_context(tables.open_bytes(path))
+                source = _lines("json", names, _plain(path), *opened)
             else:
-                source = _lines(*stack.enter_context(tables.open_bytes(path)))
+                opened = stack.enter_context(tables.open_bytes(path))
+                source = _lines("lines", (TEXT,), _plain(path), *opened)
         read = source.chunks
 
         def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
@@ -107,55 +128,52 @@ def open_source(name: str) -> Iterator[Source]:
         yield source
 
 
-# --- CSV ---------------------------------------------------------------------------------
-def _csv(file: CsvRows) -> Source:
-    def rows() -> Iterator[list[str]]:
-        yield from file
-        source.blank_lines = file.blank_lines
+# --- CSV, lines of text, JSON lines ------------------------------------------------------
+@contextmanager
+def _open_csv(path: Place) -> Iterator[Source]:
+    limit = csv.field_size_limit(tables.MOST_FIELD_BYTES)
+    try:
+        with tables.open_bytes(path) as (file, total, position):
+            blocks = RawBlocks("csv", file, _plain(path))
+            blocks.begin(has_header=True)
+            yield _source(blocks.header, blocks, total, position)
+    finally:
+        csv.field_size_limit(limit)
 
-    source = Source(file.header, "B", file.total, lambda _: _chunks(rows(), file.position))
+
+def _plain(path: Place) -> Path | None:
+    """A file of this machine that is not packed."""
+    packed = path.name.lower().endswith((".gz", ".zip"))
+    return path.absolute() if isinstance(path, Path) and not packed else None
+
+
+def _lines(
+    kind: Kind,
+    names: tuple[str, ...],
+    path: Path | None,
+    file: IO[bytes],
+    total: int | None,
+    position: Callable[[], int],
+) -> Source:
+    blocks = RawBlocks(kind, file, path)
+    blocks.begin(has_header=False)
+    return _source(names, blocks, total, position)
+
+
+def _source(
+    names: tuple[str, ...], blocks: RawBlocks, total: int | None, position: Callable[[], int]
+) -> Source:
+    def chunks(_: Sequence[str]) -> Iterator[Chunk]:
+        number = first = read = 0
+        for block in blocks:
+            source.blank_lines += block.blank
+            if block.rows:
+                before, read = read, position()
+                yield Chunk(number, first, block.rows, block, read - before)
+                number, first = number + 1, first + block.rows
+
+    source = Source(names, "B", total, chunks)
     return source
-
-
-def _chunks(rows: Iterator[list[Any] | Unreadable], position: Callable[[], int]) -> Iterator[Chunk]:
-    held: Rows = []
-    reasons: dict[int, str] = {}
-    number = first = size = read = 0
-
-    def chunk() -> Chunk:
-        nonlocal read
-        before, read = read, position()
-        return Chunk(number, first, len(held), held, read - before, reasons)
-
-    for row in rows:
-        if isinstance(row, Unreadable):
-            reasons[len(held)] = str(row)
-            row = []
-        held.append(row)
-        size += sum(len(value) if isinstance(value, str) else 8 for value in row)
-        if len(held) == CHUNK_ROWS or size >= CHUNK_BYTES:
-            yield chunk()
-            number, first = number + 1, first + len(held)
-            held, reasons, size = [], {}, 0
-    if held:
-        yield chunk()
-
-
-# --- Lines of text -----------------------------------------------------------------------
-def _lines(file: IO[bytes], total: int | None, position: Callable[[], int]) -> Source:
-    def rows() -> Iterator[list[str]]:
-        # By "\n" alone, and a "\r" before it: a comment may hold any other mark.
-        first = True
-        while line := file.readline(tables.MOST_FIELD_BYTES):
-            if len(line) == tables.MOST_FIELD_BYTES:
-                raise Unreadable(f"a line is longer than {tables.MOST_FIELD_BYTES >> 20} MiB")
-            if first:
-                line, first = line.removeprefix(_BOM), False
-            if line.endswith(b"\n"):
-                line = line[:-1].removesuffix(b"\r")
-            yield [line.decode("utf-8", "surrogateescape")]
-
-    return Source((TEXT,), "B", total, lambda _: _chunks(rows(), position))
 
 
 # --- JSON lines --------------------------------------------------------------------------
@@ -170,23 +188,6 @@ def _names_of(file: IO[bytes]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _objects(
-    names: tuple[str, ...], file: IO[bytes], total: int, position: Callable[[], int]
-) -> Source:
-    def rows() -> Iterator[list[Any] | Unreadable]:
-        for number, found in enumerate(json_lines.lines(file)):
-            yield found if isinstance(found, Unreadable) else _fields(found, number, names)
-
-    return Source(names, "B", total, lambda _: _chunks(rows(), position))
-
-
-def _fields(found: dict[str, Any], number: int, names: Sequence[str]) -> list[Any] | Unreadable:
-    row = [found.get(name) for name in names]
-    if json_lines.has_half_characters(row):
-        return Unreadable(f"row {number} has half of a character (a lone surrogate)")
-    return row
-
-
 # --- Parquet -----------------------------------------------------------------------------
 def _parquet(file: Any) -> Source:
     schema = file.schema_arrow
@@ -197,7 +198,7 @@ def _parquet(file: Any) -> Source:
         for batch in file.iter_batches(CHUNK_ROWS, columns=list(columns)):
             batch = batch.select(list(columns))
             for rows in _slices(batch):
-                payload = _ipc(rows)
+                payload = ipc_bytes(rows)
                 yield Chunk(number, first, rows.num_rows, payload, rows.num_rows)
                 number, first = number + 1, first + rows.num_rows
 
@@ -225,7 +226,8 @@ def _slices(batch: Any) -> Iterator[Any]:
         yield batch.slice(start)
 
 
-def _ipc(batch: Any) -> bytes:
+def ipc_bytes(batch: Any) -> bytes:
+    """A record batch as an Arrow IPC stream."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+import sys
 import time
+from importlib.abc import MetaPathFinder
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,10 @@ from contract import (
     ToxicityError,
 )
 from core.binding import NativeScorer, NativeTokenizer, probability
+from serve.offline.columns import Read, read_chunk
 from serve.offline.forms import ROW, ScoreColumns, escaped_text, written
 from serve.offline.job import Done, Job, Part, packed, write_part
-from serve.offline.rows import Chunk, Rows
+from serve.offline.rows import Chunk, receive_chunk
 from train.data.tables import as_bytes, not_utf8
 
 
@@ -53,14 +56,24 @@ def open_scorer(folder: Path) -> NativeScorer:
     )
 
 
+class _WithoutPandas(MetaPathFinder):
+    """Arrow imports it, which takes a second, to see whether a list is one of its series."""
+
+    def find_spec(self, fullname: str, *_: Any) -> None:
+        """Nothing of any other module. Raises ModuleNotFoundError for this one."""
+        if fullname == "pandas":
+            raise ModuleNotFoundError("no pandas in a worker", name=fullname)
+
+
 def work(connection: Connection, job: Job) -> None:
     """Answer every chunk with `Done`, or with an error, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's to deal with
+    sys.meta_path.insert(0, _WithoutPandas())
     try:
         scorer = open_scorer(job.version_folder)
         connection.send(None)
         while True:
-            connection.send(score_chunk(scorer, connection.recv(), job))
+            connection.send(score_chunk(scorer, receive_chunk(connection), job))
     except (EOFError, ConnectionError):  # the command ended, or was killed
         return
     except (ToxicityError, OSError) as error:
@@ -80,57 +93,76 @@ def score_chunk(scorer: NativeScorer, chunk: Chunk, job: Job) -> Done:
 def scored_part(scorer: NativeScorer, chunk: Chunk, job: Job) -> tuple[Done, bytes]:
     """Score a chunk: what is to be said of it, and the bytes of its part."""
     began = time.process_time()
-    lines = chunk.payload if isinstance(chunk.payload, list) else None
-    batch = None if isinstance(chunk.payload, list) else _read_ipc(chunk.payload)
-    texts, reasons = _texts(chunk, batch, job)
-    found = scorer.score(texts)
-    scored = [row for row in range(chunk.rows) if row not in reasons]
-    logit, chance = np.zeros(chunk.rows, np.float32), np.zeros(chunk.rows, np.float32)
-    logit[scored], chance[scored] = found.logit, probability(found.logit)
+    read = read_chunk(chunk, job)
+    texts, reasons = _texts(read, job)
+    found = scorer.score_joined(*texts) if isinstance(texts, tuple) else scorer.score(texts)
+    logit, chance = found.logit, probability(found.logit)
+    if reasons:
+        scored = [row for row in range(chunk.rows) if row not in reasons]
+        whole = np.zeros((2, chunk.rows), np.float32)
+        whole[:, scored] = logit, chance
+        logit, chance = whole
     scores = ScoreColumns(chance, logit, job.version_folder.name, reasons.keys(), job.threshold)
-    escaped, data = written(chunk, batch, job, scores)
+    escaped, data = written(chunk, read, job, scores)
     quarantine: list[dict[str, Any]] = []
     for row, reason in sorted(reasons.items()):
         entry: dict[str, Any] = {ROW: chunk.first_row + row, "reason": reason}
-        if lines is not None and row not in chunk.reasons and len(lines[row]) != len(job.names):
-            entry["fields"] = list(map(escaped_text, lines[row]))
+        if read.rows is not None and row not in read.reasons:
+            fields = read.rows[row]
+            if len(fields) != len(job.names):
+                entry["fields"] = list(map(escaped_text, fields))
         quarantine.append(entry)
-    part = Part(
-        chunk.first_row,
-        chunk.rows,
-        found.tokens,
-        found.cut,
-        found.windowed,
-        escaped,
-        tuple(quarantine),
-    )
-    whole = packed(part, data)
+    counts = found.tokens, found.cut, found.windowed, escaped
+    part = Part(chunk.first_row, chunk.rows, *counts, tuple(quarantine))
+    packed_part = packed(part, data)
     cpu_s = time.process_time() - began
     done = Done(chunk.number, part, cpu_s, found.tokenizer_cpu_s, found.encoder_cpu_s)
-    return done, whole
+    return done, packed_part
 
 
 # --- Texts, or why a row has none --------------------------------------------------------
+Joined = tuple[np.ndarray, np.ndarray]
+"""Bytes of all texts, one behind the other, and the end of each: uint8 [bytes], int64 [texts]."""
+
+
 def texts_of(chunk: Chunk, job: Job) -> list[str]:
     """Texts of the rows that get a score."""
-    batch = None if isinstance(chunk.payload, list) else _read_ipc(chunk.payload)
-    return _texts(chunk, batch, job)[0]
+    read = read_chunk(chunk, job)
+    if read.rows is not None:
+        return _texts_of_rows(read, job)[0]
+    return _texts_of_column(as_bytes(read.batch.column(job.text_column)))[0]
 
 
-def _texts(chunk: Chunk, batch: Any, job: Job) -> tuple[list[str], dict[int, str]]:
-    if isinstance(chunk.payload, list):
-        return _texts_of_rows(chunk.payload, chunk.reasons, job)
-    return _texts_of_column(batch.column(job.text_column))
+def _texts(read: Read, job: Job) -> tuple[Joined | list[str], dict[int, str]]:
+    if read.rows is not None:
+        return _texts_of_rows(read, job)
+    column = as_bytes(read.batch.column(job.text_column))
+    joined = _joined(column)
+    return (joined, {}) if joined else _texts_of_column(column)
 
 
-def _texts_of_rows(
-    rows: Rows, unread: dict[int, str], job: Job
-) -> tuple[list[str], dict[int, str]]:
+def _joined(column: Any) -> Joined | None:
+    """The texts as they lie there; None when a row gets no score."""
+    if column.null_count or not len(column):
+        return None
+    try:
+        column.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        return None
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+    if np.diff(ends).max() > MAX_COMMENT_BYTES:
+        return None
+    raw = np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]]
+    return raw, ends[1:] - ends[0]
+
+
+def _texts_of_rows(read: Read, job: Job) -> tuple[list[str], dict[int, str]]:
     at, width = job.names.index(job.text_column), len(job.names)
     texts, reasons = [], {}
-    for number, row in enumerate(rows):
-        if number in unread:
-            reasons[number] = unread[number]
+    for number, row in enumerate(read.rows or ()):
+        if number in read.reasons:
+            reasons[number] = read.reasons[number]
         elif len(row) != width:
             reasons[number] = f"the row has {len(row)} fields, expected {width}"
         elif not isinstance(row[at], str):
@@ -172,7 +204,7 @@ def _too_long(size: int) -> str | None:
 
 def _texts_of_column(column: Any) -> tuple[list[str], dict[int, str]]:
     texts, reasons = [], {}
-    for number, raw in enumerate(as_bytes(column).to_pylist()):
+    for number, raw in enumerate(column.to_pylist()):
         if raw is None:
             reasons[number] = _no_text(None)
         elif reason := _malformed(raw) or _too_long(len(raw)):
@@ -180,8 +212,3 @@ def _texts_of_column(column: Any) -> tuple[list[str], dict[int, str]]:
         else:
             texts.append(raw.decode())
     return texts, reasons
-
-
-def _read_ipc(payload: Any) -> Any:
-    with pa.ipc.open_stream(payload) as stream:
-        return stream.read_next_batch()

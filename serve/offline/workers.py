@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 
 from contract import ToxicityError
 from serve.offline.job import Done, Job
-from serve.offline.rows import Chunk
+from serve.offline.rows import Chunk, send_chunk
 from serve.offline.worker import work
 
 
@@ -86,7 +86,7 @@ class Workers:
         """Send a chunk to an idle worker."""
         pipe = self.idle.pop()
         try:
-            pipe.send(chunk)
+            send_chunk(pipe, chunk)
         except BrokenPipeError as error:
             raise self._lost(pipe) from error
         self.busy += 1

@@ -57,10 +57,13 @@ def objects(file: IO[bytes]) -> Iterator[dict[str, Any]]:
         raise Unreadable("it is empty, without an object")
 
 
-def lines(file: IO[bytes]) -> Iterator[dict[str, Any] | Unreadable]:
-    """As `objects`, with what is wrong with a line in its place."""
-    row = 0
-    first = True
+def lines(
+    file: IO[bytes], row: int = 0, *, first: bool = True
+) -> Iterator[dict[str, Any] | Unreadable]:
+    """As `objects`, with what is wrong with a line in its place.
+
+    `row` is that of the file which it begins with; `first`, whether with the file's first byte.
+    """
     while line := file.readline(MOST_FIELD_BYTES):
         if len(line) == MOST_FIELD_BYTES:
             raise Unreadable(f"a line is longer than {MOST_FIELD_BYTES >> 20} MiB")

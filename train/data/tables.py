@@ -2,7 +2,7 @@
 
 Nothing is lost on the way: Python's csv keeps a NUL, which pandas' parser cuts a field at, and with
 `strict` takes no quote that is not closed, or within quotes not doubled. What cannot be read is
-refused with its row, counted from 0 without the header. `serve.offline.rows` reads in chunks.
+refused with its row, counted from 0 without the header. `serve.offline` reads in chunks.
 """
 
 from __future__ import annotations
@@ -184,12 +184,7 @@ class CsvRows:
         """They are no rows."""
         self._at_end = False
         self._reader = csv.reader(self._lines(text), strict=True)
-        self.header = tuple(self._next("its header") or ())
-        if not self.header:
-            raise Unreadable("it is empty, without a header")
-        for column in self.header:
-            if (reason := malformed(column)) is not None:
-                raise Unreadable(f"its header is not UTF-8 {reason}", _CONVERT)
+        self.header = checked_header(self._next("its header"))
         self.blank_lines = 0
 
     def __iter__(self) -> Iterator[list[str]]:
@@ -204,7 +199,8 @@ class CsvRows:
             try:
                 row = next(self._reader, None)
             except csv.Error as error:
-                raise self._fault(what, str(error)) from error
+                line = self._reader.line_num
+                raise CsvFault(what, str(error), line, at_end=self._at_end) from error
             if row or row is None:
                 return row
             self.blank_lines += 1
@@ -216,16 +212,29 @@ class CsvRows:
             yield line
         self._at_end = True
 
-    def _fault(self, what: str, words: str) -> Unreadable:
-        if self._at_end:
-            return Unreadable(f"{what} opens a quote that nothing closes", _QUOTE)
-        quoted = "expected after" in words
-        words = "has a quote within quotes that is not doubled" if quoted else f"is none: {words}"
-        return Unreadable(f"{what} (up to line {self._reader.line_num}) {words}", _QUOTE)
-
 
 _QUOTE = "close each quote, and double those within a quoted field"
 _CONVERT = "convert it, as with `iconv -f WINDOWS-1252 -t UTF-8`"
+
+
+class CsvFault(Unreadable):
+    """What Python's csv says of a row, `what`, that it was reading up to a line, counted from 1."""
+
+    def __init__(self, what: str, words: str, line: int, *, at_end: bool) -> None:
+        quoted = "expected after" in words
+        words = "has a quote within quotes that is not doubled" if quoted else f"is none: {words}"
+        reason = f"{what} (up to line {line}) {words}"
+        super().__init__(f"{what} opens a quote that nothing closes" if at_end else reason, _QUOTE)
+
+
+def checked_header(row: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of a CSV's columns, its first row. Raises Unreadable without one, or for other text."""
+    if not row:
+        raise Unreadable("it is empty, without a header")
+    for column in row:
+        if (reason := malformed(column)) is not None:
+            raise Unreadable(f"its header is not UTF-8 {reason}", _CONVERT)
+    return tuple(row)
 
 
 @contextmanager
