@@ -61,6 +61,8 @@ _LONG = {
     "test_only_what_changed_is_done_again_and_a_stopped_recipe_goes_on",
     "test_what_breaks_calls_the_right_one_and_nobody_else",
     "test_shifted_traffic_is_told",
+    "test_a_slow_version_calls_and_a_quick_one_does_not",
+    "test_what_the_door_turns_away_calls",
     "test_a_short_soak_holds_every_bar",
     "test_ids_are_stored_in_constant_memory",
     "test_a_bounded_attack_holds_every_bar_that_is_no_time",

@@ -14,6 +14,7 @@ from prometheus_client.samples import Sample
 from contract import HOST, PUBLIC_MODEL, BadInput
 from serve.app_backend import APP_BACKEND
 from serve.balancer import HTTP_BACKEND, INNER, LARGE_BACKEND
+from serve.metrics_door import DOOR, TURNED_AWAY
 from serve.triton import Server
 
 _SETTLE_S, _SETTLE_TRIES = 0.1, 20
@@ -45,7 +46,7 @@ CountersOf = Callable[[Server], Totals]
 
 
 def server_counters(server: Server) -> Totals:
-    """Totals of a server, or of all replicas behind a balancer.
+    """Totals of a server, or of all replicas behind a balancer with what it turned away itself.
 
     Raises BadInput when the served model counts other things.
     """
@@ -70,6 +71,10 @@ def server_counters(server: Server) -> Totals:
             )
     if server.replicas:
         totals["requests"] = _asked_of(server)
+        denied = _samples(_balancer_metrics(server), TURNED_AWAY.removesuffix("_total"))
+        totals["requests_refused"] += sum(
+            sample.value for sample in denied if sample.labels["proxy"] == DOOR
+        )
     return {**totals, **cpu_seconds(server)}
 
 
@@ -80,8 +85,8 @@ def _asked_of(server: Server) -> float:
     checks are nobody's.
     """
     url = f"http://{HOST}:{server.metrics_port}"
-    behind = _samples(f"{url}{server.metrics_path}", "haproxy_backend_http_responses")
-    inner = _samples(f"{url}{server.metrics_path}", "haproxy_frontend_http_responses")
+    behind = _samples(_balancer_metrics(server), "haproxy_backend_http_responses")
+    inner = _samples(_balancer_metrics(server), "haproxy_frontend_http_responses")
     answered = _scored(behind, (HTTP_BACKEND, LARGE_BACKEND, APP_BACKEND)) - _scored(
         inner, (INNER,)
     )
@@ -89,6 +94,10 @@ def _asked_of(server: Server) -> float:
         found = _samples(f"{url}{_GRPC_METRICS}", f"{PUBLIC_MODEL}_requests")
         answered += sum(sample.value for sample in found)
     return answered
+
+
+def _balancer_metrics(server: Server) -> str:
+    return f"http://{HOST}:{server.metrics_port}{server.metrics_path}"
 
 
 def _samples(url: str, family: str) -> list[Sample]:
