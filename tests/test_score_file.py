@@ -279,6 +279,25 @@ def test_parquet_and_lines_are_quarantined_too(tmp_path: Path, score: Any) -> No
     assert [row[TEXT] for row in read_csv(tmp_path / "a.scored.csv")] == ["you", "\\xff", ""]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["csv", "parquet", "jsonl"])
+def test_the_number_of_workers_changes_no_byte(form: str, tmp_path: Path, score: Any) -> None:
+    bad = [0, CHUNK_ROWS - 1, CHUNK_ROWS, 2 * CHUNK_ROWS + 500]
+    rows = [f'{i},"you\n""{i}""\r\nkind"' for i in range(3 * CHUNK_ROWS)]
+    for row in bad:
+        rows[row] += ",one too many"
+    data = ("id,text\n" + "\n".join(rows) + "\n").encode()
+    (tmp_path / "a.csv").write_bytes(data)
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(data))
+    found = []
+    for name, processes in (("a.csv", 1), ("a.csv", 2), ("b.csv.gz", 2)):
+        out = tmp_path / f"{name}.{processes}.{form}"
+        assert score(tmp_path / name, out=out, processes=processes).rows == len(rows)
+        assert [entry["row"] for entry in quarantine(out)] == bad
+        found.append(out.read_bytes())
+    assert found[0] == found[1] == found[2]
+
+
 # --- Going on ----------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def long_file(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -75,7 +75,7 @@ def go_on_or_begin(config: ScoreFileConfig, job: Job, artifact: dict[str, Any]) 
         "onnx_sha256": artifact["files"][ONNX_FILE]["sha256"],
         "form": job.form,
         "threshold": job.threshold,
-        "chunk": {"rows": CHUNK_ROWS, "bytes": CHUNK_BYTES},
+        "chunk": {"rows": CHUNK_ROWS, "bytes": CHUNK_BYTES, "raw": True},
     }
     state = json.loads(json.dumps(state))
     path = job.parts / STATE_FILE
