@@ -144,9 +144,7 @@ class SimulatedReplica:
 
 
 class DoorBound:
-    """How many requests haproxy lets to the replicas after a refusal: `overload_rules` of
-    serve/request_rules.py.
-    """
+    """How many requests haproxy lets to the replicas after a refusal (serve/overload_rules.py)."""
 
     def __init__(self, replicas: int) -> None:
         self._least, self._most = (count * replicas for count in contract.OVERLOADED_REQUESTS)

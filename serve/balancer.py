@@ -9,7 +9,8 @@ gRPC, whose messages do not say beforehand how long they are. What is slow or co
 is nobody else's wait.
 
 `serve.door` writes and checks the files and starts the processes; the rules are
-`serve.request_rules`. Keywords as in the haproxy 2.6 configuration manual.
+`serve.request_rules` and `serve.overload_rules`. Keywords as in the haproxy 2.6 configuration
+manual.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import contract
 from contract import HOST
-from serve import app_backend, canary_backend, metrics_door, probe
+from serve import app_backend, canary_backend, metrics_door, overload_rules, probe
 from serve import request_rules as rules
 from serve.app import settings as app
 from serve.app_backend import APP_BACKEND
@@ -237,7 +238,7 @@ def _replicas(door: Door, folder: Path) -> str:
         waiting_ms=round(1000 * _WAITING_S),
         again=_AGAIN,
         works=quoted(probe.WORKS),
-        noted="\n    ".join(rules.refusals_noted(len(door.replicas))),
+        noted="\n    ".join(overload_rules.refusals_noted(len(door.replicas))),
         no_server=json.dumps({"error": NO_SERVER}),
         release=_RELEASE,
         instead=instead(_AGAIN, 503, NO_SERVER),
@@ -272,7 +273,7 @@ def _http(door: Door) -> list[str]:
         f"http-request set-uri %[path] if {{ path_beg {app.PERSPECTIVE_PATHS} }}",
         *rules.path_rules([f"{HTTP_BACKEND}/{one.name}" for one in door.replicas]),
         *rules.length_rules(),
-        *rules.overload_rules([HTTP_BACKEND, *(_key_backend(key) for key in door.keys)]),
+        *overload_rules.rules([HTTP_BACKEND, *(_key_backend(key) for key in door.keys)]),
         *rules.body_rules("infer !large"),
         *canary_backend.draw(door.canary, HTTP_BACKEND, "infer !large"),
         *canary_backend.tap(door.canary),
@@ -340,7 +341,7 @@ def _of_key(door: Door, key: Key) -> str:
     own = [
         "stick-table type integer size 10 expire 1m store http_req_rate(10s)",
         *rate,
-        *rules.refusals_noted(len(door.replicas)),
+        *overload_rules.refusals_noted(len(door.replicas)),
         *servers,
         f"server waiting unix@{_waiting_socket(door.front_folder)} backup",
         instead(_AGAIN, 503, NO_SERVER),

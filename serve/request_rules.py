@@ -6,20 +6,19 @@ condition (`infer`, `large`) needs the function that defines it before.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import contract
 from contract import PUBLIC_MODEL
 from serve.app import settings as app
-from serve.refusals import NO_SERVER, api_rules, refuse, refuse_grpc, turn_away
+from serve.refusals import NO_SERVER, api_rules, refuse, refuse_grpc
 
 _MODEL_PATH = rf"/v2/models/{PUBLIC_MODEL}(/versions/[0-9]+)?"
-_INFER = rf"^{_MODEL_PATH}/(infer|generate|generate_stream)$"
+INFER = rf"^{_MODEL_PATH}/(infer|generate|generate_stream)$"
 _READ = rf"^(/v2/?|/v2/health/live|{_MODEL_PATH}(/stats|/config)?|/v2/models/stats)$"
 _READY = rf"^(/v2/health/ready|{_MODEL_PATH}/ready)$"
-_APP_POST = f"^({app.SCORE_PATH}|{app.MODERATION_PATH}|{app.ANALYZE_PATH}|{app.SUGGEST_PATH})$"
+APP_POST = f"^({app.SCORE_PATH}|{app.MODERATION_PATH}|{app.ANALYZE_PATH}|{app.SUGGEST_PATH})$"
 _APP_READ = f"^({app.SCORE_PATH}|{app.HEALTH_PATH}|{app.OPENAPI_PATH})$".replace(".", r"\.")
 _APP_PAGES = rf"^{app.PAGE_PATH}(/|$)"
 """Of the application (serve/app): what scores, what is read, and its pages, which are both."""
@@ -66,13 +65,6 @@ _SHAPE_WORDS = (
     "expected an inference request of the KServe v2 protocol; send fewer, nested as it says"
 )
 _ARRIVED = f"http-request set-header {contract.ARRIVAL_HEADER} %[date(0,us)]"
-_REFUSED_AT, _MOST = "proc.refused_at", "proc.most_requests"
-"""Variables of the whole process: Unix time in ms, and the bound of `overload_rules` then."""
-_SINCE = f"date(0,ms),sub({_REFUSED_AT})"
-_STEPS_MS = tuple(contract.OVERLOADED_STEP_MS * k for k in range(1, contract.OVERLOADED_STEPS + 1))
-"""Since the last refusal: at each the bound doubles, at the last it ends."""
-_LATELY = f"0:{_STEPS_MS[-1] - 1}"
-"""Not before: a clock that was set back tells nothing."""
 _FREE_BYTES = 4096
 """Up to here a body may be anything: it costs little, and the server says better what is wrong."""
 _SIZE_WORDS = (
@@ -234,7 +226,7 @@ def key_rate_rules(name: str, requests_per_s: int, table: str) -> list[str]:
 def path_rules(servers: Sequence[str]) -> list[str]:
     """Which paths are open, and with which method; ready is one of `servers` (backend/name)."""
     return [
-        f"acl infer path -m reg {_INFER}",
+        f"acl infer path -m reg {INFER}",
         f"acl read path -m reg {_READ}",
         f"acl ready path -m reg {_READY}",
         *app_paths(),
@@ -265,9 +257,9 @@ def ready_rules(servers: Sequence[str]) -> list[str]:
 def app_paths() -> list[str]:
     """Which paths are the application's: defines the condition `app`."""
     return [
-        f"acl app_post path -m reg {_APP_POST}",
+        f"acl app_post path -m reg {APP_POST}",
         f"acl app_read path -m reg {_APP_READ}",
-        *(f"acl app path -m reg {pattern}" for pattern in (_APP_POST, _APP_READ, _APP_PAGES)),
+        *(f"acl app path -m reg {pattern}" for pattern in (APP_POST, _APP_READ, _APP_PAGES)),
     ]
 
 
@@ -315,60 +307,6 @@ def length_rules() -> list[str]:
             f"takes_body large {{ sc1_conn_cur gt {limit} }}",
             close=True,
         ),
-    ]
-
-
-def overload_rules(backends: Sequence[str]) -> list[str]:
-    """Turn away what a server would refuse, before its body is read; see `refusals_noted`.
-
-    To refuse a request of many comments costs a server a good part of what it costs to score it:
-    the body is held, checked, handed over, read again. So while a server refuses, few requests may
-    be at it at once: half as many with each refusal, twice as many with each step of time without.
-    How many they are is a matter of the servers' refusals alone: what is turned away here cannot
-    keep the bound up, and as it is lifted in steps, not all comes at once.
-    """
-    lines = [
-        f"acl refused_lately var({_REFUSED_AT}) -m found",
-        *(f"acl scored path -m reg {pattern}" for pattern in (_INFER, _APP_POST)),
-        f"http-request set-var(txn.since) {_SINCE} if refused_lately scored",
-        f"acl overload var(txn.since) -m int {_LATELY}",
-        "http-request set-var(txn.over) int(0) if overload",
-    ]
-    for name in backends:
-        lines += [
-            f"http-request set-var(txn.there) be_conn({name}) if overload",
-            "http-request set-var(txn.over) var(txn.over),add(txn.there) if overload",
-        ]
-    lines.append(f"http-request set-var(txn.most) var({_MOST}) if overload")
-    for after in _STEPS_MS[:-1]:
-        lines.append(
-            "http-request set-var(txn.most) var(txn.most),mul(2) "
-            f"if overload {{ var(txn.since) -m int ge {after} }}"
-        )
-    over = "{ var(txn.over),sub(txn.most) -m int ge 0 }"
-    return [*lines, turn_away(503, app.OVERLOADED, f"overload {over}")]
-
-
-def refusals_noted(replicas: int) -> list[str]:
-    """Rules of a backend: when a server last refused, and how many requests may be there then."""
-    least, most = (count * replicas for count in contract.OVERLOADED_REQUESTS)
-    set_most = f"http-response set-var({_MOST})"
-    refused = "{ status 503 }"
-    lines = [f"http-response set-var(txn.since) {_SINCE} if {refused}"]
-    # Of what was there at the same time, one refusal counts.
-    times_ms = (contract.OVERLOADED_SAME_MS, *_STEPS_MS)
-    for step, (begin, end) in enumerate(itertools.pairwise(times_ms)):
-        times = f"mul({1 << step}),div(2)"
-        between = f"{{ var(txn.since) -m int {begin}:{end - 1} }}"
-        lines.append(f"{set_most} var({_MOST}),{times} if {refused} {between}")
-    new = f"!{{ var(txn.since) -m int {_LATELY} }}"
-    same = f"{{ var(txn.since) -m int 0:{contract.OVERLOADED_SAME_MS - 1} }}"
-    return [
-        *lines,
-        f"{set_most} int({most}) if {refused} {new}",
-        f"{set_most} int({most}) if {refused} {{ var({_MOST}) -m int gt {most} }}",
-        f"{set_most} int({least}) if {refused} {{ var({_MOST}) -m int lt {least} }}",
-        f"http-response set-var({_REFUSED_AT}) date(0,ms) if {refused} !{same}",
     ]
 
 

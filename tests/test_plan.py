@@ -403,7 +403,7 @@ def test_more_load_than_the_model_has_is_refused_and_what_is_answered_waits_litt
 
 
 def test_the_door_bounds_what_reaches_a_server_that_refuses() -> None:
-    """As serve/request_rules.py has haproxy do it."""
+    """As serve/overload_rules.py has haproxy do it."""
     least, most = OVERLOADED_REQUESTS
     step, same = OVERLOADED_STEP_MS / 1e3, OVERLOADED_SAME_MS / 1e3
     door = DoorBound(replicas=2)
