@@ -142,7 +142,7 @@ SOURCES = (
     ),
     FigureSource(
         "attack/attack.json",
-        'make attack ATTACK_ARGS="--requests 250000 --seed 11 --examples 2000"',
+        f"make attack {_WIKI}",
         {"attack": page_tables.attack},
     ),
     FigureSource(
