@@ -19,7 +19,7 @@ import pyarrow as pa
 from contract import MAX_COMMENT_BYTES, BadInput
 from migrate.config import MigrateConfig
 from serve.offline.columns import csv_rows
-from serve.offline.records import CHUNK_BYTES, CHUNK_ROWS, Block
+from serve.offline.records import CHUNK_BYTES, CHUNK_ROWS, RawBlock
 from serve.offline.rows import Chunk, Source, open_source
 from train.data.json_lines import JSON_SUFFIXES, is_json_lines, objects, values_of
 from train.data.labels import read_labels
@@ -223,7 +223,7 @@ def _fields(chunk: Chunk, source: Source, columns: Columns, path: Path) -> list[
             batch = stream.read_next_batch()
         read = (_of_column(batch.column(name), chunk, name, path) for name in columns.names)
         return [list(row) for row in zip(*read, strict=True)]
-    rows = csv_rows(chunk.payload.read()) if isinstance(chunk.payload, Block) else chunk.payload
+    rows = csv_rows(chunk.payload.read()) if isinstance(chunk.payload, RawBlock) else chunk.payload
     if is_json_lines(path):
         return list(map(list, rows))
     places, width = [source.names.index(name) for name in columns.names], len(source.names)

@@ -19,7 +19,7 @@ from serve.offline import records
 from serve.offline.columns import read_chunk
 from serve.offline.encode import csv_fields, float_texts, json_values, lines
 from serve.offline.job import Job
-from serve.offline.records import Block, RawBlocks, lines_as_written
+from serve.offline.records import RawBlock, RawBlocks, lines_as_written
 from serve.offline.rows import Chunk, open_source
 from serve.offline.worker import texts_of
 from train.data.tables import Unreadable
@@ -35,7 +35,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "_READ_BYTES", 64)
 
 
-def blocks(data: bytes, header: bool = True, kind: Any = "csv") -> list[Block]:
+def blocks(data: bytes, header: bool = True, kind: Any = "csv") -> list[RawBlock]:
     raw = RawBlocks(kind, io.BytesIO(data), None)
     raw.begin(has_header=header)
     return list(raw)
@@ -81,7 +81,7 @@ def test_blocks_hold_the_rows_of_the_whole_file(odd: bool, tmp_path: Path) -> No
         ]
         assert max((chunk.rows for chunk in chunks), default=0) <= records.CHUNK_ROWS
         for chunk in chunks:
-            assert isinstance(chunk.payload, Block)
+            assert isinstance(chunk.payload, RawBlock)
             assert chunk.payload.without_data().read() == chunk.payload.read()  # where it lies
             assert pickle.loads(pickle.dumps(chunk)).payload.read() == chunk.payload.read()
             regular += chunk.payload.regular

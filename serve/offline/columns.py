@@ -17,7 +17,7 @@ from pyarrow import csv as arrow_csv
 
 from contract import TEXT, ToxicityError
 from serve.offline.job import Job
-from serve.offline.records import BOM, Block, lines_as_written
+from serve.offline.records import BOM, RawBlock, lines_as_written
 from serve.offline.rows import Chunk, Rows
 from train.data import json_lines, tables
 from train.data.tables import Unreadable
@@ -66,7 +66,7 @@ def read_chunk(chunk: Chunk, job: Job) -> Read:
 
 
 # --- CSV ---------------------------------------------------------------------------------
-def _columns(block: Block, data: bytes, job: Job) -> Read | None:
+def _columns(block: RawBlock, data: bytes, job: Job) -> Read | None:
     """By Arrow; None for a block that it may read in another way than Python's csv."""
     if not block.regular or data.startswith(BOM):  # Arrow would skip it
         return None

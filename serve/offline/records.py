@@ -37,7 +37,7 @@ Kind = Literal["csv", "json", "lines"]
 
 
 @dataclass(frozen=True)
-class Block:
+class RawBlock:
     """Neighbouring records of a file as they lie there."""
 
     kind: Kind
@@ -63,7 +63,7 @@ class Block:
             file.seek(first)
             return file.read(size)
 
-    def without_data(self) -> Block:
+    def without_data(self) -> RawBlock:
         """The same, to be sent to a process of this machine."""
         return replace(self, data=None)
 
@@ -73,8 +73,8 @@ class Block:
         return _block, (self.kind, data, *rest)
 
 
-def _block(kind: Kind, data: bytes | None, *rest: Any) -> Block:
-    return Block(kind, None if data is None else memoryview(data), *rest)
+def _block(kind: Kind, data: bytes | None, *rest: Any) -> RawBlock:
+    return RawBlock(kind, None if data is None else memoryview(data), *rest)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class _Ends:
     known: int
     """Bytes up to which this holds."""
 
-    def blocks(self, data: bytes, kind: Kind, whole: bool) -> Iterator[tuple[int, Block]]:
+    def blocks(self, data: bytes, kind: Kind, whole: bool) -> Iterator[tuple[int, RawBlock]]:
         """Ends of the blocks that are complete, and they; `whole`: also the last records."""
         rows = np.cumsum(self.is_row)
         start = before = first = 0
@@ -106,7 +106,7 @@ class _Ends:
                 return
             blank = last + 1 - first - count
             ends = None if blank or kind != "csv" else self.ends[first : last + 1] - start
-            yield end, Block(kind, memoryview(data)[start:end], count, blank, ends)
+            yield end, RawBlock(kind, memoryview(data)[start:end], count, blank, ends)
             start, before, first = end, before + count, last + 1
 
 
@@ -135,7 +135,7 @@ class RawBlocks:
         self.header = checked_header(found.last)
         self._take(found.end, found.lines)
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[RawBlock]:
         while self._data or not self._final:
             found, size, taken = self._scan(), len(self._data), 0
             whole = self._final and found.known == size
@@ -150,7 +150,7 @@ class RawBlocks:
             else:
                 self._read_on()
 
-    def _placed(self, block: Block, start: int) -> Block:
+    def _placed(self, block: RawBlock, start: int) -> RawBlock:
         """With its place; it begins so many bytes behind the first that is held."""
         if self._path is None or block.data is None:
             return block
@@ -173,11 +173,11 @@ class RawBlocks:
         return _line_ends(self._data, self._kind, self._final)
 
     # --- By Python's own reader ----------------------------------------------------------
-    def _exact_block(self) -> Block | None:
+    def _exact_block(self) -> RawBlock | None:
         if (found := self._exact(CHUNK_ROWS)) is None:
             return None
         data = memoryview(self._data)[: found.end]
-        block = self._placed(Block("csv", data, found.rows, found.blank, regular=False), 0)
+        block = self._placed(RawBlock("csv", data, found.rows, found.blank, regular=False), 0)
         self._take(found.end, found.lines)
         return block
 

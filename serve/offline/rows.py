@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contract import TEXT, BadInput
-from serve.offline.records import CHUNK_BYTES, CHUNK_ROWS, Block, Kind, RawBlocks
+from serve.offline.records import CHUNK_BYTES, CHUNK_ROWS, Kind, RawBlock, RawBlocks
 from storage.remote import Place, RemotePath, place_of
 from train.data import json_lines, tables
 from train.data.json_lines import JSON_SUFFIXES
@@ -41,7 +41,7 @@ class Chunk:
     first_row: int
     """Counted from 0, a header not among them."""
     rows: int
-    payload: Block | bytes | Rows
+    payload: RawBlock | bytes | Rows
     """Rows as they lie in the file, the columns that are needed as an Arrow IPC stream, or all
     fields."""
     span: int
@@ -51,7 +51,7 @@ class Chunk:
 def send_chunk(pipe: Connection, chunk: Chunk) -> None:
     """Send a chunk to a process of this machine, without what it can read where it lies."""
     block = chunk.payload
-    if not isinstance(block, Block):
+    if not isinstance(block, RawBlock):
         pipe.send(chunk)
         return
     pipe.send(replace(chunk, payload=block.without_data()))
@@ -63,7 +63,7 @@ def receive_chunk(pipe: Connection) -> Chunk:
     """What `send_chunk` sent."""
     chunk: Chunk = pipe.recv()
     block = chunk.payload
-    if not isinstance(block, Block) or block.place is not None:
+    if not isinstance(block, RawBlock) or block.place is not None:
         return chunk
     return replace(chunk, payload=replace(block, data=memoryview(pipe.recv_bytes())))
 
