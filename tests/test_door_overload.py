@@ -26,7 +26,7 @@ from serve.supervisor import Supervisor
 
 pytestmark = pytest.mark.slow
 
-_CLIENTS, _EACH, _COMMENTS = 3 * OVERLOADED_REQUESTS[1], 2, 12
+_CLIENTS, _EACH, _COMMENTS = 3 * OVERLOADED_REQUESTS[1], 4, 12
 _numbers = itertools.count()
 _TURNED_AWAY = 'haproxy_frontend_requests_denied_total{proxy="http"}'
 _DOWN = 'haproxy_server_check_up_down_total{proxy="http_replicas",server="replica-1"}'
