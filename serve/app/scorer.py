@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from contract import ATTRIBUTES, LARGE_BODY_BYTES, MAX_COMMENT_BYTES, MAX_REQUEST_BYTES
+from serve import probe
 from serve.app import kserve
 from serve.app.kserve import ServedScores
 from serve.app.recent import Recent
@@ -313,7 +314,7 @@ def _cut(comments: Sequence[bytes]) -> list[tuple[list[bytes], int]]:
 def _refused(answer: UpstreamAnswer) -> Refusal:
     words = kserve.refusal(answer.body)
     if answer.status in (503, 504, 502, 500):
-        kind = OVERLOADED_KIND if words.startswith(OVERLOADED) else "UNAVAILABLE"
+        kind = OVERLOADED_KIND if words.startswith(probe.OVERLOADED) else "UNAVAILABLE"
         return Refusal(503, words, kind=kind, retry_after_s=1)
     return Refusal(answer.status, words)
 
