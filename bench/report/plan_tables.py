@@ -13,7 +13,7 @@ from fleet.measured import ROAD, MeasuredServer, measured_of
 
 _LOADS = (100_000, 1_000_000)
 _REPEATS = 0.3
-P99_MS = 50
+_P99_MS = 50
 
 
 def plans(document: Document) -> Rows:
@@ -64,13 +64,14 @@ def drivers(document: Document) -> Rows:
 def _plans(document: Document) -> list[FleetPlan]:
     """None where no open loop of the document held the objective: the tables are empty then."""
     try:
-        measured = _measured(document)
+        server = measured(document)
     except BadInput:
         return []
-    values = {"repeats": _REPEATS, "p99_ms": P99_MS}
+    values = {"repeats": _REPEATS, "p99_ms": _P99_MS}
     found = (make_config(PlanConfig, {**values, "rps": rps}) for rps in _LOADS)
-    return [plan(config, measured) for config in found]
+    return [plan(config, server) for config in found]
 
 
-def _measured(document: Document) -> MeasuredServer:
-    return measured_of(document, Path(ROAD), document["artifact"]["precision"], P99_MS)
+def measured(document: Document) -> MeasuredServer:
+    """What plans are made of in a road.json. Raises BadInput where none can be."""
+    return measured_of(document, Path(ROAD), document["artifact"]["precision"], _P99_MS)

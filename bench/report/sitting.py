@@ -21,10 +21,10 @@ from typing import Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.report.plan_tables import P99_MS
+from bench.report import plan_tables
 from contract import BadInput
 from export.repository import verify
-from fleet.measured import ROAD, measured_of
+from fleet.measured import ROAD
 from storage.files import write_json
 
 _LONGEST_SHOWN = 500
@@ -161,7 +161,7 @@ def kept_as(step: Step, document: dict[str, Any]) -> str:
     if step.document != str(ROAD):
         return step.document
     try:
-        measured_of(document, ROAD, document["artifact"]["precision"], P99_MS)
+        plan_tables.measured(document)
     except BadInput as error:
         beside = ROAD.with_name(f"{document['hardware']['isa'][-1]}.json")
         print(f"no plan can be made of it ({error}): it goes to {beside}", flush=True)
