@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from contract import ATTRIBUTES, PUBLIC_MODEL
 from serve.probe import INFER_PATH
+from serve.request_rules import BINARY_HEADER
 
 SERVER = "canary"
 """Of haproxy, in each backend of the servers."""
@@ -27,7 +28,6 @@ LINE_BYTES, _MOST_BODY_BYTES, _MOST_ANSWER_BYTES = 65_535, 24_000, 12_000
 """Of a line, which holds a request and its answer, each a third longer in base64."""
 LINE_WORD = "drawn"
 """First word of a line; what haproxy says of itself begins otherwise."""
-_HEADER_LENGTH = "inference-header-content-length"
 _DRAWN, _TAPPED = "{ var(txn.drawn) -m found }", "{ var(txn.tap_body) -m found }"
 _STEPS = 1_000_000
 _OUTPUTS = r'"outputs"[ \t\r\n]*:[ \t\r\n]*\[[ \t\r\n]*\{'
@@ -70,7 +70,7 @@ def draw(route: CanaryRoute | None, backend: str, condition: str) -> list[str]:
 
 def _without_attributes(route: CanaryRoute) -> str:
     """Condition of requests that do not ask for attributes; a shadow may have any other."""
-    named = f"{{ req.body -m reg '{_OUTPUTS}' }} !{{ req.fhdr({_HEADER_LENGTH}) -m reg ^0+$ }}"
+    named = f"{{ req.body -m reg '{_OUTPUTS}' }} !{{ req.fhdr({BINARY_HEADER}) -m reg ^0+$ }}"
     asked = f"""!{{ req.body -m sub '"{ATTRIBUTES}"' }}"""
     escaped = rf"!{{ req.body -m reg '{_OUTPUTS}[^]]*\\' }}"  # it may be spelled otherwise
     return " ".join([*([] if route.shadow else [named]), asked, escaped])
@@ -100,12 +100,12 @@ def tap(route: CanaryRoute | None) -> list[str]:
     short, known = f"{{ req.body_size le {_MOST_BODY_BYTES} }}", _TAPPED
     return [
         f"http-request set-var(txn.tap_since) date(0,us) if {_DRAWN}",
-        f"http-request set-var(txn.tap_length) req.fhdr({_HEADER_LENGTH}) if {_DRAWN}",
+        f"http-request set-var(txn.tap_length) req.fhdr({BINARY_HEADER}) if {_DRAWN}",
         f"http-request set-var(txn.tap_body) req.body,base64 if {_DRAWN} {short}",
         f"http-request set-log-level info if {_DRAWN}",
         f"http-response wait-for-body time 1s if {known}",
         f"http-response set-var(txn.tap_took) date(0,us),sub(txn.tap_since) if {_DRAWN}",
-        f"http-response set-var(txn.tap_answer_length) res.fhdr({_HEADER_LENGTH}) if {known}",
+        f"http-response set-var(txn.tap_answer_length) res.fhdr({BINARY_HEADER}) if {known}",
         f"http-response set-var(txn.tap_answer) res.body,base64 if {known} "
         f"{{ res.body_size le {_MOST_ANSWER_BYTES} }}",
     ]

@@ -16,6 +16,9 @@ from serve.refusals import NO_SERVER, api_rules, refuse, refuse_grpc
 
 _MODEL_PATH = rf"/v2/models/{PUBLIC_MODEL}(/versions/[0-9]+)?"
 INFER = rf"^{_MODEL_PATH}/(infer|generate|generate_stream)$"
+_GENERATE = "/generate(_stream)?$"
+BINARY_HEADER = "inference-header-content-length"
+"""Length of the JSON before the tensors' bytes, of `infer` alone; 0 says that the body is a text."""
 _READ = rf"^(/v2/?|/v2/health/live|{_MODEL_PATH}(/stats|/config)?|/v2/models/stats)$"
 _READY = rf"^(/v2/health/ready|{_MODEL_PATH}/ready)$"
 APP_POST = f"^({app.SCORE_PATH}|{app.MODERATION_PATH}|{app.ANALYZE_PATH}|{app.SUGGEST_PATH})$"
@@ -65,8 +68,11 @@ _SHAPE_WORDS = (
     "expected an inference request of the KServe v2 protocol; send fewer, nested as it says"
 )
 _ARRIVED = f"http-request set-header {contract.ARRIVAL_HEADER} %[date(0,us)]"
-_FREE_BYTES = 4096
-"""Up to here a body may be anything: it costs little, and the server says better what is wrong."""
+_FREE_BYTES, _FREE_OPENINGS = 4096, 32
+"""Up to here a body may be anything: it costs little, and the server says better what is wrong. It
+reads lists in each other by calls in each other, and a thread keeps the stack that it once used:
+4,096 lists took 8 MB of each thread for good. So brackets, in strings or not, are counted first."""
+_OPENINGS = rf"^(?:[^\[{{]*+[\[{{]){{{_FREE_OPENINGS + 1}}}"
 _SIZE_WORDS = (
     "Inference-Header-Content-Length is not one number, expected the length of the JSON; send it"
 )
@@ -325,16 +331,20 @@ def body_rules(condition: str) -> list[str]:
     return [
         *taken_whole(condition),
         f"acl free req.body_size le {_FREE_BYTES}",
-        "acl binary req.hdr(inference-header-content-length) -m found",
-        "acl one_size req.fhdr_cnt(inference-header-content-length) eq 1",
-        "acl one_size_digits req.fhdr(inference-header-content-length) -m reg ^[0-9]{1,9}$",
-        "acl raw req.fhdr(inference-header-content-length) -m reg ^0+$",
+        f"acl many_openings req.body -m reg '{_OPENINGS}'",
+        f"acl binary req.hdr({BINARY_HEADER}) -m found",
+        f"acl one_size req.fhdr_cnt({BINARY_HEADER}) eq 1",
+        f"acl one_size_digits req.fhdr({BINARY_HEADER}) -m reg ^[0-9]{{1,9}}$",
+        f"acl raw req.fhdr({BINARY_HEADER}) -m reg ^0+$",
         f"acl shaped req.body -m reg '{_BODY_PATTERN}(?&w)$'",
         f"acl shaped_header req.body -m reg '{_BODY_PATTERN}'",
         # The server takes what is no number for 0, and the first of two.
         refuse(400, _SIZE_WORDS, f"{condition} binary !one_size"),
         refuse(400, _SIZE_WORDS, f"{condition} binary !one_size_digits"),
+        # There it is not read: the body is JSON, whatever it says.
+        f"http-request del-header {BINARY_HEADER} if {condition} {{ path -m reg {_GENERATE} }}",
         refuse(400, _SHAPE_WORDS, f"{condition} !free !binary !shaped"),
+        refuse(400, _SHAPE_WORDS, f"{condition} free !binary many_openings !shaped"),
         refuse(400, _SHAPE_WORDS, f"{condition} binary !raw !shaped_header"),
         refuse(
             400,

@@ -61,7 +61,7 @@ from serve.supervisor import Supervisor
 pytestmark = pytest.mark.slow
 
 MODEL = f"/v2/models/{PUBLIC_MODEL}"
-INFER = f"{MODEL}/infer"
+INFER, GENERATE = f"{MODEL}/infer", f"{MODEL}/generate"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -318,6 +318,38 @@ REFUSED: dict[str, tuple[int, bytes | None, dict[str, str], str]] = {
     "headers": (431, body("x"), {"X-Long": "x" * MAX_HEADER_BYTES}, "headers"),
     "too many comments": (400, body(*["x"] * 257), {}, "batch-size"),
 }
+
+
+_LISTS = b"[" * 1900 + b'"x"' + b"]" * 1900
+NESTED: dict[str, tuple[str, bytes, dict[str, str]]] = {
+    "few bytes": (INFER, body("?").replace(b'"?"', _LISTS), {}),
+    "objects": (INFER, body("x")[:-1] + b',"id":' + b'{"a":' * 700, {}),
+    "generate": (GENERATE, b'{"text":%s}' % (b"[" * 400_000), {}),
+    # A size of 0 says that the body is no JSON; `generate` reads it as JSON all the same.
+    "generate, binary": (GENERATE, b'{"text":%s}' % (b"[" * 400_000), {_BINARY_SIZE: "0"}),
+    "generate, few bytes": (GENERATE, b'{"text":%s}' % _LISTS, {_BINARY_SIZE: "0"}),
+}
+
+
+@pytest.mark.parametrize("case", NESTED)
+def test_lists_in_each_other_do_not_reach_the_server(opened: door.DoorConfig, case: str) -> None:
+    """It reads them by calls in each other, and its threads keep the stack that they once took."""
+    path, content, headers = NESTED[case]
+    status, answer = ask(opened, "POST", path, content, headers)
+    assert (status, "KServe v2" in json.loads(answer)["error"]) == (400, True), answer
+
+
+@pytest.mark.parametrize("text", ["[" * 3000, '{"a":[' * 500, "[x](y) " * 60])
+@pytest.mark.parametrize("headers", [{}, {_BINARY_SIZE: "0"}])
+def test_brackets_in_a_comment_are_scored(
+    opened: door.DoorConfig, text: str, headers: dict[str, str]
+) -> None:
+    alone = ask(opened, "POST", INFER, body(text))
+    assert alone[0] == 200, alone
+    logit = json.loads(alone[1])["outputs"][0]["data"]
+    found = ask(opened, "POST", GENERATE, json.dumps({"text": text}).encode(), headers)
+    assert found[0] == 200, found
+    assert [json.loads(found[1])["logit"]] == logit
 
 
 @pytest.mark.parametrize("case", REFUSED)

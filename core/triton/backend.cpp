@@ -1,5 +1,7 @@
 // The entry points that Triton calls. Nothing is thrown out of them: a failed load is an error with
 // its reason, a failed request is answered.
+#include <malloc.h>
+
 #include <memory>
 #include <new>
 #include <string>
@@ -29,6 +31,14 @@ TRITONSERVER_Error* guarded(Body body) {
     } catch (const std::exception& error) {
         return triton.error(ErrorCode::internal, error.what());
     }
+}
+
+// To the system, what a version had in small pieces, its cached logits above all: glibc would keep
+// them for a use that may never come. jemalloc gives back by itself.
+void give_back() {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }
 
 }  // namespace
@@ -61,6 +71,7 @@ TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelFinalize(TRITONBACKEND_Mode
         void* state = nullptr;
         triton.check(triton.BACKEND_ModelState(model, &state));
         delete static_cast<Version*>(state);
+        give_back();
     });
 }
 
