@@ -98,7 +98,7 @@ MAX_REQUEST_WINDOWS = MAX_BATCH_SIZE * MAX_WINDOWS
 MAX_BATCH_PAIRS = MAX_BATCH_SIZE * 256 * 256
 """Most pairs of tokens, summed over the comments that the graph runs together: attention's memory
 grows with them. A single comment may have more."""
-CALM_WAIT_S, OVERLOADED_WAIT_S = 0.25, 0.005
+CALM_WAIT_S, OVERLOADED_WAIT_S = 0.25, 0.02
 """Longest wait for its turn of a request that was taken on, and of one while others are refused."""
 CACHE_BYTES = "cache_bytes"
 """Parameter in the public model's config.pbtxt: most memory that the logits of repeated comments
@@ -131,6 +131,8 @@ refusal halves the bound."""
 OVERLOADED_SAME_MS, OVERLOADED_STEP_MS, OVERLOADED_STEPS = 25, 125, 8
 """What is refused within so many milliseconds counts as one refusal. With every step of time
 without one the bound doubles, and after so many of them there is none."""
+OVERLOADED_S = OVERLOADED_STEP_MS * OVERLOADED_STEPS / 1000
+"""All those steps."""
 BYTES_A_ROW = 4096
 """So many bytes of text count as one more row of the encoder's batch when a request is admitted:
 reading them takes about as long."""

@@ -50,6 +50,7 @@ _CONSTANTS = (
         "STARTS_VARIABLE",
         "CALM_WAIT_S",
         "OVERLOADED_WAIT_S",
+        "OVERLOADED_S",
         "CACHE_BYTES",
         "MAX_BATCH",
         "THRESHOLD",

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from contract import CALM_WAIT_S, MAX_REQUEST_COMMENTS, OVERLOADED_WAIT_S
+from contract import CALM_WAIT_S, MAX_REQUEST_COMMENTS, OVERLOADED_S, OVERLOADED_WAIT_S
 from core.binding import Admission
 
 SECONDS = 0.002
@@ -111,8 +111,9 @@ def test_lasting_overload_is_probed_ever_more_rarely(admission: Admission) -> No
     gaps = [round(b - a, 1) for a, b in itertools.pairwise(probes)]
     assert gaps[:6] == pytest.approx([0.5, 1, 2, 4, 8, 8], abs=0.1)
     assert set(gaps[6:]) == {8.0}
-    assert admission.admit([1], now + 0.3) == 1  # quiet: the next stay is a short one again
-    again = [admission.admit(crowd, now + later) for later in (0.4, 0.6, 0.8, 0.95)]
+    calm = now + OVERLOADED_S
+    assert admission.admit([1], calm) == 1  # the next stay is a short one again
+    again = [admission.admit(crowd, calm + later) for later in (0.1, 0.3, 0.5, 0.65)]
     assert again == [IN_CALM, IN_OVERLOAD, IN_OVERLOAD, IN_CALM]
 
 

@@ -17,7 +17,7 @@ import pytest
 from app_door import add_key, ask, make_config, serving
 from conftest import make_tiny_model
 
-from contract import HOST, OVERLOADED_REQUESTS, TEXT
+from contract import HOST, OVERLOADED_REQUESTS, OVERLOADED_S, TEXT
 from serve import balancer, control, door, haproxy
 from serve.app.settings import HEALTH_PATH, OVERLOADED
 from serve.metrics_door import BALANCER_METRICS, READY
@@ -97,7 +97,7 @@ def test_an_overloaded_server_is_asked_less_and_is_not_taken_for_a_dead_one(
     assert sum(told for _, told in answers) == turned_away
 
     # Soon after, as many as had to be turned away are let in again.
-    time.sleep(1)
+    time.sleep(OVERLOADED_S + 0.2)
     with ThreadPoolExecutor(_CLIENTS) as pool:
         calm = pool.map(
             lambda k: ask(config, INFER_PATH, _request([f"calm {k}"]), headers)[0], range(_CLIENTS)

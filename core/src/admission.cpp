@@ -9,9 +9,10 @@ namespace toxicity {
 namespace {
 
 constexpr double kSmoothing = 0.1;  // weight of the newest call in the mean time of a row
-// The overloaded state ends after so long without a refusal; a single call may see few requests
-// because another instance has just emptied the queue.
-constexpr double kQuiet_s = 0.25;
+// The overloaded state ends after so long without a refusal: as long as the door bounds how many
+// requests are here, for that hides what would be refused.
+constexpr double kQuiet_s = OVERLOADED_S;
+constexpr double kBehind_s = 0.05;  // of full calls alone, until less of each is taken on
 constexpr double kLeastShare = 1.0 / 64, kRecovery = 1.25;
 // Of the time, calls take at least so much while something always waits; in overload they are so
 // short that what lies between them counts.
@@ -33,8 +34,10 @@ std::size_t Admission::admit(const std::vector<int>& rows, double now_s, std::in
     std::size_t admitted = 0;
     if (overloaded_) {
         admitted = fitting(rows, OVERLOADED_WAIT_S, 0);
-        share_ = full ? std::max(kLeastShare, share_ / 2) : std::min(1.0, share_ * kRecovery);
-        if (full) admitted = std::min(admitted, share_of(rows));
+        // As many requests as the door lets here at a time may fill a few calls.
+        const bool behind = full && now_s - full_since_s_ >= kBehind_s;
+        share_ = behind ? std::max(kLeastShare, share_ / 2) : std::min(1.0, share_ * kRecovery);
+        if (behind) admitted = std::min(admitted, share_of(rows));
     } else {
         // A slow model takes its whole batch all the same: no queue is shorter than what runs
         // together.

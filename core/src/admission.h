@@ -5,9 +5,9 @@
 // the call is what must stay short. Normally it takes on what can begin within CALM_WAIT_S, or a
 // whole batch if that is more, and refuses the rest. Once it had to, it takes on what can begin
 // within OVERLOADED_WAIT_S only, until that was enough for a while. A call that is full says that
-// more waits behind it: each one halves the share that is taken on, each other one raises it again.
-// So Triton's queue is emptied every few milliseconds and cannot grow however quick the model is, a
-// refusal comes that quickly, and the model works without a pause.
+// more waits behind it: where all were for a while, each one halves the share that is taken on, each
+// other one raises it again. So Triton's queue is emptied every few milliseconds and cannot grow
+// however quick the model is, a refusal comes that quickly, and the model works without a pause.
 //
 // What is counted is rows of the encoder's batches: a comment, or each window of a long one.
 //
