@@ -73,8 +73,15 @@ _LONG = {
     "test_a_server_that_does_not_score_is_not_ready",
     "test_small_ladder_from_training_to_document",
     "test_a_rule_ends_what_flips_and_promotes_what_does_not",
+    "test_the_same_sources_give_the_same_bytes",
+    "test_no_input_of_a_short_run_crashes_a_target",
+    "test_both_report_the_same_failures",
+    "test_locust_tells_a_closed_connection",
+    "test_rate_is_split_over_workers",
+    "test_replicas_are_served_and_searched",
+    "test_what_the_machine_lacks_is_skipped_with_the_reason",
 }
-"""Tests that took more than half a minute each, the whole taking eighteen on two cores."""
+"""Tests that took about half a minute or more each, the whole taking twenty on two cores."""
 _SLOW_FIXTURES = {"trained_run", "make_server_config"}
 ATTRIBUTE_NAMES = ("insult", "threat", "identity_attack")
 _WORDS = "you are a kind awful person and the idea is not so bad , thanks for your work".split()
