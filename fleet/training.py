@@ -26,6 +26,11 @@ class Projection:
     assumptions: dict[str, Figure]
 
 
+def hours_of(rows: float, tokens: float, epochs: float, rate: float) -> float:
+    """Hours of `epochs` over `rows` comments of `tokens` each, at `rate` tokens a second."""
+    return rows * tokens * epochs / rate / 3600
+
+
 def project(config: PlanConfig) -> Projection:
     """Hours of `config.train_rows` comments: rows x tokens a row x epochs / tokens a second.
 
@@ -39,9 +44,9 @@ def project(config: PlanConfig) -> Projection:
     epochs_of = Figure(config.train_epochs or epochs, "epochs", f"{run}; of its config.json")
     if config.train_epochs:
         epochs_of = Figure(config.train_epochs, "epochs", "--train-epochs")
-    seconds = config.train_rows * tokens.value * epochs_of.value / rate
+    hours = hours_of(config.train_rows, tokens.value, epochs_of.value, rate)
     cores, price = config.train_cores, config.price_per_core_hour
-    core_hours = None if cores is None else cores * seconds / 3600
+    core_hours = None if cores is None else cores * hours
     found = {
         "tokens a second": Figure(rate, "tokens", f"{run}; assumed: the same with more comments"),
         "mean tokens a comment": tokens,
@@ -54,7 +59,7 @@ def project(config: PlanConfig) -> Projection:
     return Projection(
         rows=config.train_rows,
         epochs=int(epochs_of.value),
-        hours=seconds / 3600,
+        hours=hours,
         core_hours=core_hours,
         cost=None if core_hours is None or price is None else core_hours * price,
         assumptions=found,

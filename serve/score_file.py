@@ -14,12 +14,14 @@ bytes; the output itself appears whole or not at all. Memory does not grow with 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from console.options import parse_config
 from contract import BadInput, ToxicityError
@@ -36,7 +38,7 @@ from serve.offline.config import (
 )
 from serve.offline.forms import parquet_schema
 from serve.offline.job import Job
-from serve.offline.join import join
+from serve.offline.join import Output
 from serve.offline.parts import alone, beside, drop, go_on_or_begin, stamp
 from serve.offline.rows import STDIN, open_source
 from serve.offline.run import Report, Run
@@ -74,16 +76,19 @@ def score_file(config: ScoreFileConfig) -> Report:
         with alone(config, out, bad, job):
             before = stamp(config.file)
             go_on_or_begin(config, job, artifact)
-            run = Run(job, source, lambda: _workers(config, job, artifact["device"]))
-            _score(run, config)
-            if stamp(config.file) != before:
-                raise BadInput(
-                    f"{config.file} changed while it was read, expected it to stay as it is; "
-                    "run the command again with --overwrite"
-                )
-            joined = time.monotonic()
-            join(job, out, bad, run.chunks, parquet_schema(job, source.types))
-            report = run.report(out, time.monotonic() - joined)
+            with Output(job, out, bad, parquet_schema(job, source.types)) as output:
+                opened = partial(_workers, config, job, artifact["device"])
+                run = Run(job, source, opened, output.add)
+                with _saying_how_to_go_on(run, config):
+                    run.score()
+                    if stamp(config.file) != before:
+                        raise BadInput(
+                            f"{config.file} changed while it was read, expected it to stay as it "
+                            "is; run the command again with --overwrite"
+                        )
+                    scored = time.monotonic()
+                    output.finish()
+                report = run.report(out, time.monotonic() - scored)
             drop(job.parts)
     return report
 
@@ -96,10 +101,10 @@ def _workers(config: ScoreFileConfig, job: Job, device: str) -> WorkerPool:
     return Workers(job, config.processes or default_processes(device))
 
 
-def _score(run: Run, config: ScoreFileConfig) -> None:
-    """Score, or say how to go on."""
+@contextlib.contextmanager
+def _saying_how_to_go_on(run: Run, config: ScoreFileConfig) -> Iterator[None]:
     try:
-        run.score()
+        yield
     except BaseException as error:
         kept = config.file != STDIN and run.done_rows
         if not kept:

@@ -27,6 +27,7 @@ from contract import LOGIT, PROBABILITY, BadInput, ToxicityError
 from export.repository import version_folder
 from serve import score_file
 from serve.offline.config import ScoreFileConfig
+from serve.offline.join import Output
 from serve.offline.parts import STATE_FILE
 from serve.offline.records import CHUNK_ROWS
 from serve.offline.worker import open_scorer
@@ -286,7 +287,7 @@ def ended(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(score_file, "join", end)
+        patched.setattr(Output, "finish", end)
         with pytest.raises(KeyboardInterrupt):
             score(bucket / "ended.csv", out=str(bucket / "ended.out.csv"), overwrite=True)
     return bucket / "ended.out.csv"
@@ -333,13 +334,14 @@ def test_a_damaged_part_on_s3_is_scored_again(
 def test_a_part_that_is_damaged_later_is_not_merged(
     ended: RemotePath, bucket: RemotePath, score: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part, joined = bucket / "ended.out.csv.parts" / "00000001", score_file.join
+    part, add = bucket / "ended.out.csv.parts" / "00000001", Output.add
 
-    def join(*arguments: Any) -> None:
-        part.write_bytes(part.read_bytes()[:-1])
-        joined(*arguments)
+    def damaged(output: Output, number: int) -> None:
+        if number == 1:
+            part.write_bytes(part.read_bytes()[:-1])
+        add(output, number)
 
-    monkeypatch.setattr(score_file, "join", join)
+    monkeypatch.setattr(Output, "add", damaged)
     with pytest.raises(ToxicityError, match=rf"{part} is damaged, .* the same command scores"):
         score(bucket / "ended.csv", out=str(ended))
     assert not ended.is_file()

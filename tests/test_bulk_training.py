@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv as arrow_csv
 
 from contract import BadInput
 from train.data import stored_texts
 from train.data.batches import pretokenize
 from train.data.load import load_comments
+from train.data.sources import given_sources, load_all
 from train.data.split import split_comments
 from train.data.stored_texts import StoredTexts, joined, store_texts
 from train.data.synthetic import generate
@@ -59,10 +65,74 @@ def test_the_same_comments_split_and_ids(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(list((tmp_path / "stored").rglob("*.npy"))) == 3
 
 
-def test_texts_are_joined_where_the_first_are() -> None:
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.zip"])
+def test_csv_is_the_same_from_the_disk(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, targets = generate(3000)
+    texts[:4] = ["", " ", "é😀,\n", 'a"b']
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(("id", "comment", "toxicity"))
+    writer.writerows(zip(range(3000), texts, [None, 1, 0.5, *targets[3:]], strict=True))
+    data, path = stream.getvalue().encode(), tmp_path / name
+    if name == "a.zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("inside.csv", data)
+    else:
+        path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    whole = load_comments(str(path), extra_columns=("id", "comment"))
+    monkeypatch.setattr(stored_texts, "LARGE_BYTES", 0)
+    stored = load_comments(str(path), extra_columns=("id", "comment"))
+    assert isinstance(whole.texts, list) and isinstance(stored.texts, StoredTexts)
+    assert list(stored.texts) == whole.texts and stored.source == whole.source
+    for of in ("rows", "labels", "targets"):
+        np.testing.assert_array_equal(getattr(stored, of), getattr(whole, of))
+    for of in ("id", "comment"):
+        np.testing.assert_array_equal(stored.extra[of], whole.extra[of])
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"\xff,1", r"row 2 is not UTF-8 \(byte 0xff at 0\)"),
+        (b"a,1,2", "row 2 has 3 fields, the header 2 names"),
+        (b'"a,1', "row 2 opens a quote that nothing closes"),
+    ],
+)
+def test_a_row_of_a_large_csv_is_named(
+    line: bytes, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text,label\na,0\nb,1\n" + line + b"\n")
+    for large in (1 << 30, 0):  # in the same words
+        monkeypatch.setattr(stored_texts, "LARGE_BYTES", large)
+        with pytest.raises(BadInput, match=words):
+            load_comments(str(tmp_path / "a.csv"))
+
+
+def test_sources_of_which_one_is_large_stay_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, small = comments_file(tmp_path / "a.parquet"), tmp_path / "b.csv"
+    small.write_text("text,toxicity\nyou are kind,0\nyou are awful,1\n")
+    sources, _ = given_sources(
+        [str(small), str(large)], None, text_column=None, label_column=None, label_map=()
+    )
+    whole = load_all(sources)
+    monkeypatch.setattr(stored_texts, "LARGE_BYTES", small.stat().st_size + 1)
+    stored = load_all(sources)
+    assert isinstance(whole.texts, list) and isinstance(stored.texts, StoredTexts)
+    assert list(stored.texts) == whole.texts and stored.texts[0] == "you are kind"
+    assert stored.source == whole.source
+    for of in ("rows", "labels", "targets", "origin"):
+        np.testing.assert_array_equal(getattr(stored, of), getattr(whole, of))
+
+
+def test_texts_are_joined_where_some_are() -> None:
     assert joined(["a"], ["b"]) == ["a", "b"]
     stored = store_texts(["a", "\ud800", ""])
-    assert joined(stored, []) is stored
+    assert joined(stored, []) is stored and joined([], stored) is stored
+    assert list(joined(["é"], stored, stored)) == ["é", *["a", "\ud800", ""] * 2]
     assert list(joined(stored, ["é"])) == ["a", "\ud800", "", "é"]
     assert not list(store_texts([])) and list(store_texts([""])) == [""]
 
@@ -82,15 +152,17 @@ import gc, re, resource, sys
 from pathlib import Path
 from train.data import stored_texts
 from train.data.batches import pretokenize
-from train.data.load import load_comments
+from train.data.sources import given_sources, load_all
 from train.data.split import split_comments
 from train.data.tokenizer import build_tokenizer
-file, folder, large, room = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+files, folder, large, room = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 tokenizer = build_tokenizer(["you are kind"], max_vocab=20, max_len=8)
 stored_texts.LARGE_BYTES = large
+shared = dict.fromkeys(("text_column", "label_column"))
+sources, _ = given_sources(files.split(), None, label_map=(), **shared)
 now = 1024 * int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 resource.setrlimit(resource.RLIMIT_DATA, (now + room, now + room))
-comments = load_comments(file)
+comments = load_all(sources)
 split = split_comments(comments.texts, comments.labels)
 print(len(comments.texts), len(split.train), len(pretokenize(comments.texts, tokenizer, folder)))
 """
@@ -104,12 +176,15 @@ def test_what_does_not_fit_is_loaded_split_and_tokenized(tmp_path: Path) -> None
     starts = rng.integers(0, len(pool) - size, rows)
     texts = pa.array((pool[at : at + size] for at in starts.tolist()), pa.large_string())
     targets = rng.integers(0, 2, rows).astype(np.float32)
-    file = tmp_path / "large.parquet"
-    pq.write_table(pa.table({"text": texts, "toxicity": targets}), file, row_group_size=2000)
-    del texts
+    table = pa.table({"text": texts, "toxicity": targets})
+    files = [tmp_path / "large.parquet", tmp_path / "large.csv"]
+    pq.write_table(table[: rows // 2], files[0], row_group_size=2000)
+    arrow_csv.write_csv(table[rows // 2 :], files[1])
+    del texts, table
 
     def child(large: int) -> subprocess.CompletedProcess[str]:
-        flags = [file, tmp_path / "ids", large, 100 << 20]  # the texts are 200 MB
+        # The texts are 200 MB.
+        flags = [" ".join(map(str, files)), tmp_path / "ids", large, 100 << 20]
         # Arrow's own allocator reserves a GiB at once, whatever it needs of it.
         environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}
         return subprocess.run(

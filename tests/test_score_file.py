@@ -27,23 +27,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import TinyModel
-from disk_limit import largest_file
 
 from console.options import make_config, run
-from contract import LOGIT, MAX_COMMENT_BYTES, MODEL_VERSION, PROBABILITY, TEXT, BadInput
+from contract import (
+    LOGIT,
+    MAX_COMMENT_BYTES,
+    MODEL_VERSION,
+    PROBABILITY,
+    TEXT,
+    BadInput,
+    ToxicityError,
+)
 from core.binding import probability
 from export.repository import load_scorer, version_folder
 from serve import score as score_command
 from serve import score_file
 from serve.offline.config import ScoreFileConfig
 from serve.offline.forms import ROW, csv_line
-from serve.offline.job import Done, Job, Part
+from serve.offline.job import Done, Job, Part, packed, write_part
+from serve.offline.join import Output
 from serve.offline.parts import STATE_FILE
 from serve.offline.records import CHUNK_BYTES, CHUNK_ROWS
 from serve.offline.rows import Chunk, open_source
 from serve.offline.run import Report
 from serve.offline.worker import open_scorer
-from serve.offline.workers import Workers, scored
+from serve.offline.workers import CHUNKS_A_WORKER, Workers, scored
 from train.data import tables
 
 ROOT = Path(__file__).parent.parent
@@ -386,7 +394,7 @@ def left(long_file: Path, tmp_path: Path, score: Any, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(score_file, "join", end)
+        patched.setattr(Output, "finish", end)
         with pytest.raises(KeyboardInterrupt):
             score(long_file, out=out)
     return out
@@ -467,7 +475,64 @@ def test_chunks_in_flight_are_bounded(tmp_path: Path, repository: Path) -> None:
         for done in scored(chunks(), workers):
             assert isinstance(done, Done) and isinstance(done.part, Part)
             finished += 1
-    assert finished == 30 and most <= 3
+    assert finished == 30 and most <= 2 * CHUNKS_A_WORKER + 1
+
+
+def test_a_worker_takes_a_chunk_while_its_answer_waits(tmp_path: Path, repository: Path) -> None:
+    """Both are larger than what a pipe holds; answers are not read while chunks are given."""
+    job = Job(version_folder(repository), tmp_path, "csv", ("text", "b"), "text", ("text",))
+
+    def chunk(number: int) -> Chunk:
+        rows = [["you", f"{number} {row} {'x' * 1000}", "too many"] for row in range(CHUNK_ROWS)]
+        return Chunk(number, number * CHUNK_ROWS, CHUNK_ROWS, rows, 0)
+
+    with Workers(job, 1) as workers:
+        found = sorted(scored(map(chunk, range(6)), workers), key=lambda done: done.number)
+    assert [done.number for done in found] == list(range(6))
+    assert all(len(done.part.quarantine) == CHUNK_ROWS for done in found)
+
+
+def test_an_idle_worker_comes_before_one_with_a_chunk(tmp_path: Path, repository: Path) -> None:
+    job = Job(version_folder(repository), tmp_path, "csv", ("text",), "text", None)
+    with Workers(job, 2) as workers:
+        while len(workers.idle) < 2 * CHUNKS_A_WORKER:
+            assert not list(workers.wait())
+        for number in range(2):
+            workers.give(Chunk(number, 0, 1, [["you"]], 0))
+        assert len(set(workers.idle)) == 2  # each has one
+
+
+def test_parts_are_put_together_while_others_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    job = Job(Path("1"), tmp_path / "parts", "csv", ("a",), "a", ("a",))
+    out, bad = tmp_path / "out.csv", tmp_path / "bad.jsonl"
+
+    def put(output: Output, number: int) -> None:
+        part = Part(number, 1, 1, 0, 0, 0, ({"row": number, "reason": "none"},) * (number == 2))
+        write_part(job.parts, number, packed(part, b"%d\n" % number))
+        output.add(number)
+
+    def taken(output: Output) -> list[str]:
+        output._thread.submit(output._file.flush).result()  # behind all that was asked of it
+        return (tmp_path / ".out.csv.partial").read_text().splitlines()[1:]
+
+    with Output(job, out, bad, None) as output:
+        for number, rows in ((2, ""), (0, "0"), (3, "0"), (1, "0123"), (4, "01234")):
+            put(output, number)
+            assert taken(output) == list(rows) and not out.exists()
+        output.finish()
+    assert out.read_text() == "a,probability,logit,model_version\n0\n1\n2\n3\n4\n"
+    assert json.loads(bad.read_text())["row"] == 2
+    out.unlink()
+    bad.unlink()
+    with Output(job, out, bad, None) as output:
+        put(output, 0)
+        (job.parts / "00000001").write_bytes(b"damaged")
+        output.add(1)
+        taken(output)
+        with pytest.raises(ToxicityError, match="00000001 is damaged"):
+            put(output, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["parts"]
 
 
 def test_chunks_are_bounded_and_reading_is_lazy(tmp_path: Path) -> None:
@@ -578,7 +643,7 @@ def limited(size: int, *flags: Any) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
-    form: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, repository: Path, tmp_path: Path
 ) -> None:
     file, out = tmp_path / "a.txt", tmp_path / f"out.{form}"
     rng = random.Random(0)
@@ -592,21 +657,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     if form != "csv":
         return
     written = out.with_name(f".{out.name}.partial")
-    real = score_file.join
-
-    def join(*arguments: Any) -> None:  # the parts had room
-        with largest_file(200_000):
-            real(*arguments)
-
-    monkeypatch.setattr(score_file, "join", join)
-    with pytest.raises(OSError, match="File too large") as error:
-        score_file.score_file(
-            make_config(
-                ScoreFileConfig,
-                {"file": str(file), "out": out, "repository": repository, "processes": 1},
-            )
-        )
-    assert error.value.filename == str(out)
+    done = limited(200_000, *flags)  # each part has room, the output has none
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"{out} cannot be used (File too large), expected" in done.stderr
+    assert done.stderr.endswith("the same command goes on\n")
     assert not out.exists() and not written.exists()
     assert Path(f"{out}.parts").is_dir()  # the same command goes on
 

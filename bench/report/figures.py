@@ -168,7 +168,11 @@ SOURCES = (
             "checklist": quality_tables.checklist,
         },
     ),
-    FigureSource("ablation/ablation.json", "make ablation", {"ablation": quality_tables.ablation}),
+    FigureSource(
+        "ablation/ablation.json",
+        "make ablation",
+        {"ablation": quality_tables.ablation, "plan-training": plan_tables.training},
+    ),
     FigureSource(
         "ablation/phrases.json",
         'make ablation ABLATION_ARGS="--rows phrases"',

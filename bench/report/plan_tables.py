@@ -1,4 +1,4 @@
-"""Tables of the page on planning: what `toxicity plan` says of road.json, at two loads."""
+"""Tables of the page on planning: `toxicity plan` of road.json at two loads, and of a training."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from contract import BadInput
 from fleet.arithmetic import FleetPlan, plan
 from fleet.config import PlanConfig
 from fleet.measured import ROAD, MeasuredServer, measured_of
+from fleet.training import hours_of
 
 _LOADS = (100_000, 1_000_000)
 _REPEATS = 0.3
 _P99_MS = 50
+_TRAIN_ROWS = 1_800_000
+_TRAIN_TOKENS = (50, 75, 100)
 
 
 def plans(document: Document) -> Rows:
@@ -58,6 +61,20 @@ def drivers(document: Document) -> Rows:
     for found in _plans(document)[-1:]:
         for part, share in found.drivers.items():
             rows.append([part, number(found.cpu_us[part], 1), percent(share)])
+    return rows
+
+
+def training(document: Document) -> Rows:
+    """Hours of a training on as many comments as Civil Comments has, by their mean tokens.
+
+    At the speed of the ablation's row without a change.
+    """
+    rate = next(row for row in document["rows"] if not row["changes"])["real_tokens_per_second"]
+    shape = f"{document['base']['d_model']} x {document['base']['n_layers']}"
+    rows = [["comments", "mean tokens of one", "passes", "model", "tokens/s", "hours"]]
+    for tokens in _TRAIN_TOKENS:
+        hours = number(hours_of(_TRAIN_ROWS, tokens, 1, rate), 1)
+        rows.append([number(_TRAIN_ROWS), number(tokens), "1", shape, number(rate), hours])
     return rows
 
 

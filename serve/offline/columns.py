@@ -81,7 +81,7 @@ def _columns(block: RawBlock, data: bytes, job: Job) -> Read | None:
         table = arrow_csv.read_csv(
             pa.BufferReader(data),
             arrow_csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
-            arrow_csv.ParseOptions(newlines_in_values=True),
+            arrow_csv.ParseOptions(newlines_in_values=block.lines_in_values(data)),
             arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(names, _RAW),
                 include_columns=places,

@@ -68,14 +68,14 @@ def packed(part: Part, rows: bytes | memoryview) -> bytes:
     return b"".join((b"%08x " % zlib.crc32(rows, zlib.crc32(head)), head, rows))
 
 
-def read_part(place: Place) -> tuple[Part, bytes] | None:
+def read_part(place: Place) -> tuple[Part, memoryview] | None:
     """What a part says, and its rows; None for one that is not as it was written."""
     with opened(place) as file:
         checksum, data = file.read(9), file.read()
     if checksum != b"%08x " % zlib.crc32(data):
         return None
-    head, _, rows = data.partition(b"\n")
-    return Part(**json.loads(head)), rows
+    end = data.index(b"\n")
+    return Part(**json.loads(data[:end])), memoryview(data)[end + 1 :]
 
 
 def write_part(parts: Place, number: int, data: bytes) -> None:

@@ -23,9 +23,8 @@ from contract import ARTIFACT_FILE, ONNX_FILE, ORT_FILE, TOKENIZER_FILE, BadInpu
 from serve.offline.job import Done, Job, write_part
 from serve.offline.rows import Chunk
 from serve.offline.worker import open_scorer, scored_part
+from serve.offline.workers import CHUNKS_A_WORKER
 
-_CHUNKS_AN_ACTOR = 2
-"""One is on its way while the other is scored."""
 _MOST_LOSSES = 3
 """Of actors under one chunk, or one after the other without a chunk done: it is no accident."""
 _NEEDED = (ARTIFACT_FILE, ONNX_FILE, TOKENIZER_FILE, ORT_FILE)
@@ -147,7 +146,7 @@ class RayWorkers:
             raise answer
         if chunk is None:
             self.ready_at = self.ready_at or time.monotonic()
-            self.idle += [actor] * _CHUNKS_AN_ACTOR
+            self.idle += [actor] * CHUNKS_A_WORKER
             return
         done, part = answer
         write_part(self._job.parts, chunk.number, part)

@@ -63,6 +63,11 @@ class RawBlock:
             file.seek(first)
             return file.read(size)
 
+    def lines_in_values(self, data: bytes) -> bool:
+        """Whether a row of a CSV may go on over several lines; `data` as `read` gives it."""
+        line_ends = np.count_nonzero(np.frombuffer(data, np.uint8) == _LF)
+        return self.ends is None or line_ends != len(self.ends)
+
     def without_data(self) -> RawBlock:
         """The same, to be sent to a process of this machine."""
         return replace(self, data=None)

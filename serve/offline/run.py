@@ -39,9 +39,9 @@ class Report:
     score_s: float
     """From then until the last chunk was."""
     join_s: float
-    """Parts into the output."""
+    """From then until the output was there."""
     reader_cpu_s: float
-    """Of this process between start and end of the scoring."""
+    """Of this process from the start of the scoring on: it reads, and puts the parts together."""
     worker_cpu_s: float
     tokenizer_cpu_s: float
     """Of the workers' seconds, as is `encoder_cpu_s`."""
@@ -51,32 +51,40 @@ class Report:
 class Run:
     """Chunks of a source to parts, and what is known of them."""
 
-    def __init__(self, job: Job, source: Source, open_workers: Callable[[], WorkerPool]) -> None:
-        self.job, self.source, self._open_workers = job, source, open_workers
+    def __init__(
+        self,
+        job: Job,
+        source: Source,
+        open_workers: Callable[[], WorkerPool],
+        there: Callable[[int], None],
+    ) -> None:
+        """`there` is told the number of each chunk whose part is there."""
+        self.job, self.source, self._open_workers, self._there = job, source, open_workers, there
         self.processes = 0
         self.chunks = 0
         self._counts: Counter[str] = Counter()
         self._cpu_s: dict[str, float] = dict.fromkeys(("worker", "tokenizer", "encoder"), 0.0)
-        self._start_s = self._score_s = self._reader_cpu_s = 0.0
+        self._start_s = self._score_s = self._cpu_before_s = 0.0
 
     def score(self) -> None:
         """Do all that is not done yet."""
         columns = tuple(dict.fromkeys((self.job.text_column, *(self.job.keep or ()))))
-        began, cpu = time.monotonic(), time.process_time()
+        began, self._cpu_before_s = time.monotonic(), time.process_time()
         with (
             progress(self.source) as advance,
             self._open_workers() as workers,
         ):
             self.processes = workers.count
             spans: dict[int, int] = {}
-            there = done_parts(self.job.parts)
+            names = done_parts(self.job.parts)
 
             def missing() -> Iterator[Chunk]:
                 for chunk in self.source.chunks(columns):
                     self.chunks += 1
-                    if part := done_part(self.job.parts, chunk, there):
+                    if part := done_part(self.job.parts, chunk, names):
                         self._count(part)
                         self._counts["resumed_rows"] += part.rows
+                        self._there(chunk.number)
                         advance(chunk.span, part.rows, 0)
                     else:
                         spans[chunk.number] = chunk.span
@@ -84,13 +92,13 @@ class Run:
 
             for done in scored(missing(), workers):
                 self._count(done.part)
+                self._there(done.number)
                 self._cpu_s["worker"] += done.cpu_s
                 self._cpu_s["tokenizer"] += done.tokenizer_cpu_s
                 self._cpu_s["encoder"] += done.encoder_cpu_s
                 advance(spans.pop(done.number), done.part.rows, done.part.rows)
             self._start_s = (workers.ready_at or began) - began
         self._score_s = time.monotonic() - began - self._start_s
-        self._reader_cpu_s = time.process_time() - cpu
 
     def _count(self, part: Part) -> None:
         for name in ("rows", "tokens", "cut", "windowed", "escaped"):
@@ -113,7 +121,7 @@ class Run:
             start_s=self._start_s,
             score_s=self._score_s,
             join_s=join_s,
-            reader_cpu_s=self._reader_cpu_s,
+            reader_cpu_s=time.process_time() - self._cpu_before_s,
             worker_cpu_s=self._cpu_s["worker"],
             tokenizer_cpu_s=self._cpu_s["tokenizer"],
             encoder_cpu_s=self._cpu_s["encoder"],

@@ -15,6 +15,8 @@ import time
 from importlib.abc import MetaPathFinder
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -72,14 +74,26 @@ def work(connection: Connection, job: Job) -> None:
     try:
         scorer = open_scorer(job.version_folder)
         connection.send(None)
-        while True:
-            connection.send(score_chunk(scorer, receive_chunk(connection), job))
+        chunks: SimpleQueue[Chunk | Exception] = SimpleQueue()
+        Thread(target=_receive, args=(connection, chunks), daemon=True).start()
+        while not isinstance(chunk := chunks.get(), Exception):
+            connection.send(score_chunk(scorer, chunk, job))
+        raise chunk
     except (EOFError, ConnectionError):  # the command ended, or was killed
         return
     except (ToxicityError, OSError) as error:
         connection.send(error)
     except Exception as error:  # to be told by the command, in its one line
         connection.send(ToxicityError(f"a worker failed: {unexpected(error)}"))
+
+
+def _receive(connection: Connection, chunks: SimpleQueue[Chunk | Exception]) -> None:
+    """Chunks while another is scored, so that the sender need not wait; at last what ended it."""
+    try:
+        while True:
+            chunks.put(receive_chunk(connection))
+    except Exception as error:
+        chunks.put(error)
 
 
 def score_chunk(scorer: NativeScorer, chunk: Chunk, job: Job) -> Done:

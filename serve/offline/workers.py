@@ -1,10 +1,11 @@
-"""Worker processes of `score --file`, each with a chunk at a time."""
+"""Worker processes of `score --file`, each with a chunk to score and one more to go on with."""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from multiprocessing import connection, resource_tracker
 from typing import Any, Protocol, Self
@@ -13,6 +14,9 @@ from contract import ToxicityError
 from serve.offline.job import Done, Job
 from serve.offline.rows import Chunk, send_chunk
 from serve.offline.worker import work
+
+CHUNKS_A_WORKER = 2
+"""One is on its way while the other is scored."""
 
 
 class WorkerPool(Protocol):
@@ -37,8 +41,8 @@ class WorkerPool(Protocol):
 def scored(chunks: Iterable[Chunk], workers: WorkerPool) -> Iterator[Done]:
     """Every chunk's `Done`, in the order in which they come.
 
-    A chunk is taken when the one before has its worker, so that no more are held than the workers
-    have, and one.
+    A chunk is taken when the one before has its worker, so that no more are held than
+    CHUNKS_A_WORKER for each, and one.
     """
     for chunk in chunks:
         while not workers.idle:
@@ -49,13 +53,16 @@ def scored(chunks: Iterable[Chunk], workers: WorkerPool) -> Iterator[Done]:
 
 
 class Workers:
-    """Processes that each score a chunk at a time. When this one dies, they end too."""
+    """Processes that each score a chunk after the other. When this one dies, they end too."""
 
     def __init__(self, job: Job, count: int) -> None:
         self._job, self.count = job, count
         self._processes: dict[Any, Any] = {}
         self.idle: list[Any] = []
+        """A worker for each chunk that it could take now, those without any last."""
         self.busy = 0
+        self._has: Counter[Any] = Counter()
+        """Chunks by worker."""
         self.ready_at: float | None = None
         """When the first could begin."""
 
@@ -90,6 +97,7 @@ class Workers:
         except BrokenPipeError as error:
             raise self._lost(pipe) from error
         self.busy += 1
+        self._has[pipe] += 1
 
     def wait(self) -> Iterator[Done]:
         """Wait for one or more of them: what they did, nothing when they have just started."""
@@ -101,12 +109,14 @@ class Workers:
                 raise self._lost(pipe) from error
             if isinstance(answer, Exception):
                 raise answer
-            self.idle.append(pipe)
             if answer is None:
                 self.ready_at = self.ready_at or time.monotonic()
-            else:
-                self.busy -= 1
-                yield answer
+                self.idle = [*[pipe] * (CHUNKS_A_WORKER - 1), *self.idle, pipe]
+                continue
+            self.busy -= 1
+            self._has[pipe] -= 1
+            self.idle.insert(0 if self._has[pipe] else len(self.idle), pipe)
+            yield answer
 
     def _lost(self, pipe: Any) -> ToxicityError:
         process = self._processes[pipe]

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from contract import LABEL_THRESHOLD, BadInput
 from storage.files import sha256_of
 from train.data import json_lines
 from train.data.json_lines import JSON_SUFFIXES
 from train.data.labels import Labels, read_labels, read_shares
-from train.data.stored_texts import StoredTexts, is_large, stored_column
+from train.data.stored_texts import StoredTexts, is_large, stored_column, stored_type
 from train.data.synthetic import DEFAULT_ROWS, generate
 from train.data.tables import (
     CSV_SUFFIXES,
@@ -179,7 +178,7 @@ def _read_columns(
     if is_large(source):
         table, details = _read(source, columns.choose_others)
         with explained(source):
-            _check_text(pq.read_schema(source).field(columns.text).type, source, columns.text, flag)
+            _check_text(stored_type(source, columns.text), source, columns.text, flag)
             return table, details, *stored_column(source, columns.text)
     table, details = _read(source, columns.choose)
     with explained(source):

@@ -27,6 +27,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from contract import LABEL_THRESHOLD, BadInput
+from train.data import stored_texts
 from train.data.labels import DROP
 from train.data.load import FLAGS, Comments, load_comments
 
@@ -267,7 +268,7 @@ def load_all(sources: Sources, where: str = "", attributes: Sequence[str] = ()) 
     }
     return replace(
         parts[0],
-        texts=[text for part in parts for text in part.texts],
+        texts=stored_texts.joined(*(part.texts for part in parts)),
         rows=np.concatenate([part.rows for part in parts]),
         labels=labels,
         targets=np.concatenate([part.targets for part in parts]),

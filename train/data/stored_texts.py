@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from train.data.tables import PARQUET_SUFFIX, explained, texts_of
+from train.data.tables import CSV_SUFFIXES, PARQUET_SUFFIX, csv_column, explained, texts_of
 
 LARGE_BYTES = 512 << 20
-"""Unpacked size of a Parquet file from which on its comments stay on the disk."""
+"""Unpacked size of a Parquet or CSV file from which on its comments stay on the disk."""
 _BATCH_ROWS = 1 << 11
+_UNPACKED = 3
+"""Bytes of comments that a byte of a packed file is taken for."""
 
 
 class StoredTexts(Sequence[str]):
@@ -68,39 +71,55 @@ def store_texts(texts: Iterable[str]) -> StoredTexts:
 
 
 def is_large(source: str) -> bool:
-    """Whether a source is a Parquet file whose comments are better left on the disk."""
-    path = Path(source)
-    if not path.name.lower().endswith(PARQUET_SUFFIX) or not path.is_file():
+    """Whether a source is a Parquet or CSV file whose comments are better left on the disk."""
+    path, name = Path(source), source.lower()
+    if not name.endswith((PARQUET_SUFFIX, *CSV_SUFFIXES)) or not path.is_file():
         return False
+    if name.endswith(CSV_SUFFIXES):
+        unpacked = 1 if name.endswith(".csv") else _UNPACKED
+        return unpacked * path.stat().st_size >= LARGE_BYTES
     with explained(source), pq.ParquetFile(path) as file:
         groups = range(file.metadata.num_row_groups)
         return sum(file.metadata.row_group(at).total_byte_size for at in groups) >= LARGE_BYTES
 
 
-def stored_column(source: str, name: str) -> tuple[StoredTexts, np.ndarray]:
-    """Texts of a column of a Parquet file, and which of them say something: bool [n].
+def stored_type(source: str, name: str) -> Any:
+    """Arrow type of a column of a Parquet or CSV file."""
+    if source.lower().endswith(PARQUET_SUFFIX):
+        return pq.read_schema(source).field(name).type
+    return pa.large_string()
 
-    One row group after the other is read. Raises Unreadable as `texts_of` does.
+
+def stored_column(source: str, name: str) -> tuple[StoredTexts, np.ndarray]:
+    """Texts of a column of a Parquet or CSV file, and which of them say something: bool [n].
+
+    A few rows at a time are read. Raises Unreadable as `texts_of` and `csv_column` do.
     """
     has_text = bytearray()
 
     def texts() -> Iterator[str]:
-        with pq.ParquetFile(source) as file:
-            groups = range(file.metadata.num_row_groups)
-            for batch in itertools.chain.from_iterable(
-                file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[name])
-                for group in groups
-            ):
-                for text in texts_of(batch.column(0), name, len(has_text)):
-                    has_text.append(bool(text and text.strip()))
-                    yield text or ""
+        parquet = source.lower().endswith(PARQUET_SUFFIX)
+        for text in _of_parquet(source, name) if parquet else csv_column(Path(source), name):
+            has_text.append(bool(text and text.strip()))
+            yield text or ""
 
     stored = store_texts(texts())
     return stored, np.frombuffer(bytes(has_text), bool)
 
 
-def joined(texts: Sequence[str], more: Sequence[str]) -> Sequence[str]:
-    """Both, one behind the other; on the disk where the first are."""
-    if isinstance(texts, StoredTexts):
-        return store_texts(itertools.chain(texts, more)) if more else texts
-    return [*texts, *more]
+def _of_parquet(source: str, name: str) -> Iterator[str | None]:
+    """One row group after the other."""
+    first = 0
+    with pq.ParquetFile(source) as file:
+        for group in range(file.metadata.num_row_groups):
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[name]):
+                yield from texts_of(batch.column(0), name, first)
+                first += batch.num_rows
+
+
+def joined(*texts: Sequence[str]) -> Sequence[str]:
+    """All, one behind the other; on the disk where some are."""
+    some = [part for part in texts if part]
+    if not any(isinstance(part, StoredTexts) for part in some):
+        return list(itertools.chain.from_iterable(some))
+    return some[0] if len(some) == 1 else store_texts(itertools.chain.from_iterable(some))
