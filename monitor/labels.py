@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from contract import LABEL_THRESHOLD, BadInput
-from monitor.sample import CommentSample, Judged
+from monitor.sample import CommentSample, LabelledComment
 from monitor.state import MonitorState, Position
 
 SUFFIXES = (".csv", ".jsonl")
@@ -45,7 +45,7 @@ class LabelsRead:
     """What a reading found."""
 
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
-    judged: list[Judged] = field(default_factory=list)
+    judged: list[LabelledComment] = field(default_factory=list)
     """Of the last file, the comments whose text came with a label for the first time."""
 
 
@@ -176,7 +176,7 @@ def _join(state: MonitorState, row: dict[str, Any], now: float, found: LabelsRea
         and not (version is None or score is None or label is None)
         and not state.is_joined(key, version)
     ):
-        found.judged.append(Judged(version, str(row["text"]), score, label))
+        found.judged.append(LabelledComment(version, str(row["text"]), score, label))
     outcome = state.judge(key, min(time, now), version=version, score=score, label=label)
     found.outcomes[outcome] += 1
 

@@ -32,7 +32,7 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Judged:
+class LabelledComment:
     """A comment that was scored and labelled, 0 or 1."""
 
     version: str
@@ -95,7 +95,7 @@ class CommentSample:
         self._changed |= one.size != self._size
         one.size = self._size
 
-    def offer(self, judged: Iterable[Judged], now: float) -> None:
+    def offer(self, judged: Iterable[LabelledComment], now: float) -> None:
         """Draw from these comments, each once, in whatever order."""
         for comment in judged:
             one = self._versions.setdefault(comment.version, _Version(now, self._size))

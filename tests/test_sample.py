@@ -25,7 +25,7 @@ from monitor.__main__ import run_monitor
 from monitor.config import MonitorConfig
 from monitor.labels import read_labels
 from monitor.redact import MOST_BYTES, redacted
-from monitor.sample import FILE, FOLDER, MOST_VERSIONS, CommentSample, Judged, forget
+from monitor.sample import FILE, FOLDER, MOST_VERSIONS, CommentSample, LabelledComment, forget
 from monitor.state import MonitorState
 
 ROOT = Path(__file__).parent.parent
@@ -33,8 +33,8 @@ MARKER = "zqxmarker"
 DAY_S = 86400.0
 
 
-def judged(text: str, version: str = "1") -> Judged:
-    return Judged(version, text, 0.5, 1.0)
+def judged(text: str, version: str = "1") -> LabelledComment:
+    return LabelledComment(version, text, 0.5, 1.0)
 
 
 def texts(path: Path, version: str = "1") -> list[str]:
