@@ -5,7 +5,8 @@
     toxicity monitor --curated sets/ --labels labels/ --reference traffic
 
 Reads the servers' metrics and, where told to, sends curated comments through the live server and
-joins labels with scores. Into --out go monitor.json, monitor.html and the state; no comment's text.
+joins labels with scores. Into --out go monitor.json, monitor.html and the state; no comment's text
+but for the redacted sample that --sample asks for.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from monitor.config import MonitorConfig
 from monitor.exporter import Exporter, serve
 from monitor.live import tell_page
 from monitor.report import HTML_FILE, JSON_FILE, screen, write_report
+from monitor.sample import CommentSample, forget
 from monitor.state import MonitorState
 from monitor.targets import watched
-from monitor.watch import Document, Monitor
+from monitor.watch import DAY_S, Document, Monitor
 from storage.files import write_json
 
 _PAGE_S = 300
@@ -44,10 +46,15 @@ def run_monitor(config: MonitorConfig) -> None:
 
     Raises BadInput for flags and files that cannot be used.
     """
+    if config.sample and not config.labels:
+        raise BadInput(
+            f"--sample is {config.sample} without --labels, expected the labels whose comments are "
+            "kept; give --labels"
+        )
     where = watched(config)
     state = MonitorState(config.out)
     try:
-        monitor = Monitor(config, where, state)
+        monitor = Monitor(config, where, state, _sample(config))
 
         def tell(document: Document) -> None:
             tell_page(config, where, state, document)
@@ -58,6 +65,14 @@ def run_monitor(config: MonitorConfig) -> None:
             _forever(config, monitor, tell)
     finally:
         state.close()
+
+
+def _sample(config: MonitorConfig) -> CommentSample | None:
+    """What it keeps of comments. Without the flag nothing, and nothing of before stays."""
+    if config.sample:
+        return CommentSample(config.out, config.sample, DAY_S * config.labels_days)
+    forget(config.out)
+    return None
 
 
 def _once(config: MonitorConfig, monitor: Monitor, tell: Callable[[Document], None]) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from contract import HOST
+from monitor.sample import MOST
 
 _SERVER: dict[str, Any] = {"group": "what is watched"}
 _TRUTH: dict[str, Any] = {"group": "what it is compared with"}
@@ -75,6 +76,13 @@ class MonitorConfig:
     )
     labels_days: float = Field(
         30, gt=0, description="days for which a label counts", json_schema_extra=_TRUTH
+    )
+    sample: int = Field(
+        0,
+        ge=0,
+        le=MOST,
+        description="comments of --labels to keep of each version, redacted; none by default",
+        json_schema_extra=_TRUTH,
     )
     least_comments: int = Field(
         500, ge=1, description="fewer comments in a window are not judged", json_schema_extra=_RULES

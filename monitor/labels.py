@@ -5,8 +5,9 @@
 
 One row may have both. CSV with the same names as columns is read too, and `text,label`, which
 `toxicity serve --labels FILE` writes: such comments are scored anew by the live server, and
-only the sha256 of their text is kept. Rows are read once, in whatever order and however often they
-are written; a later label corrects an earlier one.
+only the sha256 of their text is kept; a sample of them, too, where there is one (`monitor.sample`).
+Rows are read once, in whatever order and however often they are written; a later label corrects an
+earlier one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from contract import LABEL_THRESHOLD, BadInput
+from monitor.sample import CommentSample, LabelledComment
 from monitor.state import MonitorState, Position
 
 SUFFIXES = (".csv", ".jsonl")
@@ -33,6 +35,7 @@ _MOST_ROW_BYTES = 1 << 20
 _MOST_TEXTS = 2000
 """Comments of a file that are scored anew at once."""
 _HEX_DIGITS = 64
+_COLUMNS = ("id", "text", "text_sha256", "score", "version", "time", "label")
 Score = Callable[[Sequence[str]], Iterable[tuple[float, str]]]
 """Texts -> score and version of each."""
 
@@ -42,6 +45,8 @@ class LabelsRead:
     """What a reading found."""
 
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
+    judged: list[LabelledComment] = field(default_factory=list)
+    """Of the last file, the comments whose text came with a label for the first time."""
 
 
 def files_of(path: Path) -> list[Path]:
@@ -55,16 +60,25 @@ def files_of(path: Path) -> list[Path]:
     return [path] if path.exists() else []  # the first label may still be to come
 
 
-def read_labels(state: MonitorState, path: Path, now: float, score: Score) -> LabelsRead:
+def read_labels(
+    state: MonitorState,
+    path: Path,
+    now: float,
+    score: Score,
+    sample: CommentSample | None = None,
+) -> LabelsRead:
     """Join the rows that were appended since the last reading.
 
-    `score` is asked for rows that have a text and no score. Raises what it raises; then no row of
-    that file counts as read.
+    `score` is asked for rows that have a text and no score; `sample` is offered the comments that
+    came with text and label. Raises what `score` raises; then no row of that file counts as read.
     """
     found = LabelsRead()
     for file in files_of(path):
+        found.judged.clear()
         with state.change():
             _read_file(state, file, now, score, found)
+        if sample:  # a kill before it is saved leaves these out; none comes twice
+            sample.offer(found.judged, now)
     return found
 
 
@@ -86,7 +100,7 @@ def _read_file(
             break
         offset = before.offset + end
         if file.suffix == ".csv" and not header:
-            header = json.dumps([column.strip() for column in next(csv.reader([text]), [])])
+            header = _header(text)
             continue
         row = _read_row(text, header) if text.strip() else None
         if row is None:
@@ -94,11 +108,11 @@ def _read_file(
         elif row.get("text") and row.get("score") is None:
             texts.append((str(row["text"]), row))
         else:
-            found.outcomes[_join(state, row, now)] += 1
+            _join(state, row, now, found)
     scored = score([text for text, _ in texts]) if texts else ()
     for (text, row), (value, version) in zip(texts, scored, strict=True):
         again = {**row, "text_sha256": sha256_of_text(text), "score": value, "version": version}
-        found.outcomes[_join(state, again, now)] += 1
+        _join(state, again, now, found)
     state.keep_position(name, Position(before.inode, offset, header))
 
 
@@ -116,6 +130,15 @@ def _rows(whole: bytes, *, quoted: bool) -> Iterator[tuple[str, int]]:
         row, start, open_quote = [], end, False
 
 
+def _header(text: str) -> str:
+    """The columns of a file of CSV as JSON; an unknown one, which may be a comment, has no name."""
+    try:
+        columns = [column.strip() for column in next(csv.reader([text]), [])]
+    except csv.Error:
+        columns = []
+    return json.dumps([column if column in _COLUMNS else "" for column in columns])
+
+
 def _read_row(text: str, header: str) -> dict[str, Any] | None:
     """Names and values, empty ones left out; None for a row that cannot be read."""
     try:
@@ -131,8 +154,11 @@ def _read_row(text: str, header: str) -> dict[str, Any] | None:
     return {name: value for name, value in named.items() if value not in (None, "")}
 
 
-def _join(state: MonitorState, row: dict[str, Any], now: float) -> str:
-    """Keep a row. A row without anything to keep, or with values that are none, is unreadable."""
+def _join(state: MonitorState, row: dict[str, Any], now: float, found: LabelsRead) -> None:
+    """Keep what a row says but for its text, and count it.
+
+    A row without anything to keep, or with values that are none, is unreadable.
+    """
     try:
         key = _key(row)
         label, score = (_share(row.get(name)) for name in ("label", "score"))
@@ -140,16 +166,26 @@ def _join(state: MonitorState, row: dict[str, Any], now: float) -> str:
             label = float(label >= LABEL_THRESHOLD)
         version = str(int(row["version"])) if "version" in row else None
         time = _time(row["time"]) if "time" in row else now
+        if label is None and score is None:
+            raise LookupError
     except (LookupError, TypeError, ValueError, OverflowError):
-        return "unreadable"
-    if label is None and score is None:
-        return "unreadable"
-    return state.judge(key, min(time, now), version=version, score=score, label=label)
+        found.outcomes["unreadable"] += 1
+        return
+    if (
+        "text" in row
+        and not (version is None or score is None or label is None)
+        and not state.is_joined(key, version)
+    ):
+        found.judged.append(LabelledComment(version, str(row["text"]), score, label))
+    outcome = state.judge(key, min(time, now), version=version, score=score, label=label)
+    found.outcomes[outcome] += 1
 
 
 def _key(row: dict[str, Any]) -> str:
     """What names the comment: its id, or the sha256 of its text."""
     if "id" in row:
+        if not isinstance(row["id"], str | int | float):
+            raise TypeError(row["id"])
         return f"id {row['id']}"
     digest = str(row["text_sha256"] if "text_sha256" in row else sha256_of_text(row["text"]))
     if len(digest) != _HEX_DIGITS or int(digest, 16) < 0:

@@ -1,7 +1,7 @@
 """What the monitor remembers: one SQLite file, each change of it whole or not at all.
 
-Counts and hashes only, no comment's text. A monitor that was killed goes on where it was: the
-last totals of every server are there, so what was counted meanwhile is not lost.
+Counts, hashes and the ids of labels, no comment's text. A monitor that was killed goes on where it
+was: the last totals of every server are there, so what was counted meanwhile is not lost.
 """
 
 from __future__ import annotations
@@ -189,6 +189,14 @@ class MonitorState:
             return "waiting"
         was_joined = row is not None and None not in old[1:]
         return "corrected" if was_joined and new[2] != old[2] else "joined"
+
+    def is_joined(self, key: str, version: str) -> bool:
+        """Whether this version's score of the comment and a label are known."""
+        query = (
+            "SELECT 1 FROM judged WHERE key = ? AND version = ? AND label IS NOT NULL "
+            "AND score IS NOT NULL"
+        )
+        return self._base.execute(query, (key, version)).fetchone() is not None
 
     def labelled(self, since: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Version -> labels and scores, float64 [n] each, of comments that have both."""

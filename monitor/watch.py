@@ -33,21 +33,29 @@ from monitor.reference import (
     read_reference,
     shares_of,
 )
+from monitor.sample import CommentSample
 from monitor.state import MonitorState
 from monitor.targets import MetricsTarget, Watched, read_door, read_metrics, send
 
 Document = dict[str, Any]
 _SETTLE_S = 0.5
 """A server counts an answer a little after it gave it."""
-_DAY_S = 86400.0
+DAY_S = 86400.0
 
 
 class Monitor:
     """What `toxicity monitor` does each time."""
 
-    def __init__(self, config: MonitorConfig, where: Watched, state: MonitorState) -> None:
+    def __init__(
+        self,
+        config: MonitorConfig,
+        where: Watched,
+        state: MonitorState,
+        sample: CommentSample | None = None,
+    ) -> None:
         """Read the curated sets. Raises BadInput for one that cannot be used."""
         self._config, self._where, self._state = config, where, state
+        self._sample = sample
         self._sets: list[CuratedSet] = read_sets(config.curated) if config.curated else []
         if (self._sets or config.labels) and not where.url and not where.sockets:
             raise BadInput(
@@ -71,7 +79,7 @@ class Monitor:
         now = time.time()
         longest = max(self._config.windows_s)
         with self._state.change():
-            self._state.drop_before(now - longest, now - _DAY_S * self._config.labels_days)
+            self._state.drop_before(now - longest, now - DAY_S * self._config.labels_days)
         return self._judged(now)
 
     # --- Counting ------------------------------------------------------------------------
@@ -186,16 +194,25 @@ class Monitor:
             return list(self._send(texts))
 
         try:
-            found = read_labels(self._state, self._config.labels, time.time(), score)
+            found = read_labels(self._state, self._config.labels, time.time(), score, self._sample)
         except (ToxicityError, OSError) as error:
             self._errors.append(f"labels were not read: {error}")
             return
         finally:
+            self._save_sample()
             if asked:
                 self._forget_own()
         known = self._state.remembered("labels", {})
         counted = {name: known.get(name, 0) + found.outcomes[name] for name in OUTCOMES}
         self._state.remember("labels", counted)
+
+    def _save_sample(self) -> None:
+        if self._sample is None:
+            return
+        try:
+            self._sample.save(time.time())
+        except OSError as error:
+            self._errors.append(f"the sample was not written: {error}")
 
     def _forget_own(self) -> None:
         """What was counted while the monitor itself asked says nothing of people's comments."""
@@ -253,7 +270,7 @@ class Monitor:
         }
 
     def _label_checks(self, now: float, versions: dict[str, Document]) -> list[Check]:
-        since = now - _DAY_S * self._config.labels_days
+        since = now - DAY_S * self._config.labels_days
         checks = []
         for version, (labels, scores) in self._state.labelled(since).items():
             profile, own = self._profile(version), self._decides(version)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import contract
 from contract import HOST
-from serve import app_backend, canary_backend, metrics_door, overload_rules, probe
+from serve import app_backend, canary_backend, metrics_door, overload_rules, probe, traces
 from serve import request_rules as rules
 from serve.app import settings as app
 from serve.app_backend import APP_BACKEND
@@ -263,8 +263,8 @@ def _http(door: Door) -> list[str]:
         "option disable-h2-upgrade",
         *canary_backend.tap_log(door.canary),
         *rules.connection_rules(),
-        f"http-request set-header {app.BEGAN_HEADER} %[date(0,us)] "
-        f"if {{ req.hdr({app.TRACE_HEADER}) -m found }}",
+        traces.sampled_alone(),
+        traces.began(),
         f"http-request del-header {canary_backend.STABLE_HEADER}",  # for those within
         *rules.header_rules(),
         *rules.origin_rules([*own, *door.origins], scheme),
@@ -375,6 +375,7 @@ def _grpc(door: Door, server: Replica) -> str:
     lines = [
         f"bind {door.address}:{door.grpc_port}{tls}",
         *rules.grpc_rules(door.keys_file if door.keys else None),
+        traces.sampled_alone(),
         f"default_backend {GRPC_BACKEND}",
     ]
     to_server = [

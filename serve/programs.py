@@ -9,7 +9,7 @@ from pathlib import Path
 
 from contract import HOST, BadInput, ToxicityError
 from export.repository import current
-from serve import balancer, canary_backend, control, haproxy, keys, tritonserver, view
+from serve import balancer, canary_backend, control, haproxy, keys, traces, tritonserver, view
 from serve import mirror_settings as mirror
 from serve.app import settings as app
 from serve.app.decisions import Versions
@@ -148,6 +148,8 @@ def _server(config: DoorConfig, settings: Settings, supervisor: Supervisor, name
         grpc_key=None,
         exit_timeout_s=int(config.stop_timeout_s),
     )
+    if settings.balanced:
+        command += traces.server_arguments(os.environ)
     names = [control.HTTP_SOCKET, control.METRICS_SOCKET, grpc_socket(folder).name]
     return Program(
         name=name,

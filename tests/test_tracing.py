@@ -1,8 +1,9 @@
-"""Traces of the application: a real door, and a collector that takes OTLP over HTTP."""
+"""Traces of the application and of the servers: a real door, a collector of OTLP over HTTP."""
 
 from __future__ import annotations
 
 import gzip
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ import pytest
 from app_door import MODERATIONS, ask, make_config, serving
 from conftest import TinyModel
 
-from contract import HOST
-from serve import haproxy
+from contract import HOST, TEXT
+from serve import haproxy, traces
 from serve.app import tracing
+from serve.probe import INFER_PATH
 
 COMMENT = "you are a kind person and thanks for your work"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -99,6 +101,59 @@ def test_a_sampled_request_is_traced_by_stage_and_no_other(
     refused = {span.name for span in spans if span.parent_span_id == by_status[400].span_id}
     assert refused == {"balancer", "answer"}
     assert COMMENT.encode() not in b"".join(bodies)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not haproxy.found(), reason="haproxy is not installed")
+def test_the_servers_trace_what_is_sampled_and_nothing_else(
+    tiny_model: TinyModel,
+    tmp_path: Path,
+    collector: tuple[str, list[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The native road: Triton's own spans, which it would make of any `traceparent`."""
+    address, bodies = collector
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"{address}/")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+    tiny_model.publish(tmp_path / "repository")
+    tensor = {"name": TEXT, "datatype": "BYTES", "shape": [1, 1], "data": [COMMENT]}
+    body = {"inputs": [tensor]}
+    with serving(make_config(tmp_path / "run", tmp_path / "repository")) as config:
+        for header in (NOT, "no trace at all", NOT.replace("-00", "-02"), SAMPLED):
+            assert ask(config, INFER_PATH, body, {"traceparent": header})[0] == 200
+        assert ask(config, INFER_PATH, body)[0] == 200
+        deadline = time.monotonic() + 30
+        while len(spans_in(bodies)) < 3:
+            assert time.monotonic() < deadline, bodies
+            time.sleep(0.1)
+        time.sleep(1)  # five exports later there is no other
+        spans = spans_in(bodies)
+    assert {span["traceId"].lower() for span in spans} == {TRACE}
+    (root,) = (span for span in spans if span.get("parentSpanId") == "b7ad6b7169203331")
+    assert len(spans) == 3, "the request, the model, the computing"
+    events = {event["name"] for span in spans for event in span.get("events", [])}
+    assert {"QUEUE_START", "COMPUTE_START", "COMPUTE_END", "REQUEST_END"} <= events
+    assert int(root["startTimeUnixNano"]) < int(root["endTimeUnixNano"])
+    assert b"toxicity" in bodies[0] and COMMENT.encode() not in b"".join(bodies)
+
+
+def spans_in(bodies: list[bytes]) -> list[dict[str, Any]]:
+    """Of OTLP in JSON, as Triton sends it."""
+    return [
+        span
+        for body in list(bodies)
+        for resource in json.loads(body)["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
+
+
+def test_servers_without_a_collector_are_told_nothing() -> None:
+    assert traces.server_arguments({}) == []
+    own = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://a:1/x", "OTEL_SERVICE_NAME": "s"}
+    both = traces.server_arguments({**own, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://b:2"})
+    assert "--trace-config=opentelemetry,url=http://a:1/x" in both
+    assert "--trace-config=opentelemetry,resource=service.name=s" in both
 
 
 def not_inner(span: Any) -> bool:

@@ -22,9 +22,6 @@ ANALYZE_PATH = "/v1alpha1/comments:analyze"
 PERSPECTIVE_PATHS = "/v1alpha1/comments:"
 PAGE_PATH = "/ui"
 SUGGEST_PATH = "/v1alpha1/comments:suggestscore"
-TRACE_HEADER, BEGAN_HEADER = "traceparent", "toxicity-began"
-"""A client's that wants its request traced, and haproxy's: when it had the headers, in microseconds
-of Unix time."""
 OVERLOADED = "overloaded: more comments wait than can be scored in time; try again"
 
 

@@ -17,9 +17,8 @@ from contextvars import ContextVar
 from typing import Any
 
 from serve.app.http import JsonEndpoint, Receive, Scope, Send
-from serve.app.settings import BEGAN_HEADER, TRACE_HEADER
+from serve.traces import BEGAN_HEADER, TRACE_HEADER, VARIABLES, service_name
 
-_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _log = logging.getLogger("uvicorn.error")
 
 StageTimes = list[tuple[str, int, float, float]]
@@ -30,7 +29,7 @@ STAGES: ContextVar[StageTimes | None] = ContextVar("stages", default=None)
 
 def configured(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the environment names a collector."""
-    return any(environment.get(name) for name in _VARIABLES)
+    return any(environment.get(name) for name in VARIABLES)
 
 
 def make_tracer() -> Tracer | None:
@@ -40,7 +39,7 @@ def make_tracer() -> Tracer | None:
     try:
         return Tracer()
     except ImportError:
-        _log.warning("%s is set and opentelemetry-sdk is not installed: no traces", _VARIABLES[1])
+        _log.warning("%s is set and opentelemetry-sdk is not installed: no traces", VARIABLES[1])
         return None
 
 
@@ -54,7 +53,7 @@ class Tracer:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        name = {"service.name": os.environ.get("OTEL_SERVICE_NAME", "toxicity")}
+        name = {"service.name": service_name(os.environ)}
         self._provider = TracerProvider(
             resource=Resource.create(name), sampler=sampling.ParentBased(sampling.ALWAYS_OFF)
         )
