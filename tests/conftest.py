@@ -80,6 +80,11 @@ _LONG = {
     "test_rate_is_split_over_workers",
     "test_replicas_are_served_and_searched",
     "test_what_the_machine_lacks_is_skipped_with_the_reason",
+    "test_sanitized_core_reads_as_the_reference_does",
+    "test_every_panel_shows_data_of_what_really_serves",
+    "test_whole_run_on_a_tiny_model",
+    "test_a_kill_at_any_moment_keeps_the_sample",
+    "test_the_bench_writes_what_the_plan_reads",
 }
 """Tests that took about half a minute or more each, the whole taking twenty on two cores."""
 _SLOW_FIXTURES = {"trained_run", "make_server_config"}
