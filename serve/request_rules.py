@@ -330,8 +330,8 @@ def body_rules(condition: str) -> list[str]:
     """Hold a body whole where the condition is true, and refuse what its form may not be."""
     return [
         *taken_whole(condition),
-        f"acl free req.body_size le {_FREE_BYTES}",
-        f"acl many_openings req.body -m reg '{_OPENINGS}'",
+        f"acl costly req.body_size gt {_FREE_BYTES}",
+        f"acl costly req.body -m reg '{_OPENINGS}'",
         f"acl binary req.hdr({BINARY_HEADER}) -m found",
         f"acl one_size req.fhdr_cnt({BINARY_HEADER}) eq 1",
         f"acl one_size_digits req.fhdr({BINARY_HEADER}) -m reg ^[0-9]{{1,9}}$",
@@ -343,8 +343,7 @@ def body_rules(condition: str) -> list[str]:
         refuse(400, _SIZE_WORDS, f"{condition} binary !one_size_digits"),
         # There it is not read: the body is JSON, whatever it says.
         f"http-request del-header {BINARY_HEADER} if {condition} {{ path -m reg {_GENERATE} }}",
-        refuse(400, _SHAPE_WORDS, f"{condition} !free !binary !shaped"),
-        refuse(400, _SHAPE_WORDS, f"{condition} free !binary many_openings !shaped"),
+        refuse(400, _SHAPE_WORDS, f"{condition} costly !binary !shaped"),
         refuse(400, _SHAPE_WORDS, f"{condition} binary !raw !shaped_header"),
         refuse(
             400,

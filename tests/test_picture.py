@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-import subprocess
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import Exported, free_port
 
-from bench.monitor.dashboard import DashboardBenchConfig, pictured
+from bench.monitor.dashboard import DashboardBenchConfig, pictured, running_prometheus
 from contract import HOST, BadInput
 from monitor.picture import PictureConfig, draw
 from serve import haproxy
@@ -31,24 +27,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not shutil.which("prometheus"):
         pytest.skip("prometheus is not installed")
     folder = tmp_path_factory.mktemp("prometheus")
-    (folder / "prometheus.yml").write_text("scrape_configs: []\n")
-    address = f"{HOST}:{free_port()}"
-    command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}"]
-    command += [f"--storage.tsdb.path={folder / 'series'}", f"--web.listen-address={address}"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        end = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < end:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://{address}/-/ready").close()
-                break
-            time.sleep(0.1)
-        assert process.poll() is None, (folder / "log").read_text("utf-8")
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait()
+    settings = folder / "prometheus.yml"
+    settings.write_text("scrape_configs: []\n")
+    with running_prometheus(settings, folder, free_port()) as address:
+        yield address
 
 
 @pytest.fixture

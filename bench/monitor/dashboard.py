@@ -103,14 +103,9 @@ def pictured(config: DashboardBenchConfig) -> list[Panel]:
         command += ["--labels", labels, "--curated", *curated, "--curated-every-s", 60]
         command += ["--out", folder / "monitor"]
         stack.enter_context(_running(command, folder))
-        rules = _settings(folder, metrics, monitor)
-        address = f"http://{HOST}:{prometheus}"
-        command = ["prometheus", "--config.file", rules, "--storage.tsdb.path", folder / "series"]
-        stack.enter_context(
-            _running([*command, "--web.listen-address", f"{HOST}:{prometheus}"], folder)
-        )
-        for url in (f"{address}/-/ready", f"http://{HOST}:{monitor}/metrics"):
-            _wait_for(url, folder)
+        settings = _settings(folder, metrics, monitor)
+        address = stack.enter_context(running_prometheus(settings, folder, prometheus))
+        _wait_for(f"http://{HOST}:{monitor}/metrics", folder)
         _send(config, comments, f"{HOST}:{http}", LabelFile(labels))
         wanted = {"prometheus": address, "minutes": config.minutes, "scrape_s": _SCRAPE_S}
         return draw(make_config(PictureConfig, {**wanted, "out": config.out}))
@@ -142,6 +137,19 @@ def _settings(folder: Path, metrics: int, monitor: int) -> Path:
     path = folder / "prometheus.yml"
     write_atomically(path, yaml.safe_dump(document))
     return path
+
+
+@contextlib.contextmanager
+def running_prometheus(settings: Path, folder: Path, port: int) -> Iterator[str]:
+    """The address of a ready one until the end of the block; series and log are in `folder`.
+
+    Raises ToxicityError when it is not ready in time, or ends by itself.
+    """
+    address = f"{HOST}:{port}"
+    command = ["prometheus", "--config.file", settings, "--storage.tsdb.path", folder / "series"]
+    with _running([*command, "--web.listen-address", address], folder):
+        _wait_for(f"http://{address}/-/ready", folder)
+        yield f"http://{address}"
 
 
 @contextlib.contextmanager
