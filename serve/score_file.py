@@ -87,7 +87,7 @@ def score_file(config: ScoreFileConfig) -> Report:
                             "is; run the command again with --overwrite"
                         )
                     scored = time.monotonic()
-                    output.finish()
+                    output.finish(run.chunks)
                 report = run.report(out, time.monotonic() - scored)
             drop(job.parts)
     return report

@@ -520,7 +520,10 @@ def test_parts_are_put_together_while_others_are_missing(tmp_path: Path) -> None
         for number, rows in ((2, ""), (0, "0"), (3, "0"), (1, "0123"), (4, "01234")):
             put(output, number)
             assert taken(output) == list(rows) and not out.exists()
-        output.finish()
+        with pytest.raises(ToxicityError, match=r"5 parts of .*out\.csv .*expected 6"):
+            output.finish(6)
+        assert not out.exists()
+        output.finish(5)
     assert out.read_text() == "a,probability,logit,model_version\n0\n1\n2\n3\n4\n"
     assert json.loads(bad.read_text())["row"] == 2
     out.unlink()

@@ -17,7 +17,7 @@ from bench.hostile import honest
 from bench.hostile.incidents import Incident, copy_of, publish_shifted, schedule
 from bench.hostile.soak import SoakMeasured, bars
 from bench.hostile.tally import FamilyTally
-from bench.hostile.watch import growth, slope
+from bench.hostile.watch import growth
 from bench.traffic.comments import SYNTHETIC, load_pool
 from contract import BadInput
 from export.repository import current, load_scorer
@@ -68,7 +68,7 @@ def test_incidents_are_in_their_time_and_the_same_for_a_seed() -> None:
     due = schedule(counts, 100, seed=1)
     assert due == schedule(counts, 100, seed=1) != schedule(counts, 100, seed=2)
     times = [at for at, _ in due]
-    assert times == sorted(times) and times[0] >= 10 and times[-1] <= 90
+    assert times == sorted(times) and times[0] >= 10 and times[-1] <= 200 / 3
     kinds = [kind for _, kind in due]
     assert kinds.index("publish") < kinds.index("rollback")
 
@@ -95,9 +95,9 @@ GOOD = SoakMeasured(
     published=[1, 2],
     incidents=[Incident("kill", 5.0, 6.0, "process 1")],
     deaths_not_caused={"replica-1": 0, "haproxy": 0},
-    memory=[(float(at), 100 if at < 5 else 60) for at in range(20)],
+    memory=[(float(at), 100 if at < 5 else 60) for at in range(40)],
     began_s=0.0,
-    ended_s=20.0,
+    ended_s=40.0,
     hostile={},
 )
 RED: dict[str, dict[str, Any]] = {
@@ -106,8 +106,8 @@ RED: dict[str, dict[str, Any]] = {
     "versions_not_published": {"records": {"http": record(version=np.array([1, 3]))}},
     "deaths_not_caused": {"deaths_not_caused": {"replica-1": 1}},
     "hostile_wrong": {"hostile": {"paths": FamilyTally(wrong=1)}},
-    "memory_growth": {"memory": [(float(at), 100 + at // 2) for at in range(20)]},
-    "memory_level": {"memory": [(float(at), 100 if at < 5 else 130) for at in range(20)]},
+    "memory_growth": {"memory": [(float(at), 100 + at // 3) for at in range(40)]},
+    "memory_level": {"memory": [(float(at), 100 if at < 9 else 130) for at in range(40)]},
 }
 
 
@@ -146,5 +146,3 @@ def test_memory_that_grows_is_seen() -> None:
     assert growth([(at, int(value + at)) for at, value in flat]) > 1.5
     with pytest.raises(BadInput, match="longer"):
         growth(flat[:9])
-    assert slope([(float(at), 100 if at < 50 else 50) for at in range(100)], [49.5]) == 0
-    assert slope([(float(at), 100 + at) for at in range(100)], []) > 0.005

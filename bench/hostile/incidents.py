@@ -63,7 +63,7 @@ class Incident:
 def schedule(counts: dict[Kind, int], seconds: float, seed: int) -> list[tuple[float, Kind]]:
     """Seconds after the start and what is done then, in order: one in each of equal parts.
 
-    The first and the last tenth are quiet; each incident has at least half a part to recover.
+    The first tenth and the last third are quiet; each incident has at least half a part to recover.
     """
     rng = random.Random(seed)
     kinds = [kind for kind, count in counts.items() for _ in range(count)]
@@ -72,7 +72,7 @@ def schedule(counts: dict[Kind, int], seconds: float, seed: int) -> list[tuple[f
         first, back = kinds.index("publish"), kinds.index("rollback")
         if back < first:
             kinds[first], kinds[back] = kinds[back], kinds[first]
-    part = 0.8 * seconds / max(1, len(kinds))
+    part = (2 / 3 - 0.1) * seconds / max(1, len(kinds))
     return [
         (0.1 * seconds + part * (number + rng.random() / 2), kind)
         for number, kind in enumerate(kinds)

@@ -4,8 +4,8 @@
 
 Starts `serve.door` on free ports from a copy of a repository. Honest clients send single comments
 and batches as JSON and binary tensors, some repeated, over HTTP and gRPC; a few hostile ones send
-what `bench.hostile.families` draws. At seeded times a version is published or rolled back, a server
-killed, the balancer ended. A client whose request gets no answer at all, because its connection
+what `bench.hostile.families` draws. At seeded times of the first two thirds a version is published
+or rolled back, a server killed, the balancer ended; the last third shows whether memory grows. A client whose request gets no answer at all, because its connection
 fails, sends it once more on a new one, for which it waits up to RETRY_WITHIN_S; one that is refused
 or told of an error does not. Every score is compared with the offline one of the version that its
 answer names. Prints what was measured and writes `soak.json` and `soak.png`.
@@ -53,6 +53,8 @@ _AFTER_S = 1.0
 """Answers so long after an incident still count as its own in the worst latency."""
 _MOST_LEVEL = 1.25
 """Memory of the last tenth over that of the second tenth: incidents change it, within bounds."""
+_MOST_GROWTH = 1.05
+"""Memory at the end of the stretch without incidents over that of its second tenth."""
 _SETTLE_S = 3.0
 """After an incident memory is not that of steady work."""
 _HOSTILE_PAUSE_S = 0.2
@@ -66,7 +68,7 @@ class SoakConfig(ResultOptions):
     repository: Path = Field(
         Path("model_repository"), description="published repository", json_schema_extra=SERVER
     )
-    minutes: float = Field(60, ge=0.25, description="length of the load", json_schema_extra=RUNS)
+    minutes: float = Field(60, ge=0.5, description="length of the load", json_schema_extra=RUNS)
     publishes: int = Field(
         4, ge=0, description="versions that are published meanwhile", json_schema_extra=INCIDENTS
     )
@@ -258,8 +260,6 @@ def bars(measured: SoakMeasured) -> Bars:
     records = measured.records.values()
     lost = sum(int((record.ending == honest.LOST).sum()) for record in records)
     strange = sum(int((~np.isin(record.version, measured.published)).sum()) for record in records)
-    seconds = measured.ended_s - measured.began_s
-    growth = watch.slope(_quiet(measured), [one.began_s for one in measured.incidents]) * seconds
     level = watch.level(measured.memory)
     values: dict[str, tuple[float, float]] = {
         "requests_lost": (lost, 0),
@@ -267,19 +267,16 @@ def bars(measured: SoakMeasured) -> Bars:
         "versions_not_published": (strange, 0),
         "deaths_not_caused": (sum(map(abs, measured.deaths_not_caused.values())), 0),
         "hostile_wrong": (tally.total(measured.hostile, "wrong"), 0),
-        "memory_growth": (growth, 0.05),
+        "memory_growth": (watch.growth(_steady(measured)), _MOST_GROWTH),
         "memory_level": (level, _MOST_LEVEL),
     }
     return {name: at_most(value, bar) for name, (value, bar) in values.items()}
 
 
-def _quiet(measured: SoakMeasured) -> list[tuple[float, int]]:
-    """Memory while no incident was on, or only just over."""
-    return [
-        (at, value)
-        for at, value in measured.memory
-        if not any(one.began_s <= at <= one.recovered_s + _SETTLE_S for one in measured.incidents)
-    ]
+def _steady(measured: SoakMeasured) -> list[tuple[float, int]]:
+    """Memory after the last incident: before it each server warms up anew."""
+    over = max((one.recovered_s + _SETTLE_S for one in measured.incidents), default=0.0)
+    return [(at, value) for at, value in measured.memory if at >= over]
 
 
 def _document(config: SoakConfig, measured: SoakMeasured) -> dict[str, Any]:

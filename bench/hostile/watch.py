@@ -139,24 +139,6 @@ def ends_mib(memory: Sequence[tuple[float, int]]) -> tuple[float, float]:
     return values[len(values) // 10], values[-1]
 
 
-def slope(memory: Sequence[tuple[float, int]], breaks_s: Sequence[float]) -> float:
-    """Growth of memory a second, as a share of its mean, by least squares.
-
-    One slope and a level for each stretch between two of `breaks_s`: a server that was started
-    anew, or has another version, begins at another level.
-    """
-    at = np.array([time_s for time_s, _ in memory])
-    value = np.array([float(size) for _, size in memory])
-    stretch = np.searchsorted(np.sort(np.asarray(breaks_s, np.float64)), at)
-    time_left, value_left = at.copy(), value.copy()
-    for number in np.unique(stretch):
-        rows = stretch == number
-        time_left[rows] -= at[rows].mean()
-        value_left[rows] -= value[rows].mean()
-    spread = float((time_left**2).sum())
-    return float((time_left * value_left).sum()) / spread / float(value.mean()) if spread else 0.0
-
-
 def open_connections(config: door.DoorConfig) -> int:
     """Connections that haproxy has on the door's ports."""
     states, found = Supervisor(config.run_dir).states(), 0

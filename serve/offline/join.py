@@ -82,8 +82,17 @@ class Output:
         while self._taken and self._taken[0].done():
             self._taken.popleft().result()
 
-    def finish(self) -> None:
-        """Let both files appear, once all parts are in them. Raises as `add` does."""
+    def finish(self, parts: int) -> None:
+        """Let both files appear, once all parts are in them. Raises as `add` does.
+
+        `parts` is how many the file has. Raises ToxicityError, and nothing appears, when another
+        number of them came.
+        """
+        if (self._next, self._there) != (parts, set()):
+            raise ToxicityError(
+                f"{self._next} parts of {self._out} are in order, expected {parts}; the same "
+                "command scores what is missing"
+            )
         for taken in self._taken:
             taken.result()
         with naming(Path(str(self._out))):

@@ -61,6 +61,8 @@ class Run:
         """`there` is told the number of each chunk whose part is there."""
         self.job, self.source, self._open_workers, self._there = job, source, open_workers, there
         self.processes = 0
+        self.chunks = 0
+        """Of the file, known once it is scored."""
         self._counts: Counter[str] = Counter()
         self._cpu_s: dict[str, float] = dict.fromkeys(("worker", "tokenizer", "encoder"), 0.0)
         self._start_s = self._score_s = self._cpu_before_s = 0.0
@@ -79,6 +81,7 @@ class Run:
 
             def missing() -> Iterator[Chunk]:
                 for chunk in self.source.chunks(columns):
+                    self.chunks += 1
                     if part := done_part(self.job.parts, chunk, names):
                         self._count(part)
                         self._counts["resumed_rows"] += part.rows
