@@ -5,10 +5,11 @@
 Starts `serve.door` on free ports from a copy of a repository. Honest clients send single comments
 and batches as JSON and binary tensors, some repeated, over HTTP and gRPC; a few hostile ones send
 what `bench.hostile.families` draws. At seeded times of the first two thirds a version is published
-or rolled back, a server killed, the balancer ended; the last third shows whether memory grows. A client whose request gets no answer at all, because its connection
-fails, sends it once more on a new one, for which it waits up to RETRY_WITHIN_S; one that is refused
-or told of an error does not. Every score is compared with the offline one of the version that its
-answer names. Prints what was measured and writes `soak.json` and `soak.png`.
+or rolled back, a server killed, the balancer ended; the last third shows whether memory grows. A
+client whose request gets no answer at all, because its connection fails, sends it once more on a
+new one, for which it waits up to RETRY_WITHIN_S; one that is refused or told of an error does not.
+Every score is compared with the offline one of the version that its answer names. Prints what was
+measured and writes `soak.json` and `soak.png`.
 """
 
 from __future__ import annotations
