@@ -73,6 +73,19 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+@functools.cache
+def _array_type(kind: Any, bits: int) -> Any:
+    return kind * (1 << bits)
+
+
+def _array(kind: Any, least: int) -> Any:
+    """A ctypes array of zeros with room for `least`.
+
+    Its size is a power of two: to make a type of array takes longer than to tokenize a comment.
+    """
+    return _array_type(kind, max(6, (least - 1).bit_length()))()
+
+
 class NativeTokenizer:
     """The rule of core/src/tokenizer.h over one tokenizer file. Safe to share among threads."""
 
@@ -90,7 +103,7 @@ class NativeTokenizer:
         """1 to `most` ids of a text, [CLS] first, and whether it had more."""
         raw = _bytes(text)
         # An id takes a byte of text or more, but for [CLS].
-        ids = (ctypes.c_int32 * min(most, len(raw) + 1 if len(raw) > 64 else 64 * 3 + 1))()
+        ids = _array(ctypes.c_int32, min(most, len(raw) + 1 if len(raw) > 64 else 64 * 3 + 1))
         count, cut = ctypes.c_int(), ctypes.c_int()
         _checked(
             _core().toxicity_encode(
@@ -116,10 +129,10 @@ class NativeTokenizer:
     def split(self, text: str) -> list[str]:
         """Tokens by steps 1 and 2 of the rule."""
         raw = _bytes(text)
-        tokens = ctypes.create_string_buffer(2 * len(raw) + 1)
+        tokens = _array(ctypes.c_char, 2 * len(raw) + 1)
         written = _L()
         _checked(_core().toxicity_split(self._handle, raw, len(raw), tokens, ctypes.byref(written)))
-        return tokens.raw[: written.value].decode().split()
+        return ctypes.string_at(tokens, written.value).decode().split()
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def test_pretraining_learns_and_gives_the_classifier_its_start(tmp_path: Path, p
 
 
 # --- Embeddings from neighbours -----------------------------------------------------------------
-def test_words_with_the_same_neighbours_start_alike() -> None:
+def test_words_with_the_same_neighbours_start_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """20 and 21 stand among 5 to 9, 22 among 10 to 14; 23 is alone."""
     rng = np.random.default_rng(0)
     comments = [np.array([CLS_ID, 23])]
@@ -184,6 +184,11 @@ def test_words_with_the_same_neighbours_start_alike() -> None:
     assert np.array_equal(table.weight.detach().numpy()[known], vectors[known])
     assert torch.equal(table.weight.detach()[~known], before[~known])
     again, _ = embeddings.cooccurrence_embeddings(comments, 30, 4, 0)
+    assert np.array_equal(again, vectors)
+    monkeypatch.setattr(embeddings, "_PIECE", 100)  # comments that come, and go, a few at a time
+    largest = max(len(piece) for piece in embeddings._pieces(iter(comments)))
+    assert largest <= 100 < sum(map(len, comments))
+    again, _ = embeddings.cooccurrence_embeddings(iter(comments), 30, 4, 0)
     assert np.array_equal(again, vectors)
 
 

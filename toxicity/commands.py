@@ -291,6 +291,10 @@ BENCH: dict[str, dict[str, Entry]] = {
             *("bench.model.length", "bench.model.length:LengthBenchConfig"),
             "cost of a comment up to 4,096 tokens",
         ),
+        "rows": Entry(
+            *("bench.model.rows", "bench.model.rows:RowsBenchConfig"),
+            "a training's memory by the rows of its file",
+        ),
         "monitor": Entry(
             *("bench.monitor.run", "bench.monitor.run:MonitorBenchConfig"),
             "false alarms and time to detect of the monitor's rules, beside river's detectors",

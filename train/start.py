@@ -4,10 +4,11 @@ the first label is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -95,8 +96,12 @@ def _start_embeddings(
 ) -> None:
     say("counting which words stand near each other ...")
     vocabulary = corpus.tokenizer.vocabulary
-    read = [data.ids[row] for row in data.training_rows]
-    vectors, known = cooccurrence_embeddings(read, len(vocabulary), config.d_model, config.seed)
+    rows = data.training_rows
+
+    def read() -> Iterator[np.ndarray]:
+        return (data.ids[row] for row in rows)
+
+    vectors, known = cooccurrence_embeddings(read(), len(vocabulary), config.d_model, config.seed)
     if config.embeddings == "spelling":
-        vectors, known = spelled_alike(vectors, read, vocabulary)
+        vectors, known = spelled_alike(vectors, read(), vocabulary)
     start_from(encoder.token_embedding, vectors, known)

@@ -12,7 +12,7 @@ Of a rare word that is mostly chance, so `spelling` draws it to the words that a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ ROOT_MEAN_SQUARE = 0.1
 """Of the embeddings that it writes: AdamW moves a number by about the learning rate, 1e-3, each
 time its token is met, so that a rare word keeps its place and a frequent one may leave it."""
 
+_PIECE = 1 << 22
+"""Tokens that are counted at a time."""
 _GRAMS, _MOST_WORDS = (3, 5), 300
 """Lengths of the character n-grams, and the most words that one which says something stands in."""
 _LEAST_ALIKE = 0.3
@@ -62,7 +64,7 @@ def cooccurrence_embeddings(
 
 
 def spelled_alike(
-    vectors: np.ndarray, comments: Sequence[np.ndarray], vocabulary: Sequence[str]
+    vectors: np.ndarray, comments: Iterable[np.ndarray], vocabulary: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """`vectors` [V, D] drawn to those of words spelled alike, the rarer the word the more.
 
@@ -74,7 +76,9 @@ def spelled_alike(
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = vectors / np.where(lengths > 0, lengths, 1)
     alike = _alike(vocabulary)
-    counts = np.bincount(np.concatenate(comments), minlength=len(vocabulary))
+    counts = np.zeros(len(vocabulary), np.int64)
+    for ids in _pieces(comments):
+        counts += np.bincount(ids, minlength=len(vocabulary))
     seen = np.minimum(counts, _MOST_COUNTED)[:, None] * (lengths > 0)
     neighbours = alike @ (units * seen)
     total = alike @ seen
@@ -115,15 +119,31 @@ def _neighbours(comments: Iterable[np.ndarray], vocab_size: int) -> sparse.csr_m
     """How often two tokens stand within WINDOW of each other, float64 [V, V], symmetric."""
     # Comments end to end, WINDOW paddings between, so that no pair crosses a border.
     border = np.full(WINDOW, PAD_ID, np.int32)
-    row = np.concatenate([part for ids in comments for part in (ids, border)])
-    row = np.where(np.isin(row, (CLS_ID, UNK_ID)), PAD_ID, row)
     counts = sparse.csr_matrix((vocab_size, vocab_size))
-    for distance in range(1, WINDOW + 1):
-        first, second = row[:-distance], row[distance:]
-        words = (first != PAD_ID) & (second != PAD_ID)
-        pairs = (first[words], second[words])
-        counts += sparse.csr_matrix((np.ones(words.sum()), pairs), counts.shape)
+    for row in _pieces(part for ids in comments for part in (ids, border)):
+        row = np.where(np.isin(row, (CLS_ID, UNK_ID)), PAD_ID, row)
+        found = sparse.csr_matrix(counts.shape)
+        for distance in range(1, WINDOW + 1):
+            first, second = row[:-distance], row[distance:]
+            words = (first != PAD_ID) & (second != PAD_ID)
+            pairs = (first[words], second[words])
+            found += sparse.csr_matrix((np.ones(words.sum()), pairs), counts.shape)
+        counts += found
     return counts + counts.T
+
+
+def _pieces(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The parts end to end, in pieces of about _PIECE, so that memory does not grow with them."""
+    held: list[np.ndarray] = []
+    size = 0
+    for part in parts:
+        if size + len(part) > _PIECE and held:
+            yield np.concatenate(held)
+            held, size = [], 0
+        held.append(part)
+        size += len(part)
+    if held:
+        yield np.concatenate(held)
 
 
 def _information(counts: sparse.csr_matrix) -> sparse.csr_matrix:
