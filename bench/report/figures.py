@@ -24,7 +24,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.report import page_tables, plan_tables, quality_tables
+from bench.report import operation_tables, page_tables, plan_tables, quality_tables
 from bench.report.page_tables import Document, Render, Rows
 from bench.report.sitting import Sitting, measure
 from console.options import parse_config, run
@@ -96,9 +96,14 @@ SOURCES = (
         "cache/cache.json", "make bench-cache COMMENTS=synthetic", {"cache": page_tables.cache}
     ),
     FigureSource(
+        "histograms/histograms.json",
+        f"toxicity bench histograms --comments {_WIKI.removeprefix('COMMENTS=')}",
+        {"histograms": operation_tables.histograms},
+    ),
+    FigureSource(
         "overload/overload.json",
         f"make overload {_WIKI}",
-        {"overload": page_tables.overload},
+        {"overload": operation_tables.overload},
     ),
     FigureSource(
         "tune/tune.json",
@@ -143,14 +148,14 @@ SOURCES = (
     FigureSource(
         "attack/attack.json",
         f"make attack {_WIKI}",
-        {"attack": page_tables.attack},
+        {"attack": operation_tables.attack},
     ),
     FigureSource(
         "soak/soak.json",
         "make soak",
-        {"soak": page_tables.soak},
+        {"soak": operation_tables.soak},
     ),
-    FigureSource("faults/faults.json", "make faults", {"faults": page_tables.faults}),
+    FigureSource("faults/faults.json", "make faults", {"faults": operation_tables.faults}),
     FigureSource(
         "eval/evaluation.json",
         f'make eval DATA="test {_TEST_SETS}" CURATED=../shared/data '
@@ -177,6 +182,9 @@ SOURCES = (
         "ablation/phrases.json",
         'make ablation ABLATION_ARGS="--rows phrases"',
         {"ablation-phrases": quality_tables.ablation},
+    ),
+    FigureSource(
+        "rows/rows.json", "toxicity bench rows", {"training-rows": operation_tables.training_rows}
     ),
     FigureSource("ladder/ladder.json", "make ladder", {"ladder": quality_tables.ladder}),
 )

@@ -1,8 +1,9 @@
-"""The tables of the pages, made from the JSON documents of the benches: load, speed, operations.
+"""The tables of the pages, made from the JSON documents of the benches: load and speed.
 
 Each function takes one parsed document and returns rows of cells, the first row being the head.
 `bench.report.figures` writes them into the pages; `bench.report.quality_tables` has the tables of
-quality. A figure that a document lacks is "-".
+quality, `bench.report.operation_tables` those of the door, what watches it and large files. A
+figure that a document lacks is "-".
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def targets(document: Document) -> Rows:
     return rows
 
 
-def _setting(document: Document, name: str) -> Any:
+def setting(document: Document, name: str) -> Any:
     """A flag of the bench, wherever its document has it."""
     return document[name] if name in document else document["config"][name]
 
@@ -211,23 +212,12 @@ def cache(document: Document) -> Rows:
     return rows
 
 
-def overload(document: Document) -> Rows:
-    """What three times the capacity did, and what was wanted."""
-    run, rows = document["result"], targets(document)
-    sent = f"{number(run['requests'])} requests of {_setting(document, 'batch')} comments, "
-    sent += f"three times {number(document['capacity'])}/s"
-    rows.insert(1, [sent, f"{number(run['refused'])} refused", "", ""])
-    for fault in run["check"]["invalid"]:
-        rows.append([f"generator: {fault}", "run is invalid", "", "**no**"])
-    return rows
-
-
 def load(document: Document) -> Rows:
     """Locust's own view of the running server, one row a protocol."""
     rows = [["protocol", "load", "requests/s", "p50 in ms", "p99 in ms", "failed"]]
     for run in document["results"]:
         latency = run["latency_ms"]
-        said = document.get("load") or f"{_setting(document, 'users')} users, closed loop"
+        said = document.get("load") or f"{setting(document, 'users')} users, closed loop"
         rows.append(
             [
                 run["protocol"],
@@ -344,7 +334,7 @@ def offline(document: Document) -> Rows:
     return rows
 
 
-# --- Agreement, attack, endurance ----------------------------------------------------------
+# --- Agreement -----------------------------------------------------------------------------
 def agreement(document: Document) -> Rows:
     """Texts whose ids the core and the reference were compared on."""
     rows = [["texts", "compared"]]
@@ -360,40 +350,4 @@ def fuzz(document: Document) -> Rows:
     for name, found in document["targets"].items():
         rows.append([f"`{name}`", number(found["inputs"]), str(found["crash"] or "none")])
     rows.append(["all", number(document["inputs"]), ""])
-    return rows
-
-
-def attack(document: Document) -> Rows:
-    """What honest clients and the processes noticed, and what was wanted."""
-    honest, memory = document["honest"], document["memory_mib"]
-    rows = [["", "before", "under attack"]]
-    for name in ("p50", "p99", "max"):
-        pair = honest["calm_ms"][name], honest["attacked_ms"][name]
-        rows.append([f"honest {name} in ms", *map(number, pair)])
-    rows += [[f"memory of {name} in MiB", *map(number, pair)] for name, pair in memory.items()]
-    rows.append(["hostile requests", "", number(document["sent"])])
-    rows.append(["honest requests", "", number(honest["requests"])])
-    rows.append(["of them refused as overloaded", "", number(honest["refused"])])
-    return rows
-
-
-def soak(document: Document) -> Rows:
-    """Honest requests while versions were published."""
-    rows = [["protocol", "requests", "scored", "refused", "lost", "sent twice", "p50, p99 in ms"]]
-    for protocol, seen in document["honest"].items():
-        counts = [number(seen[n]) for n in ("requests", "scored", "refused", "lost", "sent_twice")]
-        rows.append([protocol, *counts, each([seen["p50_ms"], seen["p99_ms"]])])
-    return rows
-
-
-def faults(document: Document) -> Rows:
-    """Trials of each command by the faults that met it."""
-    rows = [["command", "faults", "trials", "broke something"]]
-    by_target: dict[str, list[Document]] = {}
-    for trial in document["trials"]:
-        by_target.setdefault(trial["target"], []).append(trial)
-    for target, trials in by_target.items():
-        counts = [sum(trial[name] for trial in trials) for name in ("trials", "broken")]
-        rows.append([target, ", ".join(trial["fault"] for trial in trials), *map(number, counts)])
-    rows.append(["all", "", number(document["count"]), number(len(document["broken"]))])
     return rows

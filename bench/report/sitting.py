@@ -98,6 +98,7 @@ STEPS = (
         server=True,
     ),
     Step("bench.serving.cache", _PUBLISHED, "cache/cache.json"),
+    Step("bench.serving.histograms", _PUBLISHED, "histograms/histograms.json"),
     Step("bench.serving.offline", _PUBLISHED, "offline/offline.json"),
     Step(
         "bench.model.encoder",
