@@ -13,15 +13,19 @@ Prints a table; writes `monitor.json`.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from tqdm import tqdm
 
 from bench.monitor.detectors import Detector, detectors
 from bench.monitor.streams import DRIFTS, Population, generated, scored, windows
@@ -79,6 +83,12 @@ class MonitorBenchConfig(ResultOptions):
     before: int = Field(3, ge=0, description="healthy windows of each", json_schema_extra=RUNS)
     after: int = Field(10, ge=1, description="drifted windows of each", json_schema_extra=RUNS)
     seed: int = Field(0, description="of everything that is drawn", json_schema_extra=RUNS)
+    processes: int = Field(
+        len(os.sched_getaffinity(0)),
+        ge=1,
+        description="that share the streams; the result is the same",
+        json_schema_extra=RUNS,
+    )
 
 
 def main() -> None:
@@ -95,8 +105,17 @@ def bench(config: MonitorBenchConfig) -> dict[str, Any]:
         artifact = artifact_named(config.repository, current(config.repository))
     else:
         population, artifact = generated(config.seed), None
-    healthy = _false_alarms(config, population)
-    drifted = [_detected(config, population, kind, level) for kind in DRIFTS for level in range(3)]
+    cases = [(kind, level) for kind in DRIFTS for level in range(len(_STRENGTHS))]
+    streams = [(*case, number) for case in cases for number in range(config.streams)]
+    with ProcessPoolExecutor(config.processes) as pool:
+        healthy_ones = pool.submit(_false_alarms, config, population)
+        found = pool.map(_stream, repeat(config), repeat(population), streams)
+        took = dict(zip(streams, tqdm(found, "streams", len(streams), disable=None), strict=True))
+        healthy = healthy_ones.result()
+    drifted = [
+        _detected(*case, [took[(*case, number)] for number in range(config.streams)])
+        for case in cases
+    ]
     return document(
         "monitor",
         config,
@@ -141,33 +160,40 @@ def _false_alarms(config: MonitorBenchConfig, population: Population) -> dict[st
     return found
 
 
-def _detected(
-    config: MonitorBenchConfig, population: Population, kind: str, level: int
-) -> dict[str, Any]:
-    """Streams of one kind and strength: windows until each detector's alarm, None for none."""
+Stream = tuple[dict[str, int], dict[str, int | None]]
+"""Of one stream, by detector: alarms before the drift, and windows until the first one after."""
+
+
+def _stream(
+    config: MonitorBenchConfig, population: Population, which: tuple[str, int, int]
+) -> Stream:
+    """The stream of a kind of drift, a strength and a number."""
+    kind, level, number = which
     drift, strengths = DRIFTS[kind]
-    after: dict[str, list[int | None]] = {}
-    early: dict[str, int] = {}
-    for stream in range(config.streams):
-        rng = np.random.default_rng([config.seed, 2, list(DRIFTS).index(kind), level, stream])
-        reference = _reference(config, population, rng)
-        made = {name: make(reference) for name, make in _chosen(config).items()}
-        for _ in range(config.before):
-            window = windows(population, config.window_comments, rng)
-            for name, detector in made.items():
-                early[name] = early.get(name, 0) + detector.alarm(window)
-        drifted = [
-            windows(population, config.window_comments, rng, drift, strengths[level])
-            for _ in range(config.after)
-        ]
+    rng = np.random.default_rng([config.seed, 2, list(DRIFTS).index(kind), level, number])
+    reference = _reference(config, population, rng)
+    made = {name: make(reference) for name, make in _chosen(config).items()}
+    early = dict.fromkeys(made, 0)
+    for _ in range(config.before):
+        window = windows(population, config.window_comments, rng)
         for name, detector in made.items():
-            after.setdefault(name, []).append(_first_alarm(detector, drifted))
+            early[name] += detector.alarm(window)
+    drifted = [
+        windows(population, config.window_comments, rng, drift, strengths[level])
+        for _ in range(config.after)
+    ]
+    return early, {name: _first_alarm(detector, drifted) for name, detector in made.items()}
+
+
+def _detected(kind: str, level: int, streams: Sequence[Stream]) -> dict[str, Any]:
+    """Streams of one kind and strength: windows until each detector's alarm, None for none."""
+    names = [*streams[0][0]]
     return {
         "kind": kind,
         "strength": _STRENGTHS[level],
-        "amount": strengths[level],
-        "windows_until_alarm": after,
-        "false_alarms_before": early,
+        "amount": DRIFTS[kind][1][level],
+        "windows_until_alarm": {name: [after[name] for _, after in streams] for name in names},
+        "false_alarms_before": {name: sum(early[name] for early, _ in streams) for name in names},
     }
 
 
