@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -19,11 +18,14 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+from conftest import free_port
 
 from bench.traffic import records
 from bench.traffic.arrivals import HOT_COMMENTS, comment, hot_rows, rows, self_check, send_times
 from bench.traffic.comments import SYNTHETIC
+from bench.traffic.counters import server_counters, settled
 from contract import HOST, MODEL_VERSION, PROBABILITY
+from serve import triton
 
 pytestmark = pytest.mark.slow
 
@@ -126,23 +128,21 @@ def test_rate_is_split_over_workers(stalling: StallingServer, tmp_path: Path) ->
     assert len(set(stalling.bodies)) == len(stalling.bodies)  # no comment sent by both
 
 
-def test_a_master_says_what_its_workers_measured(stalling: StallingServer, tmp_path: Path) -> None:
-    """Workers of their own folders, as on other machines; counts are those of the server."""
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = str(free.getsockname()[1])
+def workers_apart(host: str, folder: Path, *flags: str) -> tuple[list[records.Record], str]:
+    """Records of a master and two workers in folders of their own, and what the master said."""
     locust = [sys.executable, "-m", "locust", "-f", str(ROOT / "bench/load.py"), "HttpCommentUser"]
-    locust += ["--host", f"http://{HOST}:{stalling.server_port}", "--comments", SYNTHETIC]
+    locust += ["--host", host, "--comments", SYNTHETIC]
+    port = str(free_port())
     master = [*locust, "--master", "--master-bind-port", port, "--expect-workers", "2"]
     master += ["--headless", "--only-summary", "-t", "3s", "--stop-timeout", "30", "-u", "2"]
-    master += ["--rate", "60", "--arrivals", "constant", "-r", "2", "--record", str(tmp_path)]
+    master += ["-r", "2", "--record", str(folder), *flags]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     workers = []
     try:
         for name in ("one", "other"):
-            (tmp_path / name).mkdir()
+            (folder / name).mkdir()
             worker = [*locust, "--worker", "--master-host", HOST, "--master-port", port]
-            workers.append(subprocess.Popen(worker, cwd=tmp_path / name, env=environment))
+            workers.append(subprocess.Popen(worker, cwd=folder / name, env=environment))
         done = subprocess.run(
             master, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
         )
@@ -152,8 +152,14 @@ def test_a_master_says_what_its_workers_measured(stalling: StallingServer, tmp_p
             worker.kill()
             worker.wait()
     assert "Traceback" not in done.stderr, done.stderr
-    assert not [*(tmp_path / "one").iterdir(), *(tmp_path / "other").iterdir()]
-    found = records.read(tmp_path)
+    assert not [*(folder / "one").iterdir(), *(folder / "other").iterdir()]
+    return records.read(folder), done.stderr
+
+
+def test_a_master_says_what_its_workers_measured(stalling: StallingServer, tmp_path: Path) -> None:
+    """Workers of their own folders, as on other machines; counts are those of the server."""
+    host = f"http://{HOST}:{stalling.server_port}"
+    found, stderr = workers_apart(host, tmp_path, "--rate", "60", "--arrivals", "constant")
     senders = [one for one in found if one["sends"]]
     assert (len(found), len(senders)) == (3, 2) and all(len(one["lags_ms"]) for one in senders)
     latencies_ms = records.joined(found, "latencies_ms")
@@ -161,10 +167,23 @@ def test_a_master_says_what_its_workers_measured(stalling: StallingServer, tmp_p
     assert len(records.joined(found, "lags_ms")) == len(latencies_ms)
     # Both stalled: what was due in the 200 ms is in the merged times of the two.
     assert all((one["latencies_ms"] > 50).sum() >= 2 for one in senders)
-    said = next(line for line in done.stderr.splitlines() if "2 processes: " in line)
+    said = next(line for line in stderr.splitlines() if "2 processes: " in line)
     assert records.told(found, 2) in said
     assert f"{len(latencies_ms)} answered, 0 failed, p50 " in said
     assert ("INVALID" in said) == bool(records.check(found, 2)["invalid"])
+
+
+def test_workers_apart_count_what_tritonserver_counts(
+    served: triton.ServeConfig, tmp_path: Path
+) -> None:
+    server = triton.running(served)
+    assert server
+    before = settled(server_counters, server)
+    found, stderr = workers_apart(server.http_url, tmp_path, "--rate", "60")
+    counted = settled(server_counters, server)["requests"] - before["requests"]
+    answered = len(records.joined(found, "latencies_ms"))
+    assert counted == answered > 50 and not len(records.joined(found, "failed_ms"))
+    assert f"{answered} answered, 0 failed, p50 " in stderr
 
 
 def record(lag_ms: float = 0.1, sends: int = 1000, **changed: Any) -> records.Record:
