@@ -13,11 +13,9 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -32,6 +30,7 @@ import pytest
 from app_door import ask, make_config, serving
 from conftest import TinyModel, free_port, make_tiny_model
 
+from bench.monitor.programs import answers, running
 from contract import HOST, TEXT, ToxicityError
 from monitor.rules import RULES, faster
 from serve import door, haproxy, triton
@@ -127,32 +126,6 @@ class Stack(Alerting):
 
 
 @contextlib.contextmanager
-def running(command: list[str], log: Path) -> Iterator[None]:
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        yield
-        assert process.poll() is None, log.read_text("utf-8")
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def answers(url: str, words: str = "") -> None:
-    """Wait until it does, with these words."""
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        with (
-            contextlib.suppress(OSError, urllib.error.URLError),
-            urllib.request.urlopen(url, timeout=5) as answer,
-        ):
-            if words in answer.read().decode():
-                return
-        assert time.monotonic() < end, url
-        time.sleep(0.2)
-
-
-@contextlib.contextmanager
 def webhook(notified: list[tuple[str, str]]) -> Iterator[int]:
     class Receiver(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -215,14 +188,17 @@ def alerting(
         ports["webhook"] = running_now.enter_context(webhook(notified))
         write_configs(folder, ports, late, replicas)
         start = lambda name, *command: running_now.enter_context(  # noqa: E731
-            running(list(command), folder / f"{name}.log")
+            running(command, folder / f"{name}.log")
+        )
+        wait_for = lambda name, path, words="": answers(  # noqa: E731
+            urls[name] + path, folder, words, PATIENCE_S
         )
         start(
             *("monitor", sys.executable, "-m", "monitor", "--port", str(ports["monitor"])),
             *("--every-s", "1", "--reference", "traffic", "--out", str(folder / "monitor")),
             *monitor,
         )
-        answers(f"{urls['monitor']}/metrics", "toxicity_monitor_readings_total")
+        wait_for("monitor", "/metrics", "toxicity_monitor_readings_total")
         start(
             *("alertmanager", "prometheus-alertmanager", "--cluster.listen-address="),
             *("--config.file", str(folder / "alertmanager.yml")),
@@ -234,8 +210,8 @@ def alerting(
             *("--storage.tsdb.path", str(folder / "prometheus")),
             *("--web.listen-address", urls["prometheus"].removeprefix("http://")),
         )
-        answers(f"{urls['alertmanager']}/-/ready")
-        answers(f"{urls['prometheus']}/-/ready")
+        wait_for("alertmanager", "/-/ready")
+        wait_for("prometheus", "/-/ready")
         yield Alerting(folder, urls["prometheus"], urls["alertmanager"], notified)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from conftest import Exported, free_port
 
-from bench.monitor.dashboard import DashboardBenchConfig, pictured, running_prometheus
+from bench.monitor.dashboard import DashboardBenchConfig, pictured
+from bench.monitor.programs import running_prometheus
 from contract import HOST, BadInput
 from monitor.picture import PictureConfig, draw
 from serve import haproxy

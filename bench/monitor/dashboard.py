@@ -15,13 +15,9 @@ import contextlib
 import itertools
 import math
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +27,7 @@ import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from bench.monitor.programs import answers, running, running_prometheus
 from bench.report.result import LOAD, RESULT, SERVER, begin
 from bench.serving.servers import free_ports, serving
 from console.options import make_config, run
@@ -42,8 +39,7 @@ from serve.client import score_comments
 from storage.files import write_atomically
 from train.data.load import Comments, load_comments
 
-_ROOT = Path(__file__).parents[2]
-_SCRAPE_S, _READY_S, _CLIENTS = 2, 60, 4
+_SCRAPE_S, _CLIENTS = 2, 4
 _MOST_COMMENTS, _CURATED = 8, 400
 """Of a request; of the curated set that is made where none is given."""
 _LABELLED = 0.1
@@ -102,10 +98,10 @@ def pictured(config: DashboardBenchConfig) -> list[Panel]:
         command += ["--port", monitor, "--every-s", _SCRAPE_S, "--windows-s", 60, 600]
         command += ["--labels", labels, "--curated", *curated, "--curated-every-s", 60]
         command += ["--out", folder / "monitor"]
-        stack.enter_context(_running(command, folder))
+        stack.enter_context(running(command, folder / "monitor.log"))
         settings = _settings(folder, metrics, monitor)
         address = stack.enter_context(running_prometheus(settings, folder, prometheus))
-        _wait_for(f"http://{HOST}:{monitor}/metrics", folder)
+        answers(f"http://{HOST}:{monitor}/metrics", folder)
         _send(config, comments, f"{HOST}:{http}", LabelFile(labels))
         wanted = {"prometheus": address, "minutes": config.minutes, "scrape_s": _SCRAPE_S}
         return draw(make_config(PictureConfig, {**wanted, "out": config.out}))
@@ -137,48 +133,6 @@ def _settings(folder: Path, metrics: int, monitor: int) -> Path:
     path = folder / "prometheus.yml"
     write_atomically(path, yaml.safe_dump(document))
     return path
-
-
-@contextlib.contextmanager
-def running_prometheus(settings: Path, folder: Path, port: int) -> Iterator[str]:
-    """The address of a ready one until the end of the block; series and log are in `folder`.
-
-    Raises ToxicityError when it is not ready in time, or ends by itself.
-    """
-    address = f"{HOST}:{port}"
-    command = ["prometheus", "--config.file", settings, "--storage.tsdb.path", folder / "series"]
-    with _running([*command, "--web.listen-address", address], folder):
-        _wait_for(f"http://{address}/-/ready", folder)
-        yield f"http://{address}"
-
-
-@contextlib.contextmanager
-def _running(command: list[Any], folder: Path) -> Iterator[None]:
-    """A program until the end of the block. Raises ToxicityError when it ended by itself."""
-    words = list(map(str, command))
-    log = folder / f"{words[0].rpartition('/')[2]}.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(words, cwd=_ROOT, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        yield
-        if process.poll() is not None:
-            last = log.read_text("utf-8", "replace").strip().rpartition("\n")[2]
-            raise ToxicityError(f"{words[0]} ended ({last})")
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait_for(url: str, folder: Path) -> None:
-    """Until it answers. Raises ToxicityError with the last line of each log when it does not."""
-    end_s = time.monotonic() + _READY_S
-    while time.monotonic() < end_s:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
-            return
-        time.sleep(0.2)
-    logs = [log.read_text("utf-8", "replace").strip() for log in sorted(folder.glob("*.log"))]
-    said = "; ".join(log.rpartition("\n")[2] for log in logs)
-    raise ToxicityError(f"{url} does not answer within {_READY_S} s ({said})")
 
 
 # --- Load ----------------------------------------------------------------------------------
