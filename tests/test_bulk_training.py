@@ -8,6 +8,7 @@ import io
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -15,9 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from pyarrow import csv as arrow_csv
 
+from console.options import make_config
 from contract import BadInput
+from train.config import TrainConfig
 from train.data import stored_texts
 from train.data.batches import pretokenize
 from train.data.load import load_comments
@@ -26,6 +30,9 @@ from train.data.split import split_comments
 from train.data.stored_texts import StoredTexts, joined, store_texts
 from train.data.synthetic import generate
 from train.data.tokenizer import build_tokenizer
+from train.loop import train
+from train.methods import embeddings
+from train.terminal import StopRequest
 
 ROOT = Path(__file__).parent.parent
 
@@ -204,3 +211,39 @@ def test_what_does_not_fit_is_loaded_split_and_tokenized(tmp_path: Path) -> None
     assert whole.returncode != 0 and (
         "MemoryError" in whole.stderr or "alloc of size" in whole.stderr
     ), whole.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_training_holds_less_than_its_comments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Python and NumPy have until the first step, against the bytes of the comments."""
+    rows, size = 6_000, 20_000
+    words = generate(1_000)[0]
+    long = " ".join(words)
+    texts = [f"{words[row % 1_000]} {long[row : row + size]}" for row in range(rows)]
+    table = {"text": texts, "toxicity": [float(row % 2) for row in range(rows)]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet", row_group_size=500)
+    del texts, table
+    monkeypatch.setattr(stored_texts, "LARGE_BYTES", 0)
+    monkeypatch.setattr(stored_texts, "_BATCH_ROWS", 100)
+    monkeypatch.setattr(embeddings, "_PIECE", 1 << 14)
+    config = make_config(
+        TrainConfig,
+        {
+            "data": (str(tmp_path / "a.parquet"),),
+            "out": tmp_path / "run",
+            "embeddings": "spelling",
+            **{"max_vocab": 200, "max_len": 16, "d_model": 16, "n_heads": 2},
+        },
+    )
+    stop = StopRequest()
+    stop.requested = True
+    tracemalloc.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config, torch.device("cpu"), stop=stop)
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert held < 0.6 * rows * size, held / rows

@@ -13,6 +13,7 @@ from storage.locks import LOCK_FILE, SHARED_WAIT_S, locked
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.data.batches import CommentIds, TextIds, TokenizedOnTheFly, pretokenize
+from train.data.stored_texts import chosen
 from train.data.tokenizer import oov_rates
 from train.distributed import Processes
 from train.methods import attributes, debias, distill, sampling
@@ -64,9 +65,9 @@ def make_examples(
     ids = _token_ids(config, corpus, work, processes)
     validation, tokenizer = corpus.split.validation, corpus.tokenizer
     unknown = oov_rates(
-        [corpus.comments.texts[row] for row in validation],
+        chosen(corpus.comments.texts, validation),
         tokenizer,
-        [ids[row] for row in validation],
+        (ids[row] for row in validation),
     )
     say(
         f"vocabulary of {len(tokenizer.vocabulary):,}; {unknown['before']:.2%} of the validation "

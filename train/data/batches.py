@@ -74,6 +74,10 @@ class Pretokenized:
     def __getitem__(self, row: int) -> np.ndarray:
         return self._ids[self._offsets[row] : self._offsets[row + 1]]
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """How many ids each of `rows`, int64 [n], has."""
+        return np.asarray(self._offsets[rows + 1] - self._offsets[rows])
+
     def count_cut(self, first: int) -> int:
         """How many of the `first` comments are cut at max_len."""
         return int(self._was_cut[:first].sum())
@@ -184,11 +188,16 @@ def evaluation_batches(ids: CommentIds, rows: np.ndarray, *, batch_size: int) ->
 
     Fewer than `batch_size` of them at a time where attention would take too much memory.
     """
-    taken = [ids[row] for row in rows]
-    order = np.argsort([-len(row) for row in taken], kind="stable")
+    of: CommentIds | dict[int, np.ndarray] = ids
+    if isinstance(ids, Pretokenized):
+        lengths = ids.lengths(rows)
+    else:  # each is read once, so all are held
+        of = dict(zip(rows.tolist(), (ids[row] for row in rows), strict=True))
+        lengths = np.array([len(of[row]) for row in rows.tolist()], np.int64)
+    order = np.argsort(-lengths, kind="stable")
     at = 0
     while at < len(order):
-        pairs = len(taken[order[at]]) ** 2
+        pairs = int(lengths[order[at]]) ** 2
         members = order[at : at + min(batch_size, max(1, EVALUATION_PAIRS // pairs))]
         at += len(members)
-        yield collate(rows[members], [taken[i] for i in members])
+        yield collate(rows[members], [of[row] for row in rows[members].tolist()])

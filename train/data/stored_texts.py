@@ -117,6 +117,11 @@ def _of_parquet(source: str, name: str) -> Iterator[str | None]:
                 first += batch.num_rows
 
 
+def chosen(texts: Sequence[str], rows: np.ndarray) -> Sequence[str]:
+    """Those of `rows`, int64 [m]; on the disk where they are there."""
+    return texts.take(rows) if isinstance(texts, StoredTexts) else [texts[row] for row in rows]
+
+
 def joined(*texts: Sequence[str]) -> Sequence[str]:
     """All, one behind the other; on the disk where some are."""
     some = [part for part in texts if part]

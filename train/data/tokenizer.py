@@ -18,7 +18,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice, pairwise
+from itertools import pairwise, repeat
 from typing import Any
 
 import numpy as np
@@ -244,7 +244,7 @@ def build_tokenizer(
     counts: Counter[str] = Counter()
     pairs: Counter[tuple[str, str]] = Counter()
     for text in texts:
-        tokens = list(blank.tokens(text))
+        tokens = blank.tokens(text)
         counts.update(tokens)
         if phrases:
             pairs.update(pairwise(tokens))
@@ -261,9 +261,9 @@ def _most_frequent(counts: Mapping[str, int], most: int) -> list[str]:
 
 
 def oov_rates(
-    texts: Sequence[str],
+    texts: Iterable[str],
     tokenizer: Tokenizer,
-    ids: Sequence[Sequence[int] | np.ndarray] | None = None,
+    ids: Iterable[Sequence[int] | np.ndarray] | None = None,
 ) -> dict[str, float]:
     """Shares of `texts` outside the vocabulary: "before", of the tokens as they are written;
     "after", of the ids, which are [UNK]. What is cut at `max_len` does not count.
@@ -271,12 +271,13 @@ def oov_rates(
     `ids` are the texts', [CLS] first, where they are known already.
     """
     known = frozenset(tokenizer.vocabulary)
-    encoded = [tokenizer.encode(text) for text in texts] if ids is None else ids
-    tokens = unknown = 0
-    for text in texts:
-        written = list(islice(tokenizer.tokens(text), tokenizer.max_len - 1))
+    known_ids = repeat(None) if ids is None else ids
+    tokens = unknown = read = unread = 0
+    for text, encoded in zip(texts, known_ids, strict=ids is not None):
+        written = tokenizer.tokens(text)[: tokenizer.max_len - 1]
         tokens += len(written)
         unknown += sum(token not in known for token in written)
-    read = sum(len(row) - 1 for row in encoded)
-    unread = sum(int(np.count_nonzero(np.asarray(row[1:]) == UNK_ID)) for row in encoded)
+        row = tokenizer.encode(text) if encoded is None else encoded
+        read += len(row) - 1
+        unread += int(np.count_nonzero(np.asarray(row[1:]) == UNK_ID))
     return {"before": unknown / max(1, tokens), "after": unread / max(1, read)}

@@ -35,7 +35,7 @@ from train.artifacts import Teacher
 from train.config import WRITTEN_BEFORE, TrainConfig
 from train.data.batches import CommentIds, TokenizedOnTheFly
 from train.data.load import Comments, load_texts
-from train.data.stored_texts import joined
+from train.data.stored_texts import chosen, joined
 from train.data.tokenizer import Tokenizer
 from train.encoders import training_pass
 from train.methods import augment, debias, ngrams
@@ -110,7 +110,7 @@ def extra_comments(
         read = dict.fromkeys(load_texts(str(config.unlabelled), text_column=config.text_column))
         fresh = [text for text in read if text not in known]
     texts, sources = augment.passages(
-        [comments.texts[row] for row in train], tokenizer, count=config.augment, seed=config.seed
+        chosen(comments.texts, train), tokenizer, count=config.augment, seed=config.seed
     )
     return Extra(fresh + texts, np.concatenate([np.full(len(fresh), -1), sources]))
 
