@@ -4,7 +4,8 @@ A request takes CPU time on its way in (the generator where one shares the machi
 Triton's front end), waits in the queue of the replica with fewest connections, is scored in a call
 with the others that wait, and takes CPU time on its way out. What is taken on of a call, and what
 is refused, is decided by the server's own rule, the compiled `Admission` of core/src/admission.cpp.
-All work of a machine shares its cores (fleet/cores.py), a generator's before the rest.
+All work of a machine shares its cores (fleet/cores.py), a generator's before the rest. haproxy and
+each server's front end do it in a few threads, to one of which a connection belongs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import simpy
 
 import contract
 from core.binding import Admission
-from fleet.cores import Cores, Steps
+from fleet.cores import Cores, Steps, Thread
 from fleet.requests import ANSWERED, FAILED, REFUSED, Outcomes, SimulatedRequest
 from fleet.service_times import ServiceTimes
 
@@ -30,6 +31,8 @@ MOST_TRIES_S = 5.0
 _TRY_S = 0.1
 _TURNED_AWAY = 0.5
 """Part of `in_s` that a request takes which haproxy turns away before its body (assumed)."""
+_FRONT_THREADS = 8
+"""Of a server's front end: tritonserver's --http-thread-count. haproxy has one a core."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ class Shape:
     in_s: float
     """CPU seconds of a request before its queue: half of haproxy's and Triton's (assumed)."""
     out_s: float
+    call_s: float = 0.0
+    """CPU seconds of a call, not of its requests, outside of the model: programs that wake up."""
+    door_share: float = 0.5
+    """haproxy's part of these three."""
     generator_s: float = 0.0
     """Of a load generator on the same cores."""
     start_s: float = 1.0
@@ -65,6 +72,7 @@ class SimulatedReplica:
         self._idle: deque[simpy.Event] = deque()
         self._pending: dict[int, SimulatedRequest] = {}
         self._life = 0
+        self.front = [machine.cores.thread() for _ in range(_FRONT_THREADS)]
         self._start()
 
     def _start(self) -> None:
@@ -80,6 +88,10 @@ class SimulatedReplica:
         if self._idle:
             self._idle.popleft().succeed()
         return request.done
+
+    def front_of(self, connection: int) -> Thread:
+        """Of the front end."""
+        return self.front[connection % len(self.front)]
 
     def kill(self) -> None:
         """Lose what is queued and under way; the supervisor starts it anew after `start_s`."""
@@ -107,7 +119,7 @@ class SimulatedReplica:
     def _serve(self, life: int) -> Steps:
         """One session: what waits, up to `most_comments`, is a call."""
         env, shape = self.machine.env, self.machine.shape
-        admission = Admission()
+        admission, thread = Admission(), self.machine.cores.thread()
         while self._life == life:
             if not self._queue:
                 woken = env.event()
@@ -122,9 +134,11 @@ class SimulatedReplica:
             call = [
                 self._queue.popleft() for _ in range(min(len(self._queue), shape.most_comments))
             ]
-            yield from self._call(call, admission, life)
+            yield from self._call(call, admission, thread, life)
 
-    def _call(self, call: list[SimulatedRequest], admission: Admission, life: int) -> Steps:
+    def _call(
+        self, call: list[SimulatedRequest], admission: Admission, thread: Thread, life: int
+    ) -> Steps:
         env, outcomes = self.machine.env, self.machine.outcomes
         admitted = admission.admit([1] * len(call), env.now)
         for request in call[admitted:]:
@@ -135,12 +149,21 @@ class SimulatedReplica:
             outcomes.comments += len(taken)
             outcomes.waits_s += [began - request.queued_s for request in taken]
             tokens = sum(request.tokens for request in taken)
-            yield from self.machine.cores.work(self.machine.shape.service.of(len(taken), tokens))
+            yield from thread.work(self.machine.shape.service.of(len(taken), tokens))
             admission.observe(len(taken), max(1e-9, env.now - began))
+        if self._life == life:
+            if taken:
+                env.process(self._hand_on(taken, life))
+            admission.ended(env.now)
+
+    def _hand_on(self, taken: list[SimulatedRequest], life: int) -> Steps:
+        """The answers of a call, while the session goes on."""
+        shape, first = self.machine.shape, taken[0].connection
+        yield from self.front_of(first).work((1 - shape.door_share) * shape.call_s)
+        yield from self.machine.door_of(first).work(shape.door_share * shape.call_s)
         if self._life == life:
             for request in taken:
                 self._finish(request, ANSWERED)
-            admission.ended(env.now)
 
 
 class DoorBound:
@@ -172,7 +195,12 @@ class Machine:
         self.in_flight = self._at_replicas = self._turn = 0
         self._door = DoorBound(shape.replicas)
         self.cores = Cores(env, shape.cores)
+        self._doors = [self.cores.thread() for _ in range(shape.cores)]
         self.replicas = [SimulatedReplica(self) for _ in range(shape.replicas)]
+
+    def door_of(self, connection: int) -> Thread:
+        """Of haproxy."""
+        return self._doors[connection // _FRONT_THREADS % len(self._doors)]
 
     def kill(self) -> None:
         """Lose all of it, and what is in flight; it does not come back."""
@@ -183,7 +211,7 @@ class Machine:
     def roll_out(self) -> Steps:
         """Load another version into each replica, one after the other: a core's time for each."""
         for _ in self.replicas:
-            yield from self.cores.work(self.shape.start_s)
+            yield from self.cores.thread().work(self.shape.start_s)
 
     def answer(self, request: SimulatedRequest) -> Steps:
         """The whole way of one request that was sent here."""
@@ -192,9 +220,9 @@ class Machine:
         outcome = FAILED
         if self.alive:
             if self.shape.generator_s:
-                yield from self.cores.work(self.shape.generator_s, first=True)
+                yield from self.cores.take(self.shape.generator_s)
             if self._at_replicas >= self._door.bound(self.env.now):
-                yield from self.cores.work(_TURNED_AWAY * self.shape.in_s)
+                yield from self.door_of(request.connection).work(_TURNED_AWAY * self.shape.in_s)
                 outcome = REFUSED
             else:
                 outcome = yield from self._let_in(request)
@@ -203,14 +231,18 @@ class Machine:
 
     def _let_in(self, request: SimulatedRequest) -> Generator[simpy.Event, Any, str]:
         self._at_replicas += 1
-        yield from self.cores.work(self.shape.in_s)
+        shape, door = self.shape, self.door_of(request.connection)
+        yield from door.work(shape.door_share * shape.in_s)
         outcome = yield from self._scored(request)
         if outcome == REFUSED:
             self._door.note_refusal(self.env.now)
         if outcome != FAILED:
-            yield from self.cores.work(self.shape.out_s)
+            yield from door.work(shape.door_share * shape.out_s)
         self._at_replicas -= 1
         return outcome
+
+    def _lost(self) -> simpy.Event:
+        return self.env.event().succeed(LOST)
 
     def _scored(self, request: SimulatedRequest) -> Generator[simpy.Event, Any, str]:
         """By the replica with fewest connections; by another when that one dies."""
@@ -227,7 +259,11 @@ class Machine:
             chosen = min(ready, key=lambda replica: (replica.in_flight, replica.last))
             chosen.in_flight += 1
             chosen.last = self._turn = self._turn + 1
-            outcome: str = yield chosen.put(request)
+            front, beyond = chosen.front_of(request.connection), 1 - self.shape.door_share
+            yield from front.work(beyond * self.shape.in_s)
+            outcome: str = yield chosen.put(request) if chosen.alive else self._lost()
+            if outcome != LOST:
+                yield from front.work(beyond * self.shape.out_s)
             chosen.in_flight -= 1
             if outcome != LOST:
                 return outcome

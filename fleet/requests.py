@@ -15,6 +15,7 @@ import numpy as np
 
 Lengths = Callable[[np.random.Generator, int], np.ndarray]
 """So many lengths in tokens, float64 [n]."""
+_CONNECTIONS = 1 << 16
 ANSWERED, REFUSED, FAILED = "answered", "refused", "failed"
 
 
@@ -25,6 +26,8 @@ class SimulatedRequest:
     due_s: float
     tokens: float
     """0 where the cache knows the comment."""
+    connection: int
+    """It says which of a program's threads has the request."""
     queued_s: float = 0.0
     done: Any = None
     """The event that its replica, or that one's death, triggers with its outcome."""
@@ -84,6 +87,6 @@ def schedule(
     count = rng.poisson(rate * seconds)
     due = np.sort(rng.random(count) * seconds)  # a Poisson process, given its number of events
     tokens = np.where(rng.random(count) < hits, 0.0, lengths(rng, count))
-    return [
-        SimulatedRequest(at, size) for at, size in zip(due.tolist(), tokens.tolist(), strict=True)
-    ]
+    connections = rng.integers(_CONNECTIONS, size=count)
+    columns = due.tolist(), tokens.tolist(), connections.tolist()
+    return [SimulatedRequest(*row) for row in zip(*columns, strict=True)]

@@ -16,7 +16,7 @@ from fleet.config import PlanConfig
 from fleet.machine import Shape
 from fleet.measured import MeasuredServer
 from fleet.requests import lognormal
-from fleet.service_times import ServiceTimes, fit
+from fleet.service_times import ServiceTimes, fit, fit_outside
 from fleet.simulation import FleetIncident, Setting, Simulated, simulate
 
 FACTORS = (0.8, 1.0, 1.2, 1.4, 1.6, 2.0)
@@ -59,15 +59,17 @@ class Scenarios:
 
 def shape_of(measured: MeasuredServer, cores: int, service: ServiceTimes) -> Shape:
     """A machine of so many cores with replicas as they were measured."""
-    outside = sum(measured.cpu_us[part] for part in ("balancer", "application", "server"))
+    outside = fit_outside(measured.runs)
     return Shape(
         cores=cores,
         replicas=max(1, cores // measured.cores * measured.replicas),
         instances=measured.instances,
         window_s=measured.window_ms / 1e3,
         service=service,
-        in_s=outside / 2e6,
-        out_s=outside / 2e6,
+        in_s=outside.request_s / 2,
+        out_s=outside.request_s / 2,
+        call_s=outside.call_s,
+        door_share=outside.door_share,
         start_s=measured.start_s,
     )
 

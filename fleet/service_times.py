@@ -11,6 +11,9 @@ from scipy.optimize import nnls
 
 from contract import BadInput
 
+OUTSIDE = ("balancer", "application", "server")
+"""Parts of `cpu_us` that are not the model's."""
+
 
 @dataclass(frozen=True)
 class ServiceTimes:
@@ -51,3 +54,35 @@ def fit(runs: Sequence[Mapping[str, Any]]) -> ServiceTimes:
     error = float(np.mean(np.abs(terms @ (found * scale) / seconds - 1)))
     call, comment, token = (float(value) for value in found * scale)
     return ServiceTimes(call, comment, token, error, len(used))
+
+
+@dataclass(frozen=True)
+class OutsideTimes:
+    """CPU seconds outside of the model: haproxy's, the application's and Triton's front end."""
+
+    request_s: float
+    call_s: float
+    """What wakes up for a call does so for all of its requests."""
+    door_share: float
+    """haproxy's part of both."""
+    error: float = 0.0
+    """Mean relative error of the fit over the runs it was made from."""
+
+
+def fit_outside(runs: Sequence[Mapping[str, Any]]) -> OutsideTimes:
+    """From runs as `fit` takes them: request_s + call_s / comments of a call, for each request.
+
+    Raises BadInput with fewer than two runs.
+    """
+    used = [run for run in runs if run["mean_batch"] > 0]
+    if len(used) < 2:
+        raise BadInput(f"{len(used)} runs have batches, expected 2 or more; measure more of them")
+    batch = np.array([run["mean_batch"] for run in used], float)
+    spent = [sum(run["cpu_us"].get(part, 0.0) for part in OUTSIDE) for run in used]
+    seconds = 1e-6 * np.array(spent, float)
+    terms = np.stack([np.ones_like(batch), 1 / batch], axis=1)
+    found, _ = nnls(1e-4 * terms / seconds[:, None], np.ones_like(seconds))
+    request, call = (float(value) for value in 1e-4 * found)
+    door = [run["cpu_us"].get("balancer", 0.0) for run in used]
+    error = float(np.mean(np.abs(terms @ (1e-4 * found) / seconds - 1)))
+    return OutsideTimes(request, call, sum(door) / max(1e-9, sum(spent)), error)

@@ -148,11 +148,11 @@ def _stall(
     stalls = setting.stalls
     if stalls is None or not stalls.pauses_s or stalls.a_second <= 0:
         return
-    for _ in range(setting.shape.cores):
+    for core in range(setting.shape.cores):
         count = rng.poisson(stalls.a_second * setting.seconds)
         gaps = rng.exponential(1 / stalls.a_second, count)
         pauses = rng.choice(np.array(stalls.pauses_s), count)
-        env.process(machine.cores.stall(gaps.tolist(), pauses.tolist()))
+        env.process(machine.cores.stall(core, gaps.tolist(), pauses.tolist()))
 
 
 def _happen(

@@ -50,18 +50,16 @@ from export.tuning import Tuning
 from fleet.machine import Shape
 from fleet.measured import Stalls
 from fleet.requests import lognormal
-from fleet.service_times import ServiceTimes, fit
+from fleet.service_times import OutsideTimes, ServiceTimes, fit, fit_outside
 from fleet.simulation import Setting, Simulated, simulate
 from serve import haproxy
 from serve.triton import Server
 
 _WITHIN = 0.15
 """Largest share by which p50, p99 and the rate may differ."""
-_CALIBRATED_AT = 0.4
-"""Of the closed loop's rate, the open loop that CPU times are of."""
+_CALIBRATED_AT = (0.2, 0.4, 0.58)
+"""Of the closed loop's rate, the open loops that CPU times are of."""
 _WARM_UP_S, _SKIP_S = 2, 1
-_OUTSIDE = ("balancer", "application", "server")
-"""Whose CPU time is not the model's."""
 
 
 @pydantic_dataclasses.dataclass(frozen=True)
@@ -94,8 +92,7 @@ class CallCosts:
 
     stalls: Stalls
     service: ServiceTimes
-    outside_s: float
-    """CPU seconds of a request outside of the model and the generator."""
+    outside: OutsideTimes
     generator_s: float
     request_bytes: float
     response_bytes: float
@@ -135,7 +132,8 @@ def main() -> None:
         artifact=artifact,
         stalls=asdict(found.stalls),
         service_times=asdict(found.service),
-        cpu_us={"outside": 1e6 * found.outside_s, "generator": 1e6 * found.generator_s},
+        outside_times=asdict(found.outside),
+        cpu_us={"generator": 1e6 * found.generator_s},
         bytes={"request": found.request_bytes, "response": found.response_bytes},
         runs=[{"measured": asdict(real), "simulated": twin.to_json()} for real, twin in pairs],
         bars=bars(pairs),
@@ -152,14 +150,15 @@ def calibrate(config: SimulationConfig, server: Server, load: Loader) -> CallCos
     before = _bytes(server)
     closed = {users: load(users=users) for users in config.connections}
     best = max(result.rate_rps for result in closed.values())
-    opened = load(rate=_CALIBRATED_AT * best, skip_s=_SKIP_S)
+    opened = [load(rate=share * best, skip_s=_SKIP_S) for share in _CALIBRATED_AT]
     taken = [now - then for now, then in zip(_bytes(server), before, strict=True)]
-    requests = sum(result.requests for result in (*closed.values(), opened))
+    results = [*closed.values(), *opened]
+    requests = sum(result.requests for result in results)
     return CallCosts(
         stalls=stalls,
-        service=fit([asdict(result) for result in (*closed.values(), opened)]),
-        outside_s=sum(opened.cpu_us.get(part, 0.0) for part in _OUTSIDE) / 1e6,
-        generator_s=opened.cpu_us["generator"] / 1e6,
+        service=fit([asdict(result) for result in results]),
+        outside=fit_outside([asdict(result) for result in opened]),
+        generator_s=statistics.median(result.cpu_us["generator"] for result in opened) / 1e6,
         request_bytes=round(taken[0] / requests, 1),
         response_bytes=round(taken[1] / requests, 1),
         closed_rps=best,
@@ -199,8 +198,10 @@ def simulated(
         instances=tuning.instances,
         window_s=tuning.window_ms / 1e3,
         service=found.service,
-        in_s=found.outside_s / 2,
-        out_s=found.outside_s / 2,
+        in_s=found.outside.request_s / 2,
+        out_s=found.outside.request_s / 2,
+        call_s=found.outside.call_s,
+        door_share=found.outside.door_share,
         generator_s=found.generator_s,
     )
     return simulate(
