@@ -57,7 +57,7 @@ from serve.triton import Server
 
 _WITHIN = 0.15
 """Largest share by which p50, p99 and the rate may differ."""
-_CALIBRATED_AT = (0.2, 0.4, 0.58)
+_CALIBRATED_AT = (0.15, 0.25, 0.4)
 """Of the closed loop's rate, the open loops that CPU times are of."""
 _WARM_UP_S, _SKIP_S = 2, 1
 
@@ -75,7 +75,7 @@ class SimulationConfig(ResultOptions):
         (4, 16, 64, 256), description="of the closed loops", json_schema_extra=LOAD
     )
     shares: tuple[float, ...] = Field(
-        (0.3, 0.5, 0.65),
+        (0.2, 0.3, 0.45),
         description="of the closed loop's rate, for the open loops that are compared",
         json_schema_extra=LOAD,
     )
