@@ -5,8 +5,8 @@
 Serves the published version by replicas behind haproxy, on the machine's cores, as `toxicity serve
 --replicas 2` does. Calibrates: how often each idle core is taken away (a probe that spins), the
 bytes of a request by haproxy's own counters, the time of a call and the CPU time of a request from
-closed loops and one open loop. Then open loops at other rates (Poisson), each beside what the
-simulation says of the same rate: p50, p99 and answers a second. The machine must be quiet: other
+closed loops, and from open loops in turns with those that are compared (Poisson): each beside what
+the simulation says of the same rate, p50, p99 and answers a second. The machine must be quiet: other
 work is in the measured latencies, and the simulation knows of it only what the probe saw before.
 Prints a table and writes `simulation.json`, which `toxicity plan` reads.
 """
@@ -57,8 +57,8 @@ from serve.triton import Server
 
 _WITHIN = 0.15
 """Largest share by which p50, p99 and the rate may differ."""
-_CALIBRATED_AT = (0.15, 0.25, 0.4)
-"""Of the closed loop's rate, the open loops that CPU times are of."""
+_BESIDE = 0.8
+"""Of a compared open loop's rate, that of the one before it, which CPU times are of."""
 _WARM_UP_S, _SKIP_S = 2, 1
 
 
@@ -96,7 +96,6 @@ class CallCosts:
     generator_s: float
     request_bytes: float
     response_bytes: float
-    closed_rps: float
 
 
 def main() -> None:
@@ -118,12 +117,9 @@ def main() -> None:
             seconds=config.seconds,
             comments=config.comments,
         )
-        found = calibrate(config, server, load)
-        pairs = []
-        for share in config.shares:
-            measured = load(rate=share * found.closed_rps, skip_s=_SKIP_S)
-            max_len = int(artifact["max_len"])
-            pairs.append((measured, simulated(config, tuning, pool, found, measured, max_len)))
+        found, compared = measure(config, server, load)
+    max_len = int(artifact["max_len"])
+    pairs = [(one, simulated(config, tuning, pool, found, one, max_len)) for one in compared]
     shown = document(
         "simulation",
         config,
@@ -141,28 +137,36 @@ def main() -> None:
     report(config, shown, table(pairs))
 
 
-# --- Calibrating -------------------------------------------------------------------------
-def calibrate(config: SimulationConfig, server: Server, load: Loader) -> CallCosts:
-    """Of runs that are not compared."""
+# --- Measuring ---------------------------------------------------------------------------
+def measure(
+    config: SimulationConfig, server: Server, load: Loader
+) -> tuple[CallCosts, list[Result]]:
+    """The open loops that are compared, and what others in turns with them say of the machine.
+
+    In turns, because its speed drifts by more than the simulation may be off.
+    """
     stalls = probe(config.probe_s)
     print(f"a core is taken away {stalls.a_second:.1f} times a second", flush=True)
     load(users=64, seconds=_WARM_UP_S)
     before = _bytes(server)
     closed = {users: load(users=users) for users in config.connections}
     best = max(result.rate_rps for result in closed.values())
-    opened = [load(rate=share * best, skip_s=_SKIP_S) for share in _CALIBRATED_AT]
+    opened, compared = [], []
+    for share in config.shares:
+        opened.append(load(rate=_BESIDE * share * best, skip_s=_SKIP_S))
+        compared.append(load(rate=share * best, skip_s=_SKIP_S))
     taken = [now - then for now, then in zip(_bytes(server), before, strict=True)]
     results = [*closed.values(), *opened]
-    requests = sum(result.requests for result in results)
-    return CallCosts(
+    requests = sum(result.requests for result in (*results, *compared))
+    costs = CallCosts(
         stalls=stalls,
         service=fit([asdict(result) for result in results]),
         outside=fit_outside([asdict(result) for result in opened]),
         generator_s=statistics.median(result.cpu_us["generator"] for result in opened) / 1e6,
         request_bytes=round(taken[0] / requests, 1),
         response_bytes=round(taken[1] / requests, 1),
-        closed_rps=best,
     )
+    return costs, compared
 
 
 def _bytes(server: Server) -> tuple[float, float]:
