@@ -138,6 +138,21 @@ SOURCES = (
         {"offline": page_tables.offline},
     ),
     FigureSource(
+        "offline/default.json",
+        'make bench-offline COMMENTS=synthetic:200000 BENCH_ARGS="--rounds 2"',
+        {"offline-default": page_tables.offline},
+    ),
+    FigureSource(
+        "offline/ten-million.json",
+        "make bench-offline COMMENTS=synthetic:10000000",
+        {"offline-ten-million": page_tables.offline},
+    ),
+    FigureSource(
+        "simulation/simulation.json",
+        f"toxicity bench simulation --replicas 2 --comments {_WIKI.removeprefix('COMMENTS=')}",
+        {"simulation": plan_tables.simulation},
+    ),
+    FigureSource(
         "core/tokenizer_agreement.json",
         "python -m tests.compare_tokenizers",
         {"agreement": page_tables.agreement},

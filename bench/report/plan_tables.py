@@ -92,3 +92,17 @@ def _plans(document: Document) -> list[FleetPlan]:
 def measured(document: Document) -> MeasuredServer:
     """What plans are made of in a road.json. Raises BadInput where none can be."""
     return measured_of(document, Path(ROAD), document["artifact"]["precision"], _P99_MS)
+
+
+def simulation(document: Document) -> Rows:
+    """Two real replicas beside the simulation, one row a rate."""
+    rows = [["requests/s", "p50 in ms real, simulated", "p99", "p99.9", "comments a batch"]]
+    for run in document["runs"]:
+        real, twin = run["measured"], run["simulated"]
+        latencies = [
+            each([one["latency_ms"][name] for one in (real, twin)], 1)
+            for name in ("p50", "p99", "p99.9")
+        ]
+        batches = each([one["mean_batch"] for one in (real, twin)], 1)
+        rows.append([number(real["rate_rps"]), *latencies, batches])
+    return rows

@@ -6,9 +6,9 @@ Serves the published version by replicas behind haproxy, on the machine's cores,
 --replicas 2` does. Calibrates: how often each idle core is taken away (a probe that spins), the
 bytes of a request by haproxy's own counters, the time of a call and the CPU time of a request from
 closed loops, and from open loops in turns with those that are compared (Poisson): each beside what
-the simulation says of the same rate, p50, p99 and answers a second. The machine must be quiet: other
-work is in the measured latencies, and the simulation knows of it only what the probe saw before.
-Prints a table and writes `simulation.json`, which `toxicity plan` reads.
+the simulation says of the same rate, p50, p99 and answers a second. The machine must be quiet:
+other work is in the measured latencies, and the simulation knows of it only what the probe saw
+before. Prints a table and writes `simulation.json`, which `toxicity plan` reads.
 """
 
 from __future__ import annotations
