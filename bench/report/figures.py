@@ -199,7 +199,9 @@ SOURCES = (
         {"ablation-phrases": quality_tables.ablation},
     ),
     FigureSource(
-        "rows/rows.json", "toxicity bench rows", {"training-rows": operation_tables.training_rows}
+        "rows/rows.json",
+        "toxicity bench rows --rows 1250000 2500000",
+        {"training-rows": operation_tables.training_rows},
     ),
     FigureSource("ladder/ladder.json", "make ladder", {"ladder": quality_tables.ladder}),
 )
