@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from bench.model.rows import Measured, bars, write_comments
+from bench.model.rows import RowsMeasured, bars, write_comments
 from train.data.synthetic import generate
 
 
@@ -25,9 +25,9 @@ def test_no_two_comments_of_a_file_are_alike(tmp_path: Path) -> None:
 
 
 def test_memory_that_grows_misses_the_bar() -> None:
-    few = Measured(rows=10, file_mib=1, seconds=1, peak_mib=500, mapped_mib=0)
+    few = RowsMeasured(rows=10, file_mib=1, seconds=1, peak_mib=500, mapped_mib=0)
     for peak, holds in ((549, True), (600, False)):
-        many = Measured(rows=100, file_mib=10, seconds=1, peak_mib=peak, mapped_mib=0)
+        many = RowsMeasured(rows=100, file_mib=10, seconds=1, peak_mib=peak, mapped_mib=0)
         assert bars([few, many])["memory_growth"]["holds"] is holds
 
 

@@ -59,7 +59,7 @@ class RowsBenchConfig(ResultOptions):
 
 
 @dataclass(frozen=True)
-class Measured:
+class RowsMeasured:
     """One training until its first step."""
 
     rows: int
@@ -106,7 +106,7 @@ def main() -> None:
     report(config, found, table(results))
 
 
-def _said(one: Measured) -> str:
+def _said(one: RowsMeasured) -> str:
     return f"{one.rows:,} rows: {one.peak_mib:.0f} MiB, {one.seconds:.0f} s to the first step"
 
 
@@ -132,7 +132,7 @@ def _places(number: int) -> tuple[int, int, int]:
     return first, (first + 1 + turn) % _DIFFERENT, (first + 7 * turn) % _DIFFERENT
 
 
-def _train(rows: int) -> Measured:
+def _train(rows: int) -> RowsMeasured:
     """Raises ToxicityError when the training ends before its first step."""
     with tempfile.TemporaryDirectory(prefix="rows-") as scratch:
         file = Path(scratch) / f"{rows}.parquet"
@@ -153,7 +153,7 @@ def _train(rows: int) -> Measured:
                 process.communicate()
         if said is not None:
             raise ToxicityError(f"the training of {rows:,} rows ended before a step: {said}")
-        return Measured(
+        return RowsMeasured(
             rows=rows,
             file_mib=round(file.stat().st_size / 2**20, 1),
             seconds=round(seconds, 1),
@@ -173,7 +173,7 @@ def _until_first_step(process: subprocess.Popen[str]) -> str | None:
     return last
 
 
-def bars(taken: Sequence[Measured]) -> Bars:
+def bars(taken: Sequence[RowsMeasured]) -> Bars:
     """Memory of the most rows over that of the fewest."""
     return {"memory_growth": at_most(taken[-1].peak_mib / taken[0].peak_mib, _MOST_GROWTH)}
 
