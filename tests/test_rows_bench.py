@@ -19,7 +19,7 @@ def test_no_two_comments_of_a_file_are_alike(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "a.parquet")
     texts = table["text"].to_pylist()
     assert len(set(texts)) == len(texts) == 70_000
-    assert set(table["toxic"].to_pylist()) == {0.0, 1.0}
+    assert 0.2 < sum(share >= 0.5 for share in table["toxic"].to_pylist()) / len(texts) < 0.8
     words = {word for text in generate(20_000)[0] for word in text.split()}
     assert {word for text in texts for word in text.split()} <= words  # no vocabulary of its own
 
