@@ -76,6 +76,7 @@ class SimulationConfig(ResultOptions):
     )
     shares: tuple[float, ...] = Field(
         (0.2, 0.3, 0.45),
+        min_length=1,
         description="of the closed loop's rate, for the open loops that are compared",
         json_schema_extra=LOAD,
     )
@@ -155,6 +156,7 @@ def measure(
     for share in config.shares:
         opened.append(load(rate=_BESIDE * share * best, skip_s=_SKIP_S))
         compared.append(load(rate=share * best, skip_s=_SKIP_S))
+    opened.append(load(rate=_BESIDE * config.shares[0] * best, skip_s=_SKIP_S))
     taken = [now - then for now, then in zip(_bytes(server), before, strict=True)]
     results = [*closed.values(), *opened]
     requests = sum(result.requests for result in (*results, *compared))
