@@ -199,6 +199,9 @@ SOURCES = (
         {"ablation-phrases": quality_tables.ablation},
     ),
     FigureSource(
+        "monitor/monitor.json", f"make bench-monitor {_WIKI}", {"drift": operation_tables.drift}
+    ),
+    FigureSource(
         "rows/rows.json",
         "toxicity bench rows --rows 1250000 2500000",
         {"training-rows": operation_tables.training_rows},

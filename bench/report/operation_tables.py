@@ -5,6 +5,8 @@ See `bench.report.page_tables` for the form.
 
 from __future__ import annotations
 
+import statistics
+
 from bench.report.page_tables import Document, Rows, each, number, setting, targets
 
 
@@ -26,6 +28,27 @@ def overload(document: Document) -> Rows:
     rows.insert(1, [sent, f"{number(run['refused'])} refused", "", ""])
     for fault in run["check"]["invalid"]:
         rows.append([f"generator: {fault}", "run is invalid", "", "**no**"])
+    return rows
+
+
+def drift(document: Document) -> Rows:
+    """False alarms of each detector, then windows until it finds a drift: the median of the streams
+    that it finds it in, and in how many it does not.
+    """
+    names, windows = [*document["false_alarms"]], setting(document, "windows")
+    rows = [["drift", "strength", *names]]
+    rows.append(
+        [f"none: false alarms of {windows}", "", *map(str, document["false_alarms"].values())]
+    )
+    for one in document["drift"]:
+        cells = []
+        for name in names:
+            took = one["windows_until_alarm"][name]
+            hits = [at for at in took if at is not None]
+            words = f"{statistics.median(hits):g}" if hits else "-"
+            missed = len(took) - len(hits)
+            cells.append(f"{words} ({missed} of {len(took)} not)" if missed else words)
+        rows.append([one["kind"], f"{one['strength']} ({one['amount']:g})", *cells])
     return rows
 
 
