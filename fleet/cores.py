@@ -69,7 +69,7 @@ class Cores:
     def acquire(self, thread: Thread) -> Steps:
         """A core for a thread that wakes."""
         last = thread.core
-        # As much as it slept it may not go first for.
+        # However long it slept, it is at most a slice ahead of the others.
         thread.had_s = max(thread.had_s, self._least_s[last] - SLICE_S)
         if last in self._idle:
             self._idle.remove(last)

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from contract import BadInput
+from fleet.service_times import OUTSIDE
 from storage.files import read_json
 
 ROAD = Path("road/road.json")
 SIMULATION = Path("simulation/simulation.json")
 _REMEDY = "measure with `toxicity bench road`, or name another folder with --results"
-PARTS = ("balancer", "application", "server", "tokenizer", "encoder")
+PARTS = (*OUTSIDE, "tokenizer", "encoder")
 """Of a request's CPU time, as bench.traffic.counters has them; the generator's is no part of it."""
 
 

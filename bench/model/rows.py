@@ -120,8 +120,9 @@ def write_comments(path: Path, rows: int) -> None:
     ):
         for first in range(0, rows, _GROUP_ROWS):
             numbers = range(first, min(rows, first + _GROUP_ROWS))
-            group = [" ".join(texts[place] for place in _places(number)) for number in numbers]
-            marks = [float(labels[list(_places(number))].max()) for number in numbers]
+            places = [_places(number) for number in numbers]
+            group = [" ".join(texts[place] for place in of) for of in places]
+            marks = [float(labels[list(of)].max()) for of in places]
             writer.write_table(pa.table([group, marks], schema=schema))
             progress.update(len(numbers))
 

@@ -14,7 +14,6 @@ Prints a table; writes `monitor.json`.
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 from bench.monitor.detectors import Detector, detectors
 from bench.monitor.streams import DRIFTS, Population, generated, scored, windows
+from bench.report.operation_tables import until_alarm
 from bench.report.result import (
     LOAD,
     RUNS,
@@ -227,16 +227,9 @@ def table(found: dict[str, Any]) -> str:
     lines = [["", "", *names]]
     lines.append(["false alarms", f"of {windows_}", *map(str, found["false_alarms"].values())])
     for row in found["drift"]:
-        cells = [_cell(row["windows_until_alarm"][name]) for name in names]
+        cells = [until_alarm(row["windows_until_alarm"][name]) for name in names]
         lines.append([row["kind"], f"{row['strength']} ({row['amount']:g})", *cells])
     return aligned(lines, left=2)
-
-
-def _cell(times: list[int | None]) -> str:
-    hits = [one for one in times if one is not None]
-    missed = len(times) - len(hits)
-    words = f"{statistics.median(hits):g}" if hits else "-"
-    return f"{words} ({missed} of {len(times)} not)" if missed else words
 
 
 if __name__ == "__main__":

@@ -31,6 +31,14 @@ def overload(document: Document) -> Rows:
     return rows
 
 
+def until_alarm(times: list[int | None]) -> str:
+    """The median of those streams that had an alarm, and how many had none."""
+    hits = [one for one in times if one is not None]
+    missed = len(times) - len(hits)
+    words = f"{statistics.median(hits):g}" if hits else "-"
+    return f"{words} ({missed} of {len(times)} not)" if missed else words
+
+
 def drift(document: Document) -> Rows:
     """False alarms of each detector, then windows until it finds a drift: the median of the streams
     that it finds it in, and in how many it does not.
@@ -43,11 +51,7 @@ def drift(document: Document) -> Rows:
     for one in document["drift"]:
         cells = []
         for name in names:
-            took = one["windows_until_alarm"][name]
-            hits = [at for at in took if at is not None]
-            words = f"{statistics.median(hits):g}" if hits else "-"
-            missed = len(took) - len(hits)
-            cells.append(f"{words} ({missed} of {len(took)} not)" if missed else words)
+            cells.append(until_alarm(one["windows_until_alarm"][name]))
         rows.append([one["kind"], f"{one['strength']} ({one['amount']:g})", *cells])
     return rows
 

@@ -230,5 +230,6 @@ def _fingerprint(
 ) -> str:
     digest = hashlib.sha256(f"{fractions} {seed} {len(texts)}".encode())
     for text, part in zip(texts, part_of_row, strict=True):
+        # The 1 keeps the fingerprints of earlier runs.
         digest.update(_digest(text) + bytes([1, part]))
     return digest.hexdigest()
