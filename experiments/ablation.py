@@ -1,22 +1,24 @@
 """What lifts AUROC: one training a change from the default, side by side: `make ablation`.
 
     python -m experiments.ablation --data train.csv.gz --test-data test.csv.gz
-    --out-of-domain other.csv --harmless harmless.csv
+    --out-of-domain other.csv --harmless harmless.csv --seeds 0 1 2
 
 A row is the default with one change; the last one, `combination`, has every change that alone
-beat the default on validation, the better one where two set the same flag; where one row alone
-did, there is none. Rows are chosen by validation AUROC only; the test file, the out-of-domain file
-and the false-positive rates of harmless comments with and without an identity are reported. A
-finished row is kept in `--runs` and read again; an interrupted one goes on where it stopped. One
-seed a row, so that differences of about 0.001 are noise. A table, and
-`ablation.json`; `--json` prints that, too.
+beat the default on validation, with several seeds beyond chance, the better one where two set the
+same flag; where one row alone did, there is none. Rows are chosen by validation AUROC only; the
+test file, the files from elsewhere and the false-positive rates of harmless comments with and
+without an identity are reported. A seed draws the split, the weights and the batches; gains are
+of the same seed, with Student's interval of their mean. With one seed there is no interval, and
+differences of about 0.001 are noise. A finished training is kept in `--runs` and read again; an
+interrupted one goes on where it stopped. A table, and `ablation.json`; `--json` prints that, too.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from bench.report.result import (
     document,
     report,
 )
+from bench.report.tables import aligned
 from console.options import make_config, run
 from contract import DECISION_THRESHOLD, BadInput
 from quality.curated import GROUP, load_curated
@@ -44,6 +47,7 @@ from train.config import TrainConfig
 from train.data.batches import TokenizedOnTheFly
 from train.data.load import Comments, load_comments
 from train.loop import train
+from train.operating.intervals import Estimate, mean
 from train.validation import logits_of, probability_of
 
 Changes = Mapping[str, Any]
@@ -62,6 +66,11 @@ ROWS: dict[str, Changes] = {
     "phrases": {"phrases": 2000},
     "batch-256": {"batch_size": 256, "lr": 2e-3},
     "dropout-0.2": {"dropout": 0.2},
+    "vocab-100k": {"max_vocab": 100_000},
+    "no-respell": {"respell": False},
+    "layers-1": {"n_layers": 1},
+    "layers-4": {"n_layers": 4},
+    "convolution": {"architecture": "convolution", "word_dropout": 0.1, "dropout": 0.3},
 }
 """The learning rate of the larger batch grows with the root of its size, as suits AdamW."""
 COMBINATION = "combination"
@@ -74,7 +83,9 @@ class AblationConfig(ResultOptions):
 
     data: str = Field(description="labelled comments to train on")
     test_data: str = Field(description="labelled comments, reported")
-    out_of_domain: str = Field(description="labelled comments from elsewhere, reported")
+    out_of_domain: tuple[str, ...] = Field(
+        description="files of labelled comments from elsewhere, reported"
+    )
     harmless: str = Field(
         description="harmless comments in two groups, of which the first mentions an identity"
     )
@@ -87,6 +98,7 @@ class AblationConfig(ResultOptions):
     batch_size: int = Field(64, ge=1, description="of the default row")
     lr: float = Field(1e-3, gt=0, description="of the default row")
     epochs: int = Field(1, ge=1, description="of the default row")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="seeds of every row")
     runs: Path = Field(Path("runs/ablation"), description="folder of the trained rows")
     out: Path = Field(
         Path("bench/out/ablation"), description="folder of the JSON", json_schema_extra=RESULT
@@ -103,18 +115,49 @@ class Row:
     changes: dict[str, Any]
     validation_auroc: float
     test_auroc: float
-    out_of_domain_auroc: float
+    out_of_domain_auroc: dict[str, float]
+    """By file."""
     fpr_identity: float
     fpr_random: float
     seconds: float
     real_tokens_per_second: float
     matmul_peak_share: float
+    seed: int = 0
+
+    @property
+    def elsewhere(self) -> float:
+        """Mean AUROC of the files from elsewhere."""
+        return float(np.mean(list(self.out_of_domain_auroc.values())))
+
+
+@dataclass(frozen=True)
+class Change:
+    """A row's trainings with all seeds; gains are over the default with the same seed."""
+
+    name: str
+    changes: dict[str, Any]
+    seeds: int
+    validation: float
+    test: float
+    elsewhere: float
+    fpr_identity: float
+    fpr_random: float
+    seconds: float
+    gain_validation: Estimate
+    gain_test: Estimate
+    gain_elsewhere: Estimate
+
+    @property
+    def gains(self) -> bool:
+        """On validation, beyond chance where there are several seeds."""
+        gain = self.gain_validation
+        return (gain.value if gain.low is None else gain.low) > 0  # type: ignore[operator]
 
 
 def main() -> None:
     config = begin(AblationConfig, "experiments.ablation", "What lifts AUROC.")
     found = measure(config)
-    report(config, found, table(found["rows"]))
+    report(config, found, table(found["changes"]))
 
 
 def measure(config: AblationConfig) -> dict[str, Any]:
@@ -122,7 +165,7 @@ def measure(config: AblationConfig) -> dict[str, Any]:
     unknown = sorted(set(config.rows) - {*ROWS, COMBINATION})
     if unknown:
         raise BadInput(f"--rows has {unknown[0]!r}, expected some of {', '.join(ROWS)}; drop it")
-    elsewhere = load_comments(config.out_of_domain)
+    elsewhere = {Path(path).name: load_comments(path) for path in config.out_of_domain}
     harmless = next(iter(load_curated([config.harmless]).values()))
     groups = sorted(set(harmless.extra[GROUP]))
     if harmless.labels.any() or len(groups) != 2:
@@ -131,52 +174,100 @@ def measure(config: AblationConfig) -> dict[str, Any]:
             f"{len(groups)} groups, expected none in two; name another file"
         )
     names = [name for name in ROWS if name == "default" or name in config.rows]
-    rows = []
+    rows: list[Row] = []
+
+    def add(name: str, changes: Changes) -> None:
+        rows.extend(
+            _trained(config, name, changes, seed, elsewhere, harmless) for seed in config.seeds
+        )
+        print(table([asdict(change) for change in changes_of(rows)]), flush=True)
+
     for name in names:
-        rows.append(_trained(config, name, ROWS[name], elsewhere, harmless))
-        print(table([vars(row) for row in rows]), flush=True)
-    changes = combined(rows)
+        add(name, ROWS[name])
+    changes = combined(changes_of(rows))
     # Of one row alone it would be that row again.
     if COMBINATION in config.rows and all(changes != row.changes for row in rows):
-        rows.append(_trained(config, COMBINATION, changes, elsewhere, harmless))
+        add(COMBINATION, changes)
+    found = changes_of(rows)
     return document(
         "ablation",
         config,
-        out_of_domain=elsewhere.source,
+        out_of_domain=[comments.source for comments in elsewhere.values()],
         harmless=harmless.source,
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         rows=[vars(row) for row in rows],
-        best_by_validation=best(rows).name,
-        bars=bars(rows),
+        changes=[asdict(change) for change in found],
+        best_by_validation=best(found).name,
+        bars=bars(found),
     )
 
 
-def combined(rows: Sequence[Row]) -> dict[str, Any]:
-    """Changes of every row that beat the first on validation; a better row wins a flag."""
-    better = [row for row in rows[1:] if row.validation_auroc > rows[0].validation_auroc]
-    changes: dict[str, Any] = {}
-    for row in sorted(better, key=lambda row: row.validation_auroc):
-        changes |= row.changes
-    return changes
+def changes_of(rows: Sequence[Row]) -> list[Change]:
+    """Means of each row's trainings, the default first, and what they gain over it."""
+    found: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        found.setdefault(row.name, {})[row.seed] = row
+    return [_change(trained, found["default"]) for trained in found.values()]
 
 
-def best(rows: Sequence[Row]) -> Row:
-    """The row that validation chooses."""
-    return max(rows, key=lambda row: row.validation_auroc)
+def _change(trained: Mapping[int, Row], default: Mapping[int, Row]) -> Change:
+    """Of one row's trainings and the default's, by seed."""
+    rows = list(trained.values())
+
+    def of(value: Callable[[Row], float]) -> float:
+        return float(np.mean([value(row) for row in rows]))
+
+    def gain(value: Callable[[Row], float]) -> Estimate:
+        return mean([value(row) - value(default[row.seed]) for row in rows])
+
+    validation, test, elsewhere = (
+        attrgetter(name) for name in ("validation_auroc", "test_auroc", "elsewhere")
+    )
+    return Change(
+        name=rows[0].name,
+        changes=rows[0].changes,
+        seeds=len(rows),
+        validation=of(validation),
+        test=of(test),
+        elsewhere=of(elsewhere),
+        fpr_identity=of(attrgetter("fpr_identity")),
+        fpr_random=of(attrgetter("fpr_random")),
+        seconds=of(attrgetter("seconds")),
+        gain_validation=gain(validation),
+        gain_test=gain(test),
+        gain_elsewhere=gain(elsewhere),
+    )
 
 
-def bars(rows: Sequence[Row]) -> Bars:
-    """The row that validation chose, on what did not choose it.
+def combined(changes: Sequence[Change]) -> dict[str, Any]:
+    """Flags of every change that gains on validation; of two that set one, the better wins."""
+    better = [change for change in changes[1:] if change.gains]
+    flags: dict[str, Any] = {}
+    for change in sorted(better, key=lambda change: change.validation):
+        flags |= change.changes
+    return flags
+
+
+def best(changes: Sequence[Change]) -> Change:
+    """What validation chooses: the default unless a change gains."""
+    return max(
+        [changes[0], *(change for change in changes[1:] if change.gains)],
+        key=lambda change: change.validation,
+    )
+
+
+def bars(changes: Sequence[Change]) -> Bars:
+    """The change that validation chose, on what did not choose it.
 
     `fpr_ratio` has no value where no random comment is flagged; it holds if no other is either.
     """
-    chosen = best(rows)
+    chosen = best(changes)
     ratio = chosen.fpr_identity / chosen.fpr_random if chosen.fpr_random else None
     few = chosen.fpr_identity <= _FPR_RATIO_BAR * chosen.fpr_random
     return {
-        "test_auroc": at_least(chosen.test_auroc, _TEST_BAR, 5),
-        "out_of_domain_auroc": at_least(chosen.out_of_domain_auroc, _OUT_OF_DOMAIN_BAR, 5),
+        "test_auroc": at_least(chosen.test, _TEST_BAR, 5),
+        "out_of_domain_auroc": at_least(chosen.elsewhere, _OUT_OF_DOMAIN_BAR, 5),
         "fpr_ratio": {**at_most(ratio, _FPR_RATIO_BAR, 5), "holds": few},
     }
 
@@ -193,14 +284,15 @@ def _trained(
     config: AblationConfig,
     name: str,
     changes: Changes,
-    elsewhere: Comments,
+    seed: int,
+    elsewhere: Mapping[str, Comments],
     harmless: Comments,
 ) -> Row:
-    """Row `name`, trained now unless its run is finished."""
-    out = config.runs / name
-    settings = make_config(TrainConfig, {**_settings(config, changes), "out": out})
+    """Row `name` with this seed, trained now unless its run is finished."""
+    out = config.runs / f"seed-{seed}" / name
+    settings = make_config(TrainConfig, {**_settings(config, changes), "seed": seed, "out": out})
     if not out.is_dir():
-        print(f"--- {name}", flush=True)
+        print(f"--- {name}, seed {seed}", flush=True)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         train(settings, torch.device(device))
     remedy = f"delete {out}"
@@ -225,30 +317,40 @@ def _trained(
         changes=dict(changes),
         validation_auroc=metrics["validation"]["auroc"],
         test_auroc=metrics["test_file"]["auroc"],
-        out_of_domain_auroc=float(roc_auc_score(elsewhere.labels, scored(elsewhere))),
+        out_of_domain_auroc={
+            name: float(roc_auc_score(comments.labels, scored(comments)))
+            for name, comments in elsewhere.items()
+        },
         fpr_identity=identity,
         fpr_random=random,
         seconds=metrics["training_seconds"] + (before["seconds"] if before else 0.0),
         real_tokens_per_second=metrics["real_tokens_per_second"],
         matmul_peak_share=metrics["matmul_peak_share"],
+        seed=seed,
     )
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """For people; takes the document's rows."""
-    lines = [
-        f"{'change':<20} {'validation':>10} {'test':>8} {'elsewhere':>9} "
-        f"{'FPR identity, random':>20} {'seconds':>8} "
-        f"{'tokens/s':>9} {'of peak':>7}"
-    ]
-    for row in rows:
+def table(changes: Sequence[Mapping[str, Any]]) -> str:
+    """For people; takes the document's changes."""
+    heads = ["change", "seeds", "validation", "test", "elsewhere", "gained on validation"]
+    lines = [[*heads, "elsewhere", "FPR identity, random", "seconds"]]
+    for change in changes:
         lines.append(
-            f"{row['name']:<20} {row['validation_auroc']:>10.4f} {row['test_auroc']:>8.4f} "
-            f"{row['out_of_domain_auroc']:>9.4f} {row['fpr_identity']:>12.3f}, "
-            f"{row['fpr_random']:.3f} {row['seconds']:>8.0f} "
-            f"{row['real_tokens_per_second']:>9,.0f} {row['matmul_peak_share']:>7.0%}"
+            [
+                *(change["name"], str(change["seeds"])),
+                *(f"{change[name]:.4f}" for name in ("validation", "test", "elsewhere")),
+                *(shown(change[f"gain_{name}"]) for name in ("validation", "elsewhere")),
+                f"{change['fpr_identity']:.3f}, {change['fpr_random']:.3f}",
+                f"{change['seconds']:.0f}",
+            ]
         )
-    return "\n".join(lines)
+    return aligned(lines)
+
+
+def shown(gain: Mapping[str, float | None]) -> str:
+    """A gain and its interval, where it has one."""
+    value, low, high = (gain[name] for name in ("value", "low", "high"))
+    return f"{value:+.4f}" + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")
 
 
 if __name__ == "__main__":

@@ -517,11 +517,16 @@ def test_leave_one_out_from_trainings_to_document(folder: Path, tmp_path: Path) 
     document = leave_one_out.measure(config)
     assert [row["source"] for row in document["rows"]] == ["tweets", "civil"]
     assert min(row["baseline_auroc"] for row in document["rows"]) > 0.6
+    gains = []
     for row in document["rows"]:
         bar = document["bars"][f"auroc_over_baseline.{row['source']}"]
         assert bar["value"] == pytest.approx(row["auroc"] - row["baseline_auroc"], abs=1e-4)
         assert bar["holds"] == (bar["value"] >= 0)
-    weights = tmp_path / "runs" / "civil" / WEIGHTS_FILE
+        gains.append(row["auroc"] - row["baseline_auroc"])
+    in_mean = document["bars"]["mean_auroc_over_baseline"]
+    assert in_mean["value"] == pytest.approx(sum(gains) / 2, abs=1e-4)
+    assert in_mean["holds"] == (in_mean["value"] >= 0.03)
+    weights = tmp_path / "runs" / "seed-0" / "civil" / WEIGHTS_FILE
     before = weights.stat().st_mtime_ns
     assert leave_one_out.measure(config)["rows"] == document["rows"]
     assert weights.stat().st_mtime_ns == before  # read again, not trained again

@@ -24,6 +24,7 @@ from train.loop import train
 from train.methods import debias, embeddings, pretrain
 from train.methods.cls_only import ClsOnlyEncoder
 from train.model import Attention, ModelConfig, ToxicityEncoder
+from train.operating.intervals import Estimate
 from train.terminal import StopRequest
 from train.throughput import flops_per_token, matmul_peak
 
@@ -283,23 +284,29 @@ def test_pretraining_in_several_processes_is_refused(tmp_path: Path) -> None:
 
 # --- The ablation -----------------------------------------------------------------------------
 def row(name: str, validation: float, test: float = 0.9, **changes: Any) -> ablation.Row:
-    return ablation.Row(name, changes, validation, test, 0.8, 0.2, 0.05, 1.0, 1.0, 0.1)
+    elsewhere = {"a.csv": 0.7, "b.csv": 0.9}
+    return ablation.Row(name, changes, validation, test, elsewhere, 0.2, 0.05, 1.0, 1.0, 0.1)
+
+
+def changed(*rows: ablation.Row) -> list[ablation.Change]:
+    return ablation.changes_of(rows)
 
 
 def test_combination_has_what_helped_and_the_better_of_two() -> None:
-    rows = [
+    rows = changed(
         row("default", 0.90),
         row("pretrain-3", 0.92, pretrain_epochs=3),
         row("pretrain-1", 0.91, pretrain_epochs=1),
         row("epochs-2", 0.89, epochs=2),
         row("phrases", 0.905, phrases=2000),
-    ]
+    )
     assert ablation.combined(rows) == {"pretrain_epochs": 3, "phrases": 2000}
-    assert ablation.combined([row("default", 0.9), row("lr-5e-4", 0.9, lr=5e-4)]) == {}
+    assert ablation.combined(changed(row("default", 0.9), row("lr-5e-4", 0.9, lr=5e-4))) == {}
 
 
 def test_validation_alone_chooses_and_a_bar_can_fail() -> None:
-    rows = [row("default", 0.90, 0.99), row("epochs-2", 0.91, 0.97)]
+    rows = changed(row("default", 0.90, 0.99), row("epochs-2", 0.91, 0.97))
+    assert rows[1].elsewhere == pytest.approx(0.8)
     assert ablation.best(rows).name == "epochs-2"
     assert ablation.bars(rows)["test_auroc"]["value"] == 0.97
     assert not ablation.bars(rows)["test_auroc"]["holds"]
@@ -315,6 +322,21 @@ def test_validation_alone_chooses_and_a_bar_can_fail() -> None:
     assert ablation.bars(flags_identities_alone)["fpr_ratio"] == expected
 
 
+def test_what_chance_explains_is_no_gain() -> None:
+    """Three seeds: one change gains 0.01 with each, another 0.01 in the mean alone."""
+    rows = []
+    for seed, steady, lucky in ((0, 0.91, 0.94), (1, 0.911, 0.90), (2, 0.909, 0.89)):
+        for one in (row("default", 0.9), row("steady", steady, lr=1), row("lucky", lucky, lr=2)):
+            rows.append(dataclasses.replace(one, seed=seed))
+    default, steady, lucky = changes = ablation.changes_of(rows)
+    assert default.gain_validation == Estimate(0.0, 0.0, 0.0)
+    # t of 2 degrees of freedom, 4.303, times 0.001 over the root of 3
+    assert steady.gain_validation.value == pytest.approx(0.01)
+    assert steady.gain_validation.low == pytest.approx(0.01 - 0.002484, abs=1e-5)
+    assert lucky.gain_validation.value == pytest.approx(0.01) and not lucky.gains
+    assert ablation.combined(changes) == {"lr": 1} and ablation.best(changes).name == "steady"
+
+
 def test_small_ablation_from_training_to_document(tmp_path: Path) -> None:
     other = tmp_path / "other.csv"
     other.write_text("comment_text,target\n" + "you are an idiot,1\nthank you,0\n" * 20)
@@ -323,24 +345,27 @@ def test_small_ablation_from_training_to_document(tmp_path: Path) -> None:
     config = ablation.AblationConfig(
         data="synthetic:600",
         test_data=str(other),
-        out_of_domain=str(other),
+        out_of_domain=(str(other),),
         harmless=str(harmless),
         rows=("dropout-0.2",),
         d_model=16,
         n_layers=1,
         max_len=24,
         epochs=1,
+        seeds=(0, 1),
         runs=tmp_path / "runs",
     )
     document = ablation.measure(config)
-    assert [r["name"] for r in document["rows"]] == ["default", "dropout-0.2"]
-    written = (tmp_path / "runs" / "default" / WEIGHTS_FILE).stat().st_mtime_ns
+    assert [r["name"] for r in document["rows"]] == ["default"] * 2 + ["dropout-0.2"] * 2
+    gained = document["changes"][1]["gain_validation"]
+    assert gained["low"] <= gained["value"] <= gained["high"]
+    written = (tmp_path / "runs" / "seed-1" / "default" / WEIGHTS_FILE).stat().st_mtime_ns
     assert ablation.measure(config) == document
-    assert (tmp_path / "runs" / "default" / WEIGHTS_FILE).stat().st_mtime_ns == written
-    assert "dropout-0.2" in ablation.table(document["rows"])
-    (tmp_path / "runs" / "dropout-0.2").rename(tmp_path / "runs" / "lr-5e-4")
+    assert (tmp_path / "runs" / "seed-1" / "default" / WEIGHTS_FILE).stat().st_mtime_ns == written
+    assert "dropout-0.2" in ablation.table(document["changes"])
+    (tmp_path / "runs/seed-0/dropout-0.2").rename(tmp_path / "runs/seed-0/lr-5e-4")
     for rows, message in (
-        (("lr-5e-4",), r"runs/lr-5e-4 has .*delete"),
+        (("lr-5e-4",), r"runs/seed-0/lr-5e-4 has .*delete"),
         (("lr",), "--rows has 'lr'"),
     ):
         with pytest.raises(BadInput, match=message):
