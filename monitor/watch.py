@@ -12,7 +12,7 @@ import numpy as np
 from contract import BadInput, ToxicityError
 from monitor import series
 from monitor.config import MonitorConfig
-from monitor.curated import CuratedSet, errors_of, read_sets
+from monitor.curated import errors_of, read_sets
 from monitor.judge import (
     QUANTILES,
     Check,
@@ -53,11 +53,12 @@ class Monitor:
         state: MonitorState,
         sample: CommentSample | None = None,
     ) -> None:
-        """Read the curated sets. Raises BadInput for one that cannot be used."""
+        """Raises BadInput for a curated set that cannot be used now."""
         self._config, self._where, self._state = config, where, state
         self._sample = sample
-        self._sets: list[CuratedSet] = read_sets(config.curated) if config.curated else []
-        if (self._sets or config.labels) and not where.url and not where.sockets:
+        if config.curated:
+            read_sets(config.curated)
+        if (config.curated or config.labels) and not where.url and not where.sockets:
             raise BadInput(
                 "--url is missing, expected HOST:PORT of the server that scores, for --curated "
                 "and --labels; give it beside --metrics-url"
@@ -167,10 +168,15 @@ class Monitor:
 
     def _send_curated(self) -> None:
         last = self._state.remembered("curated", {"time": 0.0})
-        if not self._sets or time.time() - last["time"] < self._config.curated_every_s:
+        if not self._config.curated or time.time() - last["time"] < self._config.curated_every_s:
             return
         try:
-            found = errors_of(self._sets, self._send, lambda v: self._decides(v).threshold)
+            sets = read_sets(self._config.curated)  # as they are now
+        except BadInput as error:
+            self._errors.append(f"curated sets were not read: {error}")
+            return
+        try:
+            found = errors_of(sets, self._send, lambda v: self._decides(v).threshold)
         except ToxicityError as error:
             self._errors.append(f"curated sets were not sent: {error}")
             return

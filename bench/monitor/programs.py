@@ -17,8 +17,8 @@ _READY_S = 60.0
 
 
 @contextlib.contextmanager
-def running(command: Sequence[Any], log: Path) -> Iterator[None]:
-    """A program until the end of the block; what it says is in `log`.
+def running(command: Sequence[Any], log: Path) -> Iterator[int]:
+    """A program until the end of the block, by its process id; what it says is in `log`.
 
     Raises ToxicityError when it ended by itself.
     """
@@ -26,7 +26,7 @@ def running(command: Sequence[Any], log: Path) -> Iterator[None]:
     with log.open("wb") as file:
         process = subprocess.Popen(words, cwd=_ROOT, stdout=file, stderr=subprocess.STDOUT)
     try:
-        yield
+        yield process.pid
         if process.poll() is not None:
             raise ToxicityError(f"{words[0]} ended ({_last_line(log)})")
     finally:
