@@ -87,7 +87,7 @@ def config_of(stage: Stage, recipe: Recipe, given: Mapping[str, Any]) -> TrainCo
     known = {field.name for field in fields(TrainConfig)}
     flags = {name.replace("-", "_"): value for name, value in stage.flags.items()}
     own = {name: value for name, value in flags.items() if name in known}
-    for name in ("distill", "ngram_teacher", "augment", "test_data"):
+    for name in ("distill", "ngram_teacher", "augment", "contrast", "test_data"):
         own.pop(name, None)
     if stage.needs:
         teacher = next(one for one in recipe.stages if one.name == stage.needs[0])

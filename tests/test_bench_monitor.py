@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Exported
 
+from bench.monitor import healthy
 from bench.monitor import run as bench_run
 from bench.monitor.detectors import detectors
 from bench.monitor.run import MonitorBenchConfig, bars, table
 from bench.monitor.streams import DRIFTS, counts_of, generated, windows
 from contract import BadInput
 from monitor import series
+from monitor.judge import CHECKS
+from serve import haproxy
 
 RNG = np.random.default_rng(0)
 
@@ -79,3 +86,38 @@ def test_rivers_detectors_see_the_same_comments() -> None:
     assert not detector.alarm(windows(population, 500, RNG))
     drift, (_, _, strong) = DRIFTS["longer comments"]
     assert any(detector.alarm(windows(population, 500, RNG, drift, strong)) for _ in range(4))
+
+
+# --- The healthy hour ----------------------------------------------------------------------
+def test_what_calls_in_a_healthy_hour_is_a_missed_bar() -> None:
+    found: dict[str, Any] = {
+        "alerts_s": {"A": {"pending": 15.0, "firing": 0.0}, "B": {"pending": 0.0, "firing": 0.0}},
+        "checks": {"score_drift": "silent", "latency": "silent"},
+        "monitor_errors": [],
+    }
+    assert all(bar["holds"] for bar in healthy.bars(found, {"scored": 9}).values())
+    found["alerts_s"]["B"]["firing"] = 15.0
+    found["checks"] = {"score_drift": "alarm", "latency": "not judged"}
+    found["monitor_errors"] = ["labels were not read"]
+    assert not any(bar["holds"] for bar in healthy.bars(found, {"failed": 1}).values())
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.skipif(not haproxy.found(), reason="haproxy is not installed")
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
+def test_a_healthy_minute_from_load_to_document(
+    exported_of: Callable[[str], Exported],
+) -> None:
+    """Too short for what is counted over an hour, but all that it would say is there."""
+    exported, _ = exported_of("fp32")
+    config = healthy.HealthyConfig(
+        repository=exported.repository, comments="synthetic:400", minutes=0.5, rate=20
+    )
+    document = healthy.measure(config)
+    assert document["requests"]["scored"] > 300 and document["requests"]["mistake refused"] > 0
+    assert document["bars"]["requests_failed"]["holds"]
+    assert set(document["checks"]) == set(CHECKS) and document["checks"]["server_down"] == "silent"
+    assert document["most_refused_in_5m"] == 0
+    assert document["alerts_s"]["ToxicityReplicaDown"] == {"pending": 0.0, "firing": 0.0}
+    assert "ToxicityScoreDrift" in healthy.table(document)

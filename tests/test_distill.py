@@ -118,7 +118,7 @@ def test_targets_are_the_probability_of_the_mean_logit(
     def targets_of(
         teachers: list[Checkpoint], comments: Comments, rows: np.ndarray, extra: list[str]
     ) -> np.ndarray:
-        more = distill.Extra(extra, np.full(len(extra), -1))
+        more = distill.Extra(extra, np.full(len(extra), -1), np.full(len(extra), np.nan))
         ids = TokenizedOnTheFly([*comments.texts, *extra], teachers[0].tokenizer)
         return distill.soft_targets(
             config, teachers, comments, more, rows, ids, tmp_path, CPU, said.append
@@ -225,6 +225,28 @@ def test_unlabelled_comments_are_trained_on_once(teacher: Path, tmp_path: Path) 
     assert recorded["unlabelled_comments"] == 2
     assert 400 < recorded["passages"] <= 480
     assert recorded["unlabelled_sha256"] == sha256_of(file)
+
+
+def test_a_student_is_told_what_the_rules_say_and_of_all_else_what_its_teacher_says(
+    teacher: Path, tmp_path: Path
+) -> None:
+    config = student_config(teacher, tmp_path / "student", augment=1, contrast=50)
+    comments, loaded = load_comments("synthetic:600"), distill.load_teachers(config)
+    rows = np.arange(0, 600, 3)
+    extra = distill.extra_comments(config, comments, rows, loaded[0].tokenizer)
+    ruled = np.isfinite(extra.probabilities)
+    assert 40 < ruled.sum() <= 50 and (extra.sources[ruled] == -1).all()
+    assert not ruled[: len(ruled) - ruled.sum()].any()
+    ids = TokenizedOnTheFly([*comments.texts, *extra.texts], loaded[0].tokenizer)
+    arguments = rows, ids, tmp_path, CPU, print
+    targets = distill.soft_targets(config, loaded, comments, extra, *arguments)[600:]
+    asked = dataclasses.replace(extra, probabilities=np.full(len(ruled), np.nan, np.float32))
+    by_teacher = distill.soft_targets(config, loaded, comments, asked, *arguments)[600:]
+    assert (targets[ruled] == extra.probabilities[ruled]).all()
+    assert (targets[~ruled] == by_teacher[~ruled]).all() and np.isfinite(by_teacher).all()
+    train(config, CPU)
+    recorded = json.loads((config.out / CONFIG_FILE).read_text())["distillation"]
+    assert 40 < recorded["sentences_by_rules"] <= 50 and recorded["unlabelled_comments"] == 0
 
 
 @pytest.mark.parametrize(
@@ -342,7 +364,7 @@ def test_letters_teach_beside_the_runs(teacher: Path, tmp_path: Path) -> None:
     config = student_config(teacher, tmp_path / "student", ngram_teacher=2.0)
     loaded, comments = distill.load_teachers(config), load_comments("synthetic:600")
     rows = np.arange(0, 600, 2)
-    nothing = distill.Extra([], np.empty(0, np.int64))
+    nothing = distill.Extra([], np.empty(0, np.int64), np.empty(0))
     ids = TokenizedOnTheFly(comments.texts, loaded[0].tokenizer)
     arguments = loaded, comments, nothing, rows, ids, tmp_path, CPU, print
     both = distill.soft_targets(config, *arguments)[rows]

@@ -555,6 +555,30 @@ def test_curated_comments_go_through_the_live_server(
         assert row["count"] == wrong.sum()
 
 
+@pytest.mark.slow
+def test_a_curated_set_that_changes_is_read_anew(
+    served: Any, tmp_path: Path, watching: Any
+) -> None:
+    path = curated_file(tmp_path)
+    target = MetricsTarget("replica-1", f"http://{HOST}:{served.metrics_port}/metrics")
+    flags = {"url": f"{HOST}:{served.http_port}", "curated_rate": 1000.0, "curated_every_s": 0.001}
+    monitor = watching(target, curated=(str(path),), **flags)
+
+    def sent() -> tuple[int, list[str]]:
+        document = monitor.step()
+        rows = document["versions"]["1"]["groups"]
+        return sum(row["of"] for row in rows), document["errors"]
+
+    assert sent() == (60, [])
+    curated_file(tmp_path, 30)
+    assert sent() == (30, [])
+    path.write_text("text,label\nyou,1\n")
+    found, (error,) = sent()
+    assert found == 30 and error.startswith("curated sets were not read: "), error
+    curated_file(tmp_path)
+    assert sent() == (60, [])
+
+
 def test_a_group_that_is_decided_worse_is_an_alarm(tmp_path: Path) -> None:
     from monitor.judge import group_checks
 

@@ -221,6 +221,13 @@ class TrainConfig:
         "--distill to score; see train/methods/augment.py",
         ge=0,
     )
+    contrast: int = _flag(
+        "Distillation",
+        0,
+        "sentences with labels by rules that a student of --distill learns beside the comments: "
+        "threats, exclusion, denial, quotation, idioms ...; see train/methods/contrast.py",
+        ge=0,
+    )
     # --- Run
     out: Path = _flag("Run", Path("runs/model"), "folder of the finished run")
     seed: int = _flag("Run", 0, "seed of the split, the weights and the batches", ge=0)
@@ -324,6 +331,10 @@ REFUSED: tuple[tuple[Callable[[TrainConfig], object], str], ...] = (
     (
         lambda c: c.augment and not c.distill,
         "--augment is {c.augment}, expected --distill beside it",
+    ),
+    (
+        lambda c: c.contrast and not c.distill,
+        "--contrast is {c.contrast}, expected --distill beside it",
     ),
     (
         lambda c: c.unlabelled and not c.distill,

@@ -194,12 +194,12 @@ SOURCES = (
         {"ablation": quality_tables.ablation, "plan-training": plan_tables.training},
     ),
     FigureSource(
-        "ablation/phrases.json",
-        'make ablation ABLATION_ARGS="--rows phrases"',
-        {"ablation-phrases": quality_tables.ablation},
+        "monitor/monitor.json", f"make bench-monitor {_WIKI}", {"drift": operation_tables.drift}
     ),
     FigureSource(
-        "monitor/monitor.json", f"make bench-monitor {_WIKI}", {"drift": operation_tables.drift}
+        "monitor/healthy.json",
+        "python -m bench.monitor.healthy",
+        {"healthy": operation_tables.healthy},
     ),
     FigureSource(
         "rows/rows.json",

@@ -5,6 +5,7 @@ See `bench.report.page_tables` for the form.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 
 from bench.report.page_tables import Document, Rows, each, number, setting, targets
@@ -37,6 +38,19 @@ def until_alarm(times: list[int | None]) -> str:
     missed = len(times) - len(hits)
     words = f"{statistics.median(hits):g}" if hits else "-"
     return f"{words} ({missed} of {len(times)} not)" if missed else words
+
+
+def healthy(document: Document) -> Rows:
+    """Each alert and each check of the monitor in an hour in which nothing was wrong."""
+    rows = [["alert", "pending in s", "firing in s", "check of the monitor", ""]]
+    alerts = [
+        [f"`{name}`", number(state["pending"]), number(state["firing"])]
+        for name, state in document["alerts_s"].items()
+    ]
+    checks = [[f"`{name}`", state] for name, state in document["checks"].items()]
+    for alert, check in itertools.zip_longest(alerts, checks):
+        rows.append([*(alert or [""] * 3), *(check or [""] * 2)])
+    return rows
 
 
 def drift(document: Document) -> Rows:

@@ -3,7 +3,7 @@
     python -m train --distill runs/model --d-model 96 --n-layers 2
     python -m train --distill runs/model runs/second runs/third --d-model 64 --n-layers 1
     python -m train --distill runs/model --d-model 96 --n-layers 2 --unlabelled more.csv.gz
-    python -m train --distill runs/model --d-model 96 --n-layers 2 --augment 1
+    python -m train --distill runs/model --d-model 96 --n-layers 2 --augment 1 --contrast 4000
 
 The student takes the first teacher's tokenizer and split, so that both read the same ids and are
 validated on comments that neither has seen; every other teacher must have that split, too, and
@@ -38,12 +38,14 @@ from train.data.load import Comments, load_texts
 from train.data.stored_texts import chosen, joined
 from train.data.tokenizer import Tokenizer
 from train.encoders import training_pass
-from train.methods import augment, debias, ngrams
+from train.methods import augment, contrast, debias, ngrams
 from train.validation import logits_of, probability_of
 
 NGRAM_TEACHER = 1.0
 """Weight of the regression on letters beside a run's 1, by the validation AUROC of students of
 64 x 1 on Jigsaw Wikipedia."""
+_AROUND = 5000
+"""Harmless comments, at the most about so many, among whose words --contrast puts sentences."""
 _SOURCE = (
     *("data", "text_column", "label_column", "label_map", "attributes"),
     *("sources", "hold_out_source", "near_duplicates"),
@@ -89,17 +91,19 @@ def load_teachers(config: TrainConfig) -> list[Teacher]:
 
 @dataclass(frozen=True)
 class Extra:
-    """Comments without a label that a student learns from, too."""
+    """Comments that are in no labelled file, from which a student learns, too."""
 
     texts: list[str]
     sources: np.ndarray
     """int64 [len(texts)]: the row of the training split that a passage is of, else -1."""
+    probabilities: np.ndarray
+    """float32 [len(texts)]: what a rule says of a sentence; NaN where the teachers say it."""
 
 
 def extra_comments(
     config: TrainConfig, comments: Comments, train: np.ndarray, tokenizer: Tokenizer
 ) -> Extra:
-    """Comments of --unlabelled, then passages (--augment) of the comments at `train`, int64 [n].
+    """Comments of --unlabelled, passages (--augment) of those at `train`, int64 [n], --contrast.
 
     Each unlabelled one once, without those of the labelled file: a copy of a validation or test
     comment would let the student train on what judges it.
@@ -112,7 +116,14 @@ def extra_comments(
     texts, sources = augment.passages(
         chosen(comments.texts, train), tokenizer, count=config.augment, seed=config.seed
     )
-    return Extra(fresh + texts, np.concatenate([np.full(len(fresh), -1), sources]))
+    harmless = train[comments.labels[train] == 0]
+    around = chosen(comments.texts, harmless[:: max(1, len(harmless) // _AROUND)])
+    ruled, said = contrast.sentences(config.contrast, around, seed=config.seed)
+    return Extra(
+        fresh + texts + ruled,
+        np.concatenate([np.full(len(fresh), -1), sources, np.full(len(ruled), -1)]),
+        np.concatenate([np.full(len(fresh) + len(texts), np.nan, np.float32), said]),
+    )
 
 
 def soft_targets(
@@ -164,6 +175,8 @@ def soft_targets(
     targets[np.concatenate([train, extra_rows])] = probability_of(
         total / (len(teachers) + config.ngram_teacher)
     )
+    ruled = np.isfinite(extra.probabilities)
+    targets[extra_rows[ruled]] = extra.probabilities[ruled]
     return targets
 
 
@@ -191,6 +204,7 @@ def _logits_by(
 def record(config: TrainConfig, teachers: Sequence[Teacher], extra: Extra) -> dict[str, Any]:
     """What config.json says of the distillation."""
     folders = [teacher.folder for teacher in teachers]
+    ruled = np.isfinite(extra.probabilities)
     metrics = [
         artifacts.read_json(folder / artifacts.METRICS_FILE, "run `make train`")
         for folder in folders
@@ -201,8 +215,9 @@ def record(config: TrainConfig, teachers: Sequence[Teacher], extra: Extra) -> di
         "identity_balance": identity_balance_of(teachers[0].config),
         "ngram_teacher": config.ngram_teacher,
         "unlabelled_sha256": config.unlabelled and artifacts.sha256_of(config.unlabelled),
-        "unlabelled_comments": int(np.sum(extra.sources < 0)),
+        "unlabelled_comments": int(np.sum((extra.sources < 0) & ~ruled)),
         "passages": int(np.sum(extra.sources >= 0)),
+        "sentences_by_rules": int(np.sum(ruled)),
     }
 
 
