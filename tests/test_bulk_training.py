@@ -213,6 +213,7 @@ def test_what_does_not_fit_is_loaded_split_and_tokenized(tmp_path: Path) -> None
     ), whole.stderr[-2000:]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_training_holds_less_than_its_comments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

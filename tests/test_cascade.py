@@ -135,6 +135,7 @@ def test_useless_student_asks_the_teacher_about_nearly_all() -> None:
     assert band.asked_share > 0.9
 
 
+@pytest.mark.long
 def test_student_that_is_good_enough_needs_no_teacher(
     exported: tuple[ExportConfig, dict[str, Any]],
 ) -> None:
@@ -188,6 +189,7 @@ def exported(
     return config, export_main.export(config)
 
 
+@pytest.mark.long
 def test_published_cascade_passed_every_gate(
     exported: tuple[ExportConfig, dict[str, Any]], trained_run: Path
 ) -> None:
@@ -208,6 +210,7 @@ def subject(exported: tuple[ExportConfig, dict[str, Any]]) -> gates.GateSubject:
     return gates.load_subject(exported[0])
 
 
+@pytest.mark.long
 def test_damaged_teacher_branch_turns_the_gates_red(
     exported: tuple[ExportConfig, dict[str, Any]], subject: gates.GateSubject, tmp_path: Path
 ) -> None:
@@ -223,6 +226,7 @@ def test_damaged_teacher_branch_turns_the_gates_red(
     assert "int8_logit_max" in {finding.gate for finding in found if not finding.holds}
 
 
+@pytest.mark.long
 def test_every_layer_of_both_models_runs_on_integers(
     exported: tuple[ExportConfig, dict[str, Any]], subject: gates.GateSubject
 ) -> None:
@@ -235,6 +239,7 @@ def test_every_layer_of_both_models_runs_on_integers(
     assert len(in_float.float_linears) == 16
 
 
+@pytest.mark.long
 def test_broken_promise_turns_the_gate_red(subject: gates.GateSubject) -> None:
     assert subject.cascade
     kept, broken = (

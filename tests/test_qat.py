@@ -167,6 +167,7 @@ def tuned(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_qat_recovers_what_ptq_loses(tuned: Path) -> None:
     table = json.loads((tuned / METRICS_FILE).read_text())["quantization"]
     lost = table["float"]["auroc"] - table["ptq"]["auroc"]
@@ -175,6 +176,7 @@ def test_qat_recovers_what_ptq_loses(tuned: Path) -> None:
     assert table["qat"]["against_float"]["flipped"] < table["ptq"]["against_float"]["flipped"]
 
 
+@pytest.mark.long
 def test_metrics_are_those_of_the_fake_quantized_model(start: Path, tuned: Path) -> None:
     checkpoint = load_checkpoint(tuned)
     before = load_checkpoint(start)
@@ -217,6 +219,7 @@ class StopAfter(StopRequest):
         return self._left <= 0
 
 
+@pytest.mark.long
 def test_resumed_run_equals_an_uninterrupted_one(start: Path, tmp_path: Path) -> None:
     whole = qat_config(start, tmp_path / "whole", batch_size=128)
     parts = dataclasses.replace(whole, out=tmp_path / "parts")
@@ -256,6 +259,7 @@ def test_flags_default_to_the_checkpoints(start: Path, tmp_path: Path) -> None:
         parsed("--out", str(start))
 
 
+@pytest.mark.long
 def test_damaged_ranges_are_refused_in_one_line(tuned: Path, tmp_path: Path) -> None:
     edits = {
         "one-is-missing": lambda q: q["activation_ranges"].pop("blocks.1.mlp_out"),
@@ -296,6 +300,7 @@ def export_config(checkpoint: Path, tmp_path: Path) -> ExportConfig:
     )
 
 
+@pytest.mark.long
 def test_export_keeps_the_ranges_and_passes_the_gates(healthy: Path, tmp_path: Path) -> None:
     config = export_config(healthy, tmp_path)
     report = export_main.export(config)
@@ -332,6 +337,7 @@ def wrong_ranges(*arguments: Any, ranges: qat.Ranges) -> None:
     build_int8(*arguments, ranges=wider)
 
 
+@pytest.mark.long
 def test_gates_go_red_and_publish_nothing(
     healthy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

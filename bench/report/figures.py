@@ -194,6 +194,17 @@ SOURCES = (
         {"ablation": quality_tables.ablation, "plan-training": plan_tables.training},
     ),
     FigureSource(
+        "minutes/minutes.json",
+        "make minutes DATA=../shared/data/jigsaw_wiki_train.csv.gz "
+        "TEST_DATA=../shared/data/jigsaw_wiki_test.csv.gz",
+        {"minutes": quality_tables.minutes},
+    ),
+    FigureSource(
+        "leave_one_out/leave_one_out.json",
+        'make leave-one-out SOURCES=sources.yaml LEAVE_ONE_OUT_ARGS="--seeds 0 1 2"',
+        {"leave-one-out": quality_tables.leave_one_out},
+    ),
+    FigureSource(
         "monitor/monitor.json", f"make bench-monitor {_WIKI}", {"drift": operation_tables.drift}
     ),
     FigureSource(

@@ -194,6 +194,32 @@ def ablation(document: Document) -> Rows:
     return rows
 
 
+def minutes(document: Document) -> Rows:
+    """What each plan projected, took and gave."""
+    sets = {"validation": "validation", "test": "test split", "test_file": "test file"}
+    heads = ["plan", "projected minutes", "minutes", *(f"AUROC {name}" for name in sets.values())]
+    rows = [heads]
+    for point in document["points"]:
+        times = [number(point[name], 1) for name in ("projected_minutes", "minutes")]
+        aurocs = [number(point["auroc"][name], 4) for name in sets]
+        rows.append([f"`{point['plan']}`", *times, *aurocs])
+    return rows
+
+
+def leave_one_out(document: Document) -> Rows:
+    """Each source, held out, with the mean of the seeds and Student's interval."""
+    rows = [["held out", "comments", "toxic", "AUROC of the others", "AUROC", "TF-IDF", "gained"]]
+    for one in document["held_out"]:
+        rows.append(
+            [
+                *(f"`{one['source']}`", number(one["comments"]), percent(one["toxic_share"])),
+                number(one["validation_auroc"], 4),
+                *(_interval(one[name]) for name in ("auroc", "baseline_auroc", "gain")),
+            ]
+        )
+    return rows
+
+
 def _flag(name: str, value: Any) -> str:
     return f"--{name.replace('_', '-')} {value}"
 
