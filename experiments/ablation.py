@@ -68,7 +68,7 @@ ROWS: dict[str, Changes] = {
     "dropout-0.2": {"dropout": 0.2},
     "vocab-100k": {"max_vocab": 100_000},
     "no-respell": {"respell": False},
-    "layers-1": {"n_layers": 1},
+    "layers-2": {"n_layers": 2},
     "layers-4": {"n_layers": 4},
     "convolution": {"architecture": "convolution", "word_dropout": 0.1, "dropout": 0.3},
 }
@@ -92,8 +92,8 @@ class AblationConfig(ResultOptions):
     rows: tuple[str, ...] = Field(
         (*ROWS, COMBINATION), description="rows to train; the default always is"
     )
-    d_model: int = Field(96, ge=1, description="width of every row")
-    n_layers: int = Field(2, ge=1, description="encoder blocks of every row")
+    d_model: int = Field(64, ge=1, description="width of every row")
+    n_layers: int = Field(1, ge=1, description="encoder blocks of every row")
     max_len: int = Field(128, ge=2, description="longest comment in tokens of every row")
     batch_size: int = Field(64, ge=1, description="of the default row")
     lr: float = Field(1e-3, gt=0, description="of the default row")

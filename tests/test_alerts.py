@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ import pytest
 from alerting import WORDS, Alerting, alerting, until
 from conftest import TinyModel
 
-from contract import HOST, ToxicityError
+from contract import HOST, PUBLIC_MODEL, ToxicityError
 from serve import triton
 from serve.client import score_comments
 
@@ -32,6 +33,8 @@ BATCH = 64
 the machine of the tests is: those need 300 in a minute, an hour of the true rules."""
 LENGTH = 8
 """Words of a comment."""
+FLAGGED_FROM = 0.09
+"""The version's threshold: about half of the comments reach it."""
 
 
 @dataclass
@@ -77,7 +80,8 @@ def stack(
     """
     servers = []
     for number in (1, 2):
-        tiny_model.publish(tmp_path / f"repository-{number}")
+        stated = {**tiny_model.artifact, "thresholds": {PUBLIC_MODEL: FLAGGED_FROM}}
+        tiny_model.publish(tmp_path / f"repository-{number}", artifact=stated)
         servers.append(make_server_config(tmp_path / f"repository-{number}"))
         triton.start(servers[-1])
 
@@ -116,13 +120,25 @@ def stack(
 
 
 def write_curated(path: Path, model: TinyModel, *, wrong: bool = False) -> None:
-    """Two groups with labels that the model gives them, or in the second group the others."""
-    rng = np.random.default_rng(2)
+    """Two groups with labels that the model gives them, or in the second group the others.
+
+    Half of each is flagged: of a group without harmless comments there is no false-positive rate.
+    """
+    rng, wanted = (
+        np.random.default_rng(2),
+        {(group, flagged): 30 for group in "ab" for flagged in (0, 1)},
+    )
     lines = ["text,label,group"]
-    for row in range(120):
-        text, group = " ".join(rng.choice([one for one in WORDS if one != ","], LENGTH)), row % 2
-        flagged = model.logit(text) >= 0
-        lines.append(f"{text},{int(flagged != (wrong and group == 1))},{'ab'[group]}")
+    for _ in range(20_000):
+        text = " ".join(rng.choice([one for one in WORDS if one != ","], LENGTH))
+        flagged = int(model.logit(text) >= math.log(FLAGGED_FROM / (1 - FLAGGED_FROM)))
+        group = max("ab", key=lambda name: wanted[name, flagged])
+        if wanted[group, flagged]:
+            wanted[group, flagged] -= 1
+            lines.append(f"{text},{flagged ^ (wrong and group == 'b')},{group}")
+        if not any(wanted.values()):
+            break
+    assert not any(wanted.values()), f"the model flags all or none: {wanted}"
     path.with_suffix(".new").write_text("\n".join(lines) + "\n")
     path.with_suffix(".new").replace(path)
 
