@@ -151,6 +151,10 @@ HISTOGRAMS = "histograms"
 ARRIVAL_HEADER = "toxicity-arrival"
 """Header by which haproxy tells a server when a request came, in microseconds of Unix time."""
 
+CHECK_COMMENT = "Thank you, that was a kind and thoughtful answer."
+"""A request of this comment alone, a space and the time in digits asks whether a server scores. It
+is scored as any other, and is no traffic: the server's metrics leave it out."""
+
 STARTS_VARIABLE = "TOXICITY_STARTS"
 """Environment of a server: how many times its supervisor has started it; a metric shows it."""
 

@@ -57,6 +57,7 @@ _CONSTANTS = (
         "DECISION_THRESHOLD",
         "HISTOGRAMS",
         "ARRIVAL_HEADER",
+        "CHECK_COMMENT",
         "DURATION_BOUNDS",
         "BATCH_BOUNDS",
         "SCORE_BINS",

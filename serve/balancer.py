@@ -233,7 +233,7 @@ def _replicas(door: Door, folder: Path) -> str:
     return _REPLICAS.substitute(
         name=HTTP_BACKEND,
         path=probe.INFER_PATH,
-        body=json.dumps(probe.request(contract.LOGIT, text=f"{probe.COMMENT} %[date]")),
+        body=json.dumps(probe.request(contract.LOGIT, text=f"{contract.CHECK_COMMENT} %[date]")),
         waiting=_waiting_socket(folder),
         waiting_ms=round(1000 * _WAITING_S),
         again=_AGAIN,

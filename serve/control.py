@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -58,9 +57,8 @@ def read(
 
 def scores(path: Path) -> bool:
     """Whether the server at this socket really scores a comment, or is overloaded."""
-    text = f"{probe.COMMENT} {time.time()}"  # which is not in its cache
     try:
-        status, answer = ask(path, probe.INFER_PATH, probe.request(LOGIT, text=text))
+        status, answer = ask(path, probe.INFER_PATH, probe.request(LOGIT, text=probe.fresh()))
     except OSError:
         return False
     return probe.works(status, answer)

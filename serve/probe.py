@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
-from contract import LOGIT, PUBLIC_MODEL, TEXT
+from contract import CHECK_COMMENT, LOGIT, PUBLIC_MODEL, TEXT
 
 INFER_PATH = f"/v2/models/{PUBLIC_MODEL}/infer"
 METADATA_PATH = f"/v2/models/{PUBLIC_MODEL}"
@@ -13,10 +14,15 @@ OVERLOADED = "overloaded: "
 """What a server's refusal begins with when more waits than it can score."""
 WORKS = rf'("outputs": ?\[|"error": ?"{OVERLOADED})'
 """Pattern of the answer to a `request` that `works` is true of."""
-COMMENT = "Thank you, that was a kind and thoughtful answer."
 
 
-def request(*outputs: str, text: str = COMMENT) -> dict[str, Any]:
+def fresh() -> str:
+    """A comment that is in no cache, so that it is really scored, and that no metric counts."""
+    return f"{CHECK_COMMENT} {time.time_ns()}"
+
+
+
+def request(*outputs: str, text: str = CHECK_COMMENT) -> dict[str, Any]:
     """A comment as a body of JSON that asks for these outputs; for all when none is named."""
     tensor = {"name": TEXT, "datatype": "BYTES", "shape": [1, 1], "data": [text]}
     wanted = {"outputs": [{"name": name} for name in outputs]} if outputs else {}

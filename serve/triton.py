@@ -214,7 +214,8 @@ def version_at(http_url: str) -> int | None:
 def scores_at(http_url: str) -> bool:
     """Whether the server at an address really scores a comment, or is overloaded."""
     try:
-        return probe.works(200, _get_json(http_url + probe.INFER_PATH, probe.request()))
+        body = probe.request(text=probe.fresh())
+        return probe.works(200, _get_json(http_url + probe.INFER_PATH, body))
     except urllib.error.HTTPError as error:
         return probe.works(error.code, _json_of(error.read()))
     except (OSError, ValueError, HTTPException):

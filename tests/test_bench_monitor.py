@@ -108,11 +108,12 @@ def test_what_calls_in_a_healthy_hour_is_a_missed_bar() -> None:
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
 def test_a_healthy_minute_from_load_to_document(
     exported_of: Callable[[str], Exported],
+    trained_run: Path,
 ) -> None:
     """Too short for what is counted over an hour, but all that it would say is there."""
     exported, _ = exported_of("fp32")
     config = healthy.HealthyConfig(
-        repository=exported.repository, comments="synthetic:400", minutes=0.5, rate=20
+        repository=exported.repository, training=trained_run, minutes=0.5, rate=20
     )
     document = healthy.measure(config)
     assert document["requests"]["scored"] > 300 and document["requests"]["mistake refused"] > 0

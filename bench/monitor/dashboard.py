@@ -67,9 +67,10 @@ def pictured(config: DashboardBenchConfig) -> list[Panel]:
 
     Raises BadInput without Prometheus, and where a query has no data.
     """
-    comments = load_comments(config.comments)
-    rows, seconds = np.arange(len(comments.texts)), 60 * config.minutes
-    toxic = rows[comments.labels > 0]
+    loaded = load_comments(config.comments)
+    comments, seconds = (loaded.texts, loaded.labels), 60 * config.minutes
+    rows = np.arange(len(loaded.labels))
+    toxic = rows[loaded.labels > 0]
 
     def rate(passed_s: float) -> float:
         return config.rate * (1 + 0.7 * math.sin(4 * math.pi * passed_s / seconds))

@@ -1,14 +1,14 @@
 """An hour in which nothing is wrong: who calls? The real rules and monitor, at their own windows.
 
     python -m bench.monitor.healthy                        # an hour
-    python -m bench.monitor.healthy --comments comments.csv.gz --minutes 120
+    python -m bench.monitor.healthy --training runs/best/student --minutes 120
 
 Servers behind haproxy, the monitor with its defaults, Prometheus with its example's settings, all
 started here. Comments come at a rate that rises and falls, in requests of one to many, with labels
-as moderators give them; some requests are mistakes, which the server refuses. The comments must be
-such as the version was validated on: others are drift, and to be told. Every alert and alarm is a
-false one. A check that never had enough to judge is not counted as silent. Prints a table; writes
-`healthy.json`.
+as moderators give them; some requests are mistakes, which the server refuses. The comments are the
+training's own test split: others than the version was validated on are drift, and to be told, and
+of those that it was trained on it knows more words. Every alert and alarm is a false one. A check
+that never had enough to judge is not counted as silent. Prints a table; writes `healthy.json`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ from monitor.judge import CHECKS
 from monitor.rules import RULES
 from serve.client import score_comments
 from serve.probe import INFER_PATH
-from train.data.load import load_comments
+from train.data.split import comments_of_run
+from train.data.stored_texts import chosen
 
 _SIZES = (1, 1, 1, 2, 4, 8, 32)
 """Comments of a request, each as often."""
@@ -69,9 +70,9 @@ class HealthyConfig(ResultOptions):
     repository: Path = Field(
         Path("model_repository"), description="repository that serves", json_schema_extra=SERVER
     )
-    comments: str = Field(
-        "synthetic:20000",
-        description="labelled comments to send, such as the version was validated on",
+    training: Path = Field(
+        Path("runs/model"),
+        description="run of the version that serves; its test split is sent",
         json_schema_extra=LOAD,
     )
     rate: float = Field(
@@ -89,7 +90,8 @@ def main() -> None:
 
 def measure(config: HealthyConfig) -> dict[str, Any]:
     """Watch it; the JSON document. Raises as `watched_server` does."""
-    comments = load_comments(config.comments)
+    comments, split = comments_of_run(config.training)
+    texts, labels = list(chosen(comments.texts, split.test)), comments.labels[split.test]
     seconds = 60 * config.minutes
     answers: Counter[str] = Counter()
 
@@ -100,21 +102,21 @@ def measure(config: HealthyConfig) -> dict[str, Any]:
     def draw(rng: np.random.Generator, _: float) -> np.ndarray:
         if rng.random() < _MISTAKES:
             return np.empty(0, np.int64)
-        return rng.integers(len(comments.texts), size=rng.choice(_SIZES))
+        return rng.integers(len(texts), size=rng.choice(_SIZES))
 
     with (
         tqdm(total=seconds, desc="healthy", unit="s") as progress,
-        watched_server(config.repository, comments, ()) as server,
+        watched_server(config.repository, (texts, labels), ()) as server,
     ):
         ask = lambda texts: answers.update([_answer(server, texts)])  # noqa: E731
-        send_comments(server, comments, seconds, rate, draw, ask, config.seed)
+        send_comments(server, (texts, labels), seconds, rate, draw, ask, config.seed)
         time.sleep(min(_LAST_READING_S, seconds))
         watched_s = seconds + min(_LAST_READING_S, seconds)
         found = _told(server, watched_s)
     return document(
         "healthy",
         config,
-        comments=comments.source,
+        comments={**comments.source, "test_split": len(texts)},
         requests=dict(answers),
         **found,
         bars=bars(found, answers),
@@ -162,6 +164,7 @@ def _told(server: WatchedServer, seconds: float) -> dict[str, Any]:
         "most_late_in_5m": _most(late),
         "most_refused_in_5m": _most(refused),
         "monitor_errors": states["errors"],
+        "monitor_alarms": states["alarms"],
     }
 
 

@@ -7,7 +7,6 @@ For the picture of the dashboard (`bench.monitor.dashboard`) and the healthy hou
 from __future__ import annotations
 
 import contextlib
-import itertools
 import shutil
 import sys
 import tempfile
@@ -27,8 +26,9 @@ from contract import HOST, BadInput
 from monitor.rules import RULES
 from serve.app.labels import LabelFile
 from storage.files import write_atomically
-from train.data.load import Comments
 
+Labelled = tuple[Sequence[str], np.ndarray]
+"""Comments, and float32 [n], 1 for a toxic one."""
 _CLIENTS, _CURATED = 4, 400
 """Requests at once; comments of the curated set that is made where none is given."""
 _LABELLED = 0.1
@@ -50,7 +50,7 @@ class WatchedServer:
 @contextlib.contextmanager
 def watched_server(
     repository: Path,
-    comments: Comments,
+    comments: Labelled,
     curated: Sequence[str],
     *monitor: object,
     scrape_s: float | None = None,
@@ -81,14 +81,14 @@ def watched_server(
         yield WatchedServer(url, address, LabelFile(labels), folder / "monitor")
 
 
-def _by_length(comments: Comments, folder: Path) -> Path:
+def _by_length(comments: Labelled, folder: Path) -> Path:
     """Some of the comments, the shorter half of them as one group and the longer as another."""
     import pandas as pd
 
-    texts = list(itertools.islice(comments.texts, _CURATED))
+    texts, labels = (part[:_CURATED] for part in comments)
     lengths = np.array([len(text) for text in texts])
     groups = np.where(lengths < np.median(lengths), "short", "long")
-    table = {"text": texts, "label": comments.labels[: len(texts)], "group": groups}
+    table = {"text": texts, "label": labels, "group": groups}
     path = folder / "lengths.csv"
     pd.DataFrame(table).to_csv(path, index=False)
     return path
@@ -112,7 +112,7 @@ def _settings(folder: Path, metrics: int, monitor: int, scrape_s: float | None) 
 
 def send_comments(
     server: WatchedServer,
-    comments: Comments,
+    comments: Labelled,
     seconds: float,
     rate: Callable[[float], float],
     draw: Callable[[np.random.Generator, float], np.ndarray],
@@ -124,13 +124,14 @@ def send_comments(
     `rate` is requests a second and `draw` the rows of a request, both of the seconds passed; `ask`
     sends one, in a thread.
     """
+    texts, labels = comments
     rng = np.random.default_rng(seed)
     began_s = due_s = time.monotonic()
     with ThreadPoolExecutor(_CLIENTS) as clients:
         while (passed_s := due_s - began_s) < seconds:
             chosen = draw(rng, passed_s)
-            clients.submit(ask, [comments.texts[row] for row in chosen])
+            clients.submit(ask, [texts[row] for row in chosen])
             for row in chosen[rng.random(len(chosen)) < _LABELLED]:
-                server.labels.append(comments.texts[row], float(comments.labels[row]))
+                server.labels.append(texts[row], float(labels[row]))
             due_s += rng.exponential(1 / rate(passed_s))
             time.sleep(max(0.0, due_s - time.monotonic()))

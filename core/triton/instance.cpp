@@ -106,7 +106,7 @@ double Instance::waited_s(const Request& request, std::int64_t now_us) const {
     return 1e-6 * static_cast<double>(std::max<std::int64_t>(0, waited_us));
 }
 
-// Reads the comments of a request. Throws BadInput for one that cannot be scored.
+// Reads the comments of a request, and whether it is a check. Throws BadInput for one that cannot be scored.
 void Instance::take(Request& request) {
     TRITONBACKEND_Input* input = nullptr;
     const char* name = nullptr;
@@ -133,6 +133,7 @@ void Instance::take(Request& request) {
             request.joined += part;
     }
     request.texts = decode_texts(buffers == 1 ? whole : request.joined, shape[0]);
+    request.check = is_check(request.texts);
     std::size_t bytes_of_text = 0;
     for (const std::string_view text : request.texts) {
         request.rows += scorer_->windows(text);
@@ -176,7 +177,12 @@ void Instance::answer(std::vector<Request>& requests, std::uint64_t began_ns) {
     for (std::size_t i = admitted; i < waiting.size(); i++)
         refuse(*waiting[i], ErrorCode::unavailable, kOverloaded);
     waiting.resize(admitted);
+    const auto first_check = std::stable_partition(waiting.begin(), waiting.end(),
+                                                   [](const Request* request) { return !request->check; });
+    std::vector<Request*> checks(first_check, waiting.end());
+    waiting.erase(first_check, waiting.end());
     if (!waiting.empty()) score(waiting, began_ns);
+    if (!checks.empty()) score(checks, began_ns);  // in a call of its own: what is counted is a call's
 }
 
 void Instance::score(std::vector<Request*>& admitted, std::uint64_t began_ns) {
@@ -206,7 +212,7 @@ void Instance::score(std::vector<Request*>& admitted, std::uint64_t began_ns) {
     }
     triton.ok(triton.BACKEND_ModelInstanceReportBatchStatistics(handle_, texts.size(), began_ns, times.start_ns,
                                                                 times.end_ns, now_ns()));
-    count(admitted, logits, lengths, counts, times);
+    if (!admitted.front()->check) count(admitted, logits, lengths, counts, times);
 }
 
 // Once every request is answered and released: nobody waits for this.
@@ -349,7 +355,8 @@ void Instance::refuse(Request& request, ErrorCode code, const std::string& words
     triton.ok(triton.BACKEND_ModelInstanceReportStatistics(handle_, request.handle, false, now, now, now, now));
     triton.ok(triton.BACKEND_RequestRelease(request.handle, kReleaseAll));
     request.handle = nullptr;
-    if (const Metrics* metrics = version_.metrics()) metrics->add(metric_of(code), 1);
+    const Metrics* const metrics = version_.metrics();
+    if (metrics && !request.check) metrics->add(metric_of(code), 1);
 }
 
 }  // namespace toxicity

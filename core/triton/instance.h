@@ -31,6 +31,7 @@ class Instance {
         std::vector<std::string_view> texts;
         std::string joined;  // where its bytes came in several buffers
         int rows = 0;        // of the encoder's batches, or as much work
+        bool check = false;  // asks whether this server scores: no traffic, which is not counted
         double waited_s = -1;  // from its arrival to `began`; negative where nobody said when it came
         std::uint64_t answered_ns = 0;
     };

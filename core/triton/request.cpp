@@ -52,4 +52,12 @@ std::vector<std::string_view> decode_texts(std::string_view bytes, std::int64_t 
     return texts;
 }
 
+bool is_check(const std::vector<std::string_view>& texts) {
+    constexpr std::string_view known = CHECK_COMMENT;
+    if (texts.size() != 1 || texts[0].size() < known.size() + 2 || texts[0].substr(0, known.size()) != known)
+        return false;
+    const std::string_view time = texts[0].substr(known.size());
+    return time[0] == ' ' && time.find_first_not_of("0123456789", 1) == std::string_view::npos;
+}
+
 }  // namespace toxicity

@@ -11,4 +11,7 @@ namespace toxicity {
 // `bytes`. Throws BadInput that says which comment is wrong and why.
 std::vector<std::string_view> decode_texts(std::string_view bytes, std::int64_t count);
 
+// Whether a request of these comments only asks if this server scores, see CHECK_COMMENT.
+bool is_check(const std::vector<std::string_view>& texts);
+
 }  // namespace toxicity

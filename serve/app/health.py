@@ -11,7 +11,6 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from contract import MODEL_VERSION
-from serve import probe
 from serve.app.refusals import OVERLOADED_KIND, Refusal
 from serve.app.services import Services
 from serve.app.settings import HEALTH_PATH
@@ -22,7 +21,7 @@ def routes(services: Services) -> list[Route]:
 
     async def health(_: Request) -> JSONResponse:
         try:
-            found = await services.scorer.probe(probe.COMMENT)
+            found = await services.scorer.probe()
         except Refusal as refusal:
             if refusal.kind != OVERLOADED_KIND:
                 raise

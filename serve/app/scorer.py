@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,9 +99,9 @@ class BatchingScorer:
         others = tuple(row for answer in answers for row in answer.attributes)
         return ServedScores(every, answers[0].version, answers[0].names, others)
 
-    async def probe(self, comment: str) -> ServedScores:
-        """`score` of a fresh comment that `recent` does not count, nor a canary. Raises Refusal."""
-        fresh = f"{comment} {time.time_ns()}".encode()  # in no cache: it is really scored
+    async def probe(self) -> ServedScores:
+        """`score` of a fresh comment that nobody counts, nor a canary gets. Raises Refusal."""
+        fresh = probe.fresh().encode()
         size = len(fresh) + kserve.LENGTH_BYTES
         return await self._submit([fresh], size, counted=False, stable=True)
 

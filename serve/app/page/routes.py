@@ -28,7 +28,6 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from contract import MODEL_VERSION, PROBABILITY
-from serve import probe
 from serve.app.http import JsonEndpoint, Receive, Scope, Send
 from serve.app.page.live import Live
 from serve.app.page.monitored import Monitored
@@ -73,7 +72,7 @@ def routes(services: Services) -> list[BaseRoute]:
         return RedirectResponse(f"{PAGE_PATH}/")
 
     async def about(_: bytes, __: Scope) -> dict[str, Any]:
-        found = await services.scorer.probe(probe.COMMENT)
+        found = await services.scorer.probe()
         return {
             MODEL_VERSION: found.version,
             "thresholds": services.versions.of(found.version).thresholds,
@@ -88,7 +87,7 @@ def routes(services: Services) -> list[BaseRoute]:
 
     async def read(body: bytes, _: Scope) -> dict[str, Any]:
         asked = _decoded(body, _Text, '{"text": "..."}')
-        found = await services.scorer.probe(probe.COMMENT)  # which version serves
+        found = await services.scorer.probe()  # which version serves
         return await readers.read(found.version, asked.text)
 
     async def compare(body: bytes, _: Scope) -> dict[str, Any]:
