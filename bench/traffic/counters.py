@@ -79,7 +79,7 @@ def server_counters(server: Server) -> Totals:
 
 
 def _asked_of(server: Server) -> float:
-    """Requests that were answered through a balancer: its servers count its checks of them too.
+    """Requests that were answered through a balancer, refused ones too.
 
     What the application asked of the servers is left out: its own requests are counted, and its
     checks are nobody's.
