@@ -200,11 +200,6 @@ SOURCES = (
         {"minutes": quality_tables.minutes},
     ),
     FigureSource(
-        "leave_one_out/leave_one_out.json",
-        'make leave-one-out SOURCES=sources.yaml LEAVE_ONE_OUT_ARGS="--seeds 0 1 2"',
-        {"leave-one-out": quality_tables.leave_one_out},
-    ),
-    FigureSource(
         "monitor/monitor.json", f"make bench-monitor {_WIKI}", {"drift": operation_tables.drift}
     ),
     FigureSource(

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 
 #include "contract.h"
 #include "errors.h"
@@ -177,12 +178,12 @@ void Instance::answer(std::vector<Request>& requests, std::uint64_t began_ns) {
     for (std::size_t i = admitted; i < waiting.size(); i++)
         refuse(*waiting[i], ErrorCode::unavailable, kOverloaded);
     waiting.resize(admitted);
-    const auto first_check = std::stable_partition(waiting.begin(), waiting.end(),
-                                                   [](const Request* request) { return !request->check; });
-    std::vector<Request*> checks(first_check, waiting.end());
-    waiting.erase(first_check, waiting.end());
+    const auto is_check = [](const Request* request) { return request->check; };
+    std::vector<Request*> checks;  // nearly always none
+    std::copy_if(waiting.begin(), waiting.end(), std::back_inserter(checks), is_check);
+    waiting.erase(std::remove_if(waiting.begin(), waiting.end(), is_check), waiting.end());
     if (!waiting.empty()) score(waiting, began_ns);
-    if (!checks.empty()) score(checks, began_ns);  // in a call of its own: what is counted is a call's
+    if (!checks.empty()) score(checks, began_ns);  // a call of their own: what is counted is a call's
 }
 
 void Instance::score(std::vector<Request*>& admitted, std::uint64_t began_ns) {
