@@ -21,7 +21,6 @@ def fresh() -> str:
     return f"{CHECK_COMMENT} {time.time_ns()}"
 
 
-
 def request(*outputs: str, text: str = CHECK_COMMENT) -> dict[str, Any]:
     """A comment as a body of JSON that asks for these outputs; for all when none is named."""
     tensor = {"name": TEXT, "datatype": "BYTES", "shape": [1, 1], "data": [text]}

@@ -190,7 +190,7 @@ SOURCES = (
     ),
     FigureSource(
         "ablation/ablation.json",
-        "make ablation",
+        'make ablation ABLATION_ARGS="--d-model 96 --n-layers 2 ..."',
         {"ablation": quality_tables.ablation, "plan-training": plan_tables.training},
     ),
     FigureSource(

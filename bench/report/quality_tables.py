@@ -169,11 +169,12 @@ def checklist(document: Document) -> Rows:
 
 
 def ablation(document: Document) -> Rows:
-    """One change from the default a row, its gains over the same seeds."""
+    """One change from the default a row; of a result with seeds its gains over the same seeds."""
+    if "changes" not in document:
+        return _one_seed(document["rows"])
     heads = ["change", "AUROC validation", "gained", "test file", "gained", "elsewhere", "gained"]
     rows = [[*heads, "FPR identity, random", "seconds"]]
     for change in document["changes"]:
-        flags = " ".join(_flag(name, value) for name, value in change["changes"].items())
         aurocs = [
             shown
             for name in ("validation", "test", "elsewhere")
@@ -182,16 +183,28 @@ def ablation(document: Document) -> Rows:
                 _interval(change[f"gain_{name}"]) if change["changes"] else "",
             )
         ]
-        rates = (change["fpr_identity"], change["fpr_random"])
-        rows.append(
-            [
-                f"`{flags}`" if flags else change["name"],
-                *aurocs,
-                ", ".join(number(rate, 3) for rate in rates),
-                number(change["seconds"]),
-            ]
-        )
+        rows.append([_change(change), *aurocs, *_rates_and_seconds(change)])
     return rows
+
+
+def _one_seed(trainings: list[Document]) -> Rows:
+    rows = [["change", "AUROC validation", "`jigsaw_wiki_test`", "Civil Comments"]]
+    rows[0] += ["FPR identity, random", "seconds"]
+    for row in trainings:
+        aurocs = (row[f"{data}_auroc"] for data in ("validation", "test", "out_of_domain"))
+        shown = (number(auroc, 4) for auroc in aurocs)
+        rows.append([_change(row), *shown, *_rates_and_seconds(row)])
+    return rows
+
+
+def _change(row: Document) -> str:
+    flags = " ".join(_flag(name, value) for name, value in row["changes"].items())
+    return f"`{flags}`" if flags else str(row["name"])
+
+
+def _rates_and_seconds(row: Document) -> list[str]:
+    rates = (row["fpr_identity"], row["fpr_random"])
+    return [", ".join(number(rate, 3) for rate in rates), number(row["seconds"])]
 
 
 def minutes(document: Document) -> Rows:
