@@ -131,7 +131,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Change:
+class AblationChange:
     """A row's trainings with all seeds; gains are over the default with the same seed."""
 
     name: str
@@ -203,7 +203,7 @@ def measure(config: AblationConfig) -> dict[str, Any]:
     )
 
 
-def changes_of(rows: Sequence[Row]) -> list[Change]:
+def changes_of(rows: Sequence[Row]) -> list[AblationChange]:
     """Means of each row's trainings, the default first, and what they gain over it."""
     found: dict[str, dict[int, Row]] = {}
     for row in rows:
@@ -211,7 +211,7 @@ def changes_of(rows: Sequence[Row]) -> list[Change]:
     return [_change(trained, found["default"]) for trained in found.values()]
 
 
-def _change(trained: Mapping[int, Row], default: Mapping[int, Row]) -> Change:
+def _change(trained: Mapping[int, Row], default: Mapping[int, Row]) -> AblationChange:
     """Of one row's trainings and the default's, by seed."""
     rows = list(trained.values())
 
@@ -224,7 +224,7 @@ def _change(trained: Mapping[int, Row], default: Mapping[int, Row]) -> Change:
     validation, test, elsewhere = (
         attrgetter(name) for name in ("validation_auroc", "test_auroc", "elsewhere")
     )
-    return Change(
+    return AblationChange(
         name=rows[0].name,
         changes=rows[0].changes,
         seeds=len(rows),
@@ -240,7 +240,7 @@ def _change(trained: Mapping[int, Row], default: Mapping[int, Row]) -> Change:
     )
 
 
-def combined(changes: Sequence[Change]) -> dict[str, Any]:
+def combined(changes: Sequence[AblationChange]) -> dict[str, Any]:
     """Flags of every change that gains on validation; of two that set one, the better wins."""
     better = [change for change in changes[1:] if change.gains]
     flags: dict[str, Any] = {}
@@ -249,7 +249,7 @@ def combined(changes: Sequence[Change]) -> dict[str, Any]:
     return flags
 
 
-def best(changes: Sequence[Change]) -> Change:
+def best(changes: Sequence[AblationChange]) -> AblationChange:
     """What validation chooses: the default unless a change gains."""
     return max(
         [changes[0], *(change for change in changes[1:] if change.gains)],
@@ -257,7 +257,7 @@ def best(changes: Sequence[Change]) -> Change:
     )
 
 
-def bars(changes: Sequence[Change]) -> Bars:
+def bars(changes: Sequence[AblationChange]) -> Bars:
     """The change that validation chose, on what did not choose it.
 
     `fpr_ratio` has no value where no random comment is flagged; it holds if no other is either.

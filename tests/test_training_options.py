@@ -288,7 +288,7 @@ def row(name: str, validation: float, test: float = 0.9, **changes: Any) -> abla
     return ablation.Row(name, changes, validation, test, elsewhere, 0.2, 0.05, 1.0, 1.0, 0.1)
 
 
-def changed(*rows: ablation.Row) -> list[ablation.Change]:
+def changed(*rows: ablation.Row) -> list[ablation.AblationChange]:
     return ablation.changes_of(rows)
 
 

@@ -160,16 +160,8 @@ SOURCES = (
     FigureSource(
         "core/fuzz.json", 'make fuzz FUZZ_ARGS="--runs 10000000"', {"fuzz": page_tables.fuzz}
     ),
-    FigureSource(
-        "attack/attack.json",
-        f"make attack {_WIKI}",
-        {"attack": operation_tables.attack},
-    ),
-    FigureSource(
-        "soak/soak.json",
-        "make soak",
-        {"soak": operation_tables.soak},
-    ),
+    FigureSource("attack/attack.json", f"make attack {_WIKI}", {"attack": operation_tables.attack}),
+    FigureSource("soak/soak.json", "make soak", {"soak": operation_tables.soak}),
     FigureSource("faults/faults.json", "make faults", {"faults": operation_tables.faults}),
     FigureSource(
         "eval/evaluation.json",
@@ -190,13 +182,12 @@ SOURCES = (
     ),
     FigureSource(
         "ablation/ablation.json",
-        'make ablation ABLATION_ARGS="--d-model 96 --n-layers 2 ..."',
+        "make ablation",
         {"ablation": quality_tables.ablation, "plan-training": plan_tables.training},
     ),
     FigureSource(
         "minutes/minutes.json",
-        "make minutes DATA=../shared/data/jigsaw_wiki_train.csv.gz "
-        "TEST_DATA=../shared/data/jigsaw_wiki_test.csv.gz",
+        "make minutes DATA=../shared/data/jigsaw_wiki_train.csv.gz",
         {"minutes": quality_tables.minutes},
     ),
     FigureSource(
