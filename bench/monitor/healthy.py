@@ -22,6 +22,7 @@ import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,6 @@ def measure(config: HealthyConfig) -> dict[str, Any]:
     comments, split = comments_of_run(config.training)
     texts, labels = list(chosen(comments.texts, split.test)), comments.labels[split.test]
     seconds = 60 * config.minutes
-    answers: Counter[str] = Counter()
 
     def rate(passed_s: float) -> float:
         progress.update(min(seconds, passed_s) - progress.n)
@@ -108,8 +108,10 @@ def measure(config: HealthyConfig) -> dict[str, Any]:
         tqdm(total=seconds, desc="healthy", unit="s") as progress,
         watched_server(config.repository, (texts, labels), ()) as server,
     ):
-        ask = lambda texts: answers.update([_answer(server, texts)])  # noqa: E731
-        send_comments(server, (texts, labels), seconds, rate, draw, ask, config.seed)
+        ask = partial(_answer, server)
+        answers = Counter(
+            send_comments(server, (texts, labels), seconds, rate, draw, ask, config.seed)
+        )
         time.sleep(min(_LAST_READING_S, seconds))
         watched_s = seconds + min(_LAST_READING_S, seconds)
         found = _told(server, watched_s)
@@ -125,16 +127,16 @@ def measure(config: HealthyConfig) -> dict[str, Any]:
 
 def _answer(server: WatchedServer, texts: list[str]) -> str:
     """How a request ended; one without a comment is a mistake."""
-    if texts:
-        try:
+    try:
+        if texts:
             score_comments(texts, url=server.url)
-        except ToxicityError:
-            return "failed"
-        return "scored"
-    connection = http.client.HTTPConnection(server.url, timeout=10)
-    with contextlib.closing(connection):
-        connection.request("POST", INFER_PATH, b'{"inputs": [')
-        return "mistake refused" if connection.getresponse().status == 400 else "failed"
+            return "scored"
+        connection = http.client.HTTPConnection(server.url, timeout=10)
+        with contextlib.closing(connection):
+            connection.request("POST", INFER_PATH, b'{"inputs": [')
+            return "mistake refused" if connection.getresponse().status == 400 else "failed"
+    except (ToxicityError, OSError, http.client.HTTPException):
+        return "failed"
 
 
 def _told(server: WatchedServer, seconds: float) -> dict[str, Any]:

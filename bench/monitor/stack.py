@@ -12,10 +12,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -27,6 +27,7 @@ from monitor.rules import RULES
 from serve.app.labels import LabelFile
 from storage.files import write_atomically
 
+Asked = TypeVar("Asked")
 Labelled = tuple[Sequence[str], np.ndarray]
 """Comments, and float32 [n], 1 for a toxic one."""
 _CLIENTS, _CURATED = 4, 400
@@ -116,22 +117,24 @@ def send_comments(
     seconds: float,
     rate: Callable[[float], float],
     draw: Callable[[np.random.Generator, float], np.ndarray],
-    ask: Callable[[list[str]], object],
+    ask: Callable[[list[str]], Asked],
     seed: int,
-) -> None:
+) -> list[Asked]:
     """Requests in a Poisson process, some of their comments with a label a little later.
 
     `rate` is requests a second and `draw` the rows of a request, both of the seconds passed; `ask`
-    sends one, in a thread.
+    sends one, in a thread. What it gave for each; raises what it raises.
     """
+    asked: list[Future[Asked]] = []
     texts, labels = comments
     rng = np.random.default_rng(seed)
     began_s = due_s = time.monotonic()
     with ThreadPoolExecutor(_CLIENTS) as clients:
         while (passed_s := due_s - began_s) < seconds:
             chosen = draw(rng, passed_s)
-            clients.submit(ask, [texts[row] for row in chosen])
+            asked.append(clients.submit(ask, [texts[row] for row in chosen]))
             for row in chosen[rng.random(len(chosen)) < _LABELLED]:
                 server.labels.append(texts[row], float(labels[row]))
             due_s += rng.exponential(1 / rate(passed_s))
             time.sleep(max(0.0, due_s - time.monotonic()))
+    return [one.result() for one in asked]
