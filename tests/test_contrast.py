@@ -9,13 +9,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 import yaml
 
-from console.options import make_config
-from contract import BadInput
 from quality.checklist.suite import load_suite
-from train.config import TrainConfig
 from train.methods import contrast
 
 ROOT = Path(__file__).parent.parent
@@ -83,8 +79,3 @@ def test_no_sentence_of_the_checklist_is_learned() -> None:
     }
     learned = {bare(str(word)) for words in rules.words.values() for word in words}
     assert held_out and not held_out & learned
-
-
-def test_rules_teach_a_student_alone() -> None:
-    with pytest.raises(BadInput, match="--contrast is 10, expected --distill beside it"):
-        make_config(TrainConfig, {"contrast": 10})

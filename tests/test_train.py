@@ -413,13 +413,14 @@ STUDENT: dict[str, Any] = {"distill": ("runs/a",)}
         (9, {**STUDENT, "soft_labels": True}, "--soft-labels is on, expected it off"),
         (10, {"ngram_teacher": 1.0}, "--ngram-teacher is 1.0, expected --distill"),
         (11, {"augment": 2}, "--augment is 2, expected --distill"),
-        (12, {"unlabelled": "more.csv"}, "--unlabelled is more.csv, expected --distill"),
+        (12, {"contrast": 10}, "--contrast is 10, expected --distill"),
+        (13, {"unlabelled": "more.csv"}, "--unlabelled is more.csv, expected --distill"),
         (
-            13,
+            14,
             {"sources": "s.yaml", "data": "a.csv"},
             "--data is a.csv, expected none with --sources",
         ),
-        (14, {"sources": "s.yaml", "label_column": "y"}, "--label-column or --label-map is given"),
+        (15, {"sources": "s.yaml", "label_column": "y"}, "--label-column or --label-map is given"),
     ],
 )
 def test_each_refused_combination_is_named(
@@ -428,7 +429,7 @@ def test_each_refused_combination_is_named(
     with pytest.raises(BadInput, match=message) as error:
         make_config(TrainConfig, changes)
     assert "\n" not in str(error.value)
-    assert index < len(REFUSED) == 18
+    assert index < len(REFUSED) == 19
 
 
 def test_every_flag_has_its_group_and_its_words() -> None:
