@@ -38,7 +38,7 @@ from bench.report.result import (
     document,
     report,
 )
-from bench.report.tables import aligned
+from bench.report.tables import aligned, with_interval
 from console.options import make_config, run
 from contract import DECISION_THRESHOLD, BadInput
 from quality.curated import GROUP, load_curated
@@ -339,18 +339,15 @@ def table(changes: Sequence[Mapping[str, Any]]) -> str:
             [
                 *(change["name"], str(change["seeds"])),
                 *(f"{change[name]:.4f}" for name in ("validation", "test", "elsewhere")),
-                *(shown(change[f"gain_{name}"]) for name in ("validation", "elsewhere")),
+                *(
+                    with_interval(change[f"gain_{name}"], signed=True)
+                    for name in ("validation", "elsewhere")
+                ),
                 f"{change['fpr_identity']:.3f}, {change['fpr_random']:.3f}",
                 f"{change['seconds']:.0f}",
             ]
         )
     return aligned(lines)
-
-
-def shown(gain: Mapping[str, float | None]) -> str:
-    """A gain and its interval, where it has one."""
-    value, low, high = (gain[name] for name in ("value", "low", "high"))
-    return f"{value:+.4f}" + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")
 
 
 if __name__ == "__main__":

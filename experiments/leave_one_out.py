@@ -26,7 +26,7 @@ from pydantic import dataclasses as pydantic
 from sklearn.metrics import roc_auc_score
 
 from bench.report.result import RESULT, Bars, ResultOptions, at_least, begin, document, report
-from bench.report.tables import aligned
+from bench.report.tables import aligned, with_interval
 from console.options import make_config, run
 from contract import BadInput
 from quality.baseline import BASELINE, fit_baseline
@@ -247,18 +247,14 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
             [
                 *(one["source"], f"{one['comments']:,}", f"{one['toxic_share']:.1%}"),
                 *(str(one["seeds"]), f"{one['validation_auroc']:.4f}"),
-                *(_shown(one[name]) for name in ("auroc", "baseline_auroc", "gain")),
+                *(
+                    with_interval(one[name]) if one[name] else "-"
+                    for name in ("auroc", "baseline_auroc", "gain")
+                ),
                 f"{one['ece']:.4f}",
             ]
         )
     return aligned(lines)
-
-
-def _shown(found: Mapping[str, float | None] | None) -> str:
-    if found is None:
-        return "-"
-    value, low, high = (found[name] for name in ("value", "low", "high"))
-    return f"{value:.4f}" + ("" if low is None else f" [{low:.4f}, {high:.4f}]")
 
 
 if __name__ == "__main__":

@@ -9,16 +9,11 @@ it, and drawn by Matplotlib where the dashboard has the panel. A query without d
 from __future__ import annotations
 
 import io
-import json
 import math
 import re
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +28,11 @@ from pydantic.dataclasses import dataclass
 from console.figures import finish, title
 from console.options import parse_config, run
 from contract import BadInput
+from monitor.prometheus import ask_prometheus
 from storage.files import read_json, write_atomically
 
 _POINTS = 200
 """Of a line."""
-_TIMEOUT_S = 30
 _WIDE_IN, _HIGH_IN, _DPI, _COLOURS = 12.0, 0.22, 100, 255
 """Inches: of the picture, and of a step of the dashboard's grid."""
 _LEGEND = 0.5
@@ -161,10 +156,9 @@ def _query(expression: str, legend: str, config: PictureConfig, end_s: float) ->
     rate_s = math.ceil(max(4 * config.scrape_s, step_s + config.scrape_s))
     expression = expression.replace("$__rate_interval", f"{rate_s}s")
     begin_s = end_s - 60 * config.minutes
-    asked = {"query": expression, "start": begin_s, "end": end_s, "step": step_s}
-    url = f"{config.prometheus}/api/v1/query_range"
+    asked = {"start": begin_s, "end": end_s, "step": step_s}
     lines = []
-    for row in _answer(f"{url}?{urllib.parse.urlencode(asked)}", url, expression):
+    for row in ask_prometheus(config.prometheus, "query_range", expression, **asked):
         times = np.array([int(at) for at, _ in row["values"]], "datetime64[s]")
         values = np.array([float(value) for _, value in row["values"]])
         values[~np.isfinite(values)] = np.nan
@@ -173,22 +167,6 @@ def _query(expression: str, legend: str, config: PictureConfig, end_s: float) ->
             named = re.sub(r"{{\s*(\w+)\s*}}", lambda m: labels.get(m[1], ""), legend)  # noqa: B023
             lines.append(PanelLine(named, times, values))
     return PanelQuery(expression, lines)
-
-
-def _answer(address: str, url: str, expression: str) -> list[dict[str, Any]]:
-    try:
-        with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as answer:
-            return list(json.load(answer)["data"]["result"])
-    except urllib.error.HTTPError as error:
-        raise BadInput(
-            f"{url} answers {expression} with status {error.code}, expected 200; give the address "
-            "of Prometheus with --prometheus"
-        ) from error
-    except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
-        raise BadInput(
-            f"{url} does not answer ({error}), expected Prometheus; give its address with "
-            "--prometheus"
-        ) from error
 
 
 # --- Drawing -------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from console.tables import with_interval
 from contract import ATTRIBUTES
 from quality import checklist
 from quality.decisions import metric, rules, words
@@ -37,8 +38,8 @@ def labelled(document: Mapping[str, Any]) -> Iterator[Table]:
         rows: list[dict[str, str]] = []
         for model, found in of_set.items():
             values, difference = found["metrics"], found["difference"]["auroc"]
-            row = {"model": model, "AUROC": _interval(values["auroc"])}
-            row["difference"] = "" if not rows else _interval(difference, signed=True)
+            row = {"model": model, "AUROC": with_interval(values["auroc"])}
+            row["difference"] = "" if not rows else with_interval(difference, signed=True)
             row |= {metric.replace("_", " "): _number(values[metric]) for metric in _METRICS}
             if "bias_metric" in values:
                 row["bias metric"] = _number(values["bias_metric"])
@@ -60,7 +61,7 @@ def attributes(document: Mapping[str, Any]) -> Iterator[Table]:
                 "attribute": attribute,
                 "comments": f"{found['comments']:,}",
                 "positive": f"{found['positive']:,}",
-                "AUROC": _interval(found["auroc"]),
+                "AUROC": with_interval(found["auroc"]),
             }
             for model, of_model in of_set.items()
             for attribute, found in of_model.items()
@@ -96,9 +97,9 @@ def _decided(
     row = {"model": model, "flags from": words(document, model, rule)}
     row["probability"] = _number({"value": document["thresholds"][model][rule]["probability"]})
     alarms = metric(found, "alarms_per_1000", rule)
-    row["alarms per 1,000"] = _interval(alarms, digits=1) if alarms else "-"
+    row["alarms per 1,000"] = with_interval(alarms, digits=1) if alarms else "-"
     rates = {name: metric(found, name, rule) for name in (*_RATES, "accuracy", "f1")}
-    row |= {name: _interval(rate) if rate else "-" for name, rate in rates.items()}
+    row |= {name: with_interval(rate) if rate else "-" for name, rate in rates.items()}
     return row
 
 
@@ -137,7 +138,7 @@ def fairness(document: Mapping[str, Any]) -> Iterator[Table]:
                     for key, value in groups.items():
                         row[key.replace(f"{rate}.", f"{rate.upper()} ")] = _number(value)
             if "fpr_ratio" in rates:
-                row["FPR ratio"] = _interval(rates["fpr_ratio"], digits=2)
+                row["FPR ratio"] = with_interval(rates["fpr_ratio"], digits=2)
             for key in ("pair_shift", "pair_shift_absolute", "pair_flipped"):
                 if value := metric(found["pairs"], key, rule) or found["pairs"].get(key):
                     row[key.replace("_", " ")] = _number(value)
@@ -201,10 +202,3 @@ def bar_table(document: Mapping[str, Any]) -> Table:
 def _number(shown: Mapping[str, float | None]) -> str:
     value = shown["value"]
     return "-" if value is None else f"{value:.4f}"
-
-
-def _interval(shown: Mapping[str, float | None], *, signed: bool = False, digits: int = 4) -> str:
-    """The value and its 95 % interval."""
-    form = f"{'+' if signed else ''}.{digits}f"
-    value, low, high = ("-" if shown[k] is None else f"{shown[k]:{form}}" for k in shown)
-    return f"{value} [{low}, {high}]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+from console.tables import with_interval
 from quality.decisions import deciding, metric, number, words
 from quality.sources import VALIDATION
 
@@ -47,7 +48,7 @@ def _ranking(document: Mapping[str, Any], first: str) -> Iterator[VerdictLine]:
     baselines = [m for m, about in document["models"].items() if about["kind"] == "baseline"]
     for name, of_set in document["results"].items():
         auroc = of_set[first]["metrics"]["auroc"]
-        words = f"{name}: AUROC {_interval(auroc)}"
+        words = f"{name}: AUROC {with_interval(auroc)}"
         state: State = "pass" if baselines else "note"
         for other in (m for m in baselines if m in of_set and m != first):
             less = of_set[other]["difference"]["auroc"]  # the baseline's minus the first one's
@@ -73,9 +74,9 @@ def _decisions(document: Mapping[str, Any], first: str) -> Iterator[VerdictLine]
             "miss", f"no toxic comment of {VALIDATION} is flagged at {at}; use another threshold"
         )
     else:
-        rates = f"precision {_interval(precision)}, recall {_interval(recall)}"
+        rates = f"precision {with_interval(precision)}, recall {with_interval(recall)}"
         yield VerdictLine("note", f"flags from {at}: {rates} on {VALIDATION}")
-    yield VerdictLine("note", f"calibration error on {VALIDATION}: {_interval(ece)}")
+    yield VerdictLine("note", f"calibration error on {VALIDATION}: {with_interval(ece)}")
     unreached = [rule for rule, chosen in document["thresholds"][first].items() if not chosen]
     if unreached:
         yield VerdictLine("note", f"not reachable on {VALIDATION}: {', '.join(unreached)}")
@@ -86,11 +87,3 @@ def _not_measured(document: Mapping[str, Any]) -> Iterator[VerdictLine]:
     missing = [flag for key, flag in flags.items() if not document.get(key)]
     if missing:
         yield VerdictLine("note", f"not measured, for want of {', '.join(missing)}")
-
-
-def _interval(found: Mapping[str, float | None]) -> str:
-    value, low, high = ("-" if found[k] is None else f"{found[k]:.4f}" for k in _KEYS)
-    return f"{value} [{low}, {high}]"
-
-
-_KEYS = ("value", "low", "high")

@@ -11,7 +11,6 @@ import shutil
 import sys
 import threading
 import time
-import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from conftest import free_port
 
 from bench.monitor.programs import answers, running
 from contract import HOST
+from monitor.prometheus import ask_prometheus
 from monitor.rules import RULES, faster
 
 PATIENCE_S = 180
@@ -54,11 +54,9 @@ class Alerting:
         """What woke somebody up to now."""
         return {name for path, name in self.notified if path == "/page"}
 
-    def value(self, query: str) -> float:
+    def value(self, expression: str) -> float:
         """Of the first sample of a query; 0 where there is none."""
-        asked = urllib.parse.urlencode({"query": query})
-        with urllib.request.urlopen(f"{self.prometheus}/api/v1/query?{asked}") as answer:
-            found = json.load(answer)["data"]["result"]
+        found = ask_prometheus(self.prometheus, "query", expression)
         return float(found[0]["value"][1]) if found else 0.0
 
     def wait_for(self, *names: str, perhaps: tuple[str, ...] = ()) -> None:

@@ -528,14 +528,19 @@ def curated_file(folder: Path, n: int = 60) -> Path:
     return path
 
 
+def target_of(served: Any) -> tuple[MetricsTarget, str]:
+    """Metrics and scores of the real server."""
+    metrics = f"http://{HOST}:{served.metrics_port}/metrics"
+    return MetricsTarget("replica-1", metrics), f"{HOST}:{served.http_port}"
+
+
 @pytest.mark.slow
 def test_curated_comments_go_through_the_live_server(
     served: Any, tmp_path: Path, watching: Any
 ) -> None:
     """The real server; its own profile says that group b had no false positive."""
     path = curated_file(tmp_path)
-    target = MetricsTarget("replica-1", f"http://{HOST}:{served.metrics_port}/metrics")
-    url = f"{HOST}:{served.http_port}"
+    target, url = target_of(served)
     monitor = watching(target, curated=(str(path),), url=url, curated_rate=500.0)
     document = monitor.step()
     assert document["errors"] == [] and document["servers"][0]["version"] == "1"
@@ -560,8 +565,8 @@ def test_a_curated_set_that_changes_is_read_anew(
     served: Any, tmp_path: Path, watching: Any
 ) -> None:
     path = curated_file(tmp_path)
-    target = MetricsTarget("replica-1", f"http://{HOST}:{served.metrics_port}/metrics")
-    flags = {"url": f"{HOST}:{served.http_port}", "curated_rate": 1000.0, "curated_every_s": 0.001}
+    target, url = target_of(served)
+    flags = {"url": url, "curated_rate": 1000.0, "curated_every_s": 0.001}
     monitor = watching(target, curated=(str(path),), **flags)
 
     def sent() -> tuple[int, list[str]]:

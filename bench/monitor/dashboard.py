@@ -12,14 +12,13 @@ what is drawn is how the dashboard looks, not how fast anything is.
 from __future__ import annotations
 
 import contextlib
-import math
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bench.monitor.stack import send_comments, watched_server
+from bench.monitor.stack import send_comments, watched_server, wave
 from bench.report.result import LOAD, RESULT, SERVER, begin
 from console.options import make_config, run
 from contract import ToxicityError
@@ -73,7 +72,7 @@ def pictured(config: DashboardBenchConfig) -> list[Panel]:
     toxic = rows[loaded.labels > 0]
 
     def rate(passed_s: float) -> float:
-        return config.rate * (1 + 0.7 * math.sin(4 * math.pi * passed_s / seconds))
+        return wave(config.rate, passed_s / seconds)
 
     def draw_rows(rng: np.random.Generator, passed_s: float) -> np.ndarray:
         drawn_from = rows if passed_s < 2 / 3 * seconds else toxic

@@ -18,8 +18,6 @@ import http.client
 import json
 import math
 import time
-import urllib.parse
-import urllib.request
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -32,7 +30,7 @@ from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 from tqdm import tqdm
 
-from bench.monitor.stack import WatchedServer, send_comments, watched_server
+from bench.monitor.stack import WatchedServer, send_comments, watched_server, wave
 from bench.report.result import (
     LOAD,
     RUNS,
@@ -48,6 +46,7 @@ from bench.report.tables import aligned
 from console.options import run
 from contract import ToxicityError
 from monitor.judge import CHECKS
+from monitor.prometheus import ask_prometheus
 from monitor.rules import RULES
 from serve.client import score_comments
 from serve.probe import INFER_PATH
@@ -97,7 +96,7 @@ def measure(config: HealthyConfig) -> dict[str, Any]:
 
     def rate(passed_s: float) -> float:
         progress.update(min(seconds, passed_s) - progress.n)
-        return config.rate * (1 + 0.7 * math.sin(4 * math.pi * passed_s / seconds))
+        return wave(config.rate, passed_s / seconds)
 
     def draw(rng: np.random.Generator, _: float) -> np.ndarray:
         if rng.random() < _MISTAKES:
@@ -170,10 +169,8 @@ def _told(server: WatchedServer, seconds: float) -> dict[str, Any]:
     }
 
 
-def _query(server: WatchedServer, query: str) -> list[tuple[Mapping[str, str], float]]:
-    asked = urllib.parse.urlencode({"query": query})
-    with urllib.request.urlopen(f"{server.prometheus}/api/v1/query?{asked}") as answer:
-        found = json.load(answer)["data"]["result"]
+def _query(server: WatchedServer, expression: str) -> list[tuple[Mapping[str, str], float]]:
+    found = ask_prometheus(server.prometheus, "query", expression)
     return [(one["metric"], float(one["value"][1])) for one in found]
 
 

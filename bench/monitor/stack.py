@@ -7,6 +7,7 @@ For the picture of the dashboard (`bench.monitor.dashboard`) and the healthy hou
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import sys
 import tempfile
@@ -109,6 +110,11 @@ def _settings(folder: Path, metrics: int, monitor: int, scrape_s: float | None) 
     path = folder / "prometheus.yml"
     write_atomically(path, yaml.safe_dump(document))
     return path
+
+
+def wave(rate: float, progress: float) -> float:
+    """A rate that rises and falls twice; `rate` in the mean, `progress` from 0 to 1."""
+    return rate * (1 + 0.7 * math.sin(4 * math.pi * progress))
 
 
 def send_comments(

@@ -1,5 +1,5 @@
 """Tables for people, as the benches import them; they are made in console/tables.py."""
 
-from console.tables import aligned
+from console.tables import aligned, with_interval
 
-__all__ = ["aligned"]
+__all__ = ["aligned", "with_interval"]

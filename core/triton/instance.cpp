@@ -178,10 +178,10 @@ void Instance::answer(std::vector<Request>& requests, std::uint64_t began_ns) {
     for (std::size_t i = admitted; i < waiting.size(); i++)
         refuse(*waiting[i], ErrorCode::unavailable, kOverloaded);
     waiting.resize(admitted);
-    const auto is_check = [](const Request* request) { return request->check; };
+    const auto asks_only = [](const Request* request) { return request->check; };
     std::vector<Request*> checks;  // nearly always none
-    std::copy_if(waiting.begin(), waiting.end(), std::back_inserter(checks), is_check);
-    waiting.erase(std::remove_if(waiting.begin(), waiting.end(), is_check), waiting.end());
+    std::copy_if(waiting.begin(), waiting.end(), std::back_inserter(checks), asks_only);
+    waiting.erase(std::remove_if(waiting.begin(), waiting.end(), asks_only), waiting.end());
     if (!waiting.empty()) score(waiting, began_ns);
     if (!checks.empty()) score(checks, began_ns);  // a call of their own: what is counted is a call's
 }

@@ -116,14 +116,22 @@ def extra_comments(
     texts, sources = augment.passages(
         chosen(comments.texts, train), tokenizer, count=config.augment, seed=config.seed
     )
-    harmless = train[comments.labels[train] == 0]
-    around = chosen(comments.texts, harmless[:: max(1, len(harmless) // _AROUND)])
-    ruled, said = contrast.sentences(config.contrast, around, seed=config.seed)
+    ruled, said = _sentences_by_rules(config, comments, train)
     return Extra(
         fresh + texts + ruled,
         np.concatenate([np.full(len(fresh), -1), sources, np.full(len(ruled), -1)]),
         np.concatenate([np.full(len(fresh) + len(texts), np.nan, np.float32), said]),
     )
+
+
+def _sentences_by_rules(
+    config: TrainConfig, comments: Comments, train: np.ndarray
+) -> tuple[list[str], np.ndarray]:
+    if not config.contrast:  # then no comment is read for it
+        return [], np.empty(0, np.float32)
+    harmless = train[comments.labels[train] == 0]
+    around = chosen(comments.texts, harmless[:: max(1, len(harmless) // _AROUND)])
+    return contrast.sentences(config.contrast, around, seed=config.seed)
 
 
 def soft_targets(
