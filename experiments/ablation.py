@@ -70,7 +70,7 @@ ROWS: dict[str, Changes] = {
     "no-respell": {"respell": False},
     "layers-2": {"n_layers": 2},
     "layers-4": {"n_layers": 4},
-    "convolution": {"architecture": "convolution", "word_dropout": 0.1, "dropout": 0.3},
+    "recurrent": {"architecture": "recurrent", "dropout": 0.2},
 }
 """The learning rate of the larger batch grows with the root of its size, as suits AdamW."""
 COMBINATION = "combination"

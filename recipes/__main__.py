@@ -44,6 +44,12 @@ class RecipeConfig:
     test_data: str = Field(
         "", description="a second labelled file: evaluated only", json_schema_extra=_WHAT
     )
+    word_vectors: str = Field(
+        "",
+        description="word vectors that teachers and student start from, too, as text of GloVe or "
+        "word2vec, as in glove.6B.100d.txt",
+        json_schema_extra=_WHAT,
+    )
     repository: Path = Field(
         Path("model_repository"),
         description="model repository to publish into",
@@ -72,8 +78,14 @@ def main() -> None:
     settings = {
         "data": config.data,
         "test-data": config.test_data,
+        "word-vectors": config.word_vectors,
         "repository": str(config.repository),
     }
+    if config.word_vectors and not Path(config.word_vectors).is_file():
+        raise BadInput(
+            f"there is no file {config.word_vectors}, expected word vectors as text of GloVe or "
+            "word2vec; mend --word-vectors or leave it out"
+        )
     recipe = load(config.recipe, settings)
     out = config.out or Path("runs") / recipe.name
     if config.list:

@@ -19,7 +19,10 @@ from train.config import TrainConfig
 from train.model import ModelConfig
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = {"data": "synthetic:600", "test-data": "", "repository": "model_repository"}
+SETTINGS = {
+    **{"data": "synthetic:600", "test-data": "", "word-vectors": ""},
+    "repository": "model_repository",
+}
 _SMALL = "d-model = 16\nn-layers = 1\nn-heads = 2\nepochs = 1\n"
 TINY = f"""
 about = "two teachers of one student"
@@ -107,7 +110,8 @@ def test_values_become_words_and_an_empty_setting_goes() -> None:
     stages = {stage.name: stage for stage in recipe.load("best", SETTINGS).stages}
     made = {name: f"out/{name}" for name in stages}
     words = stages["student"].arguments(SETTINGS, made)
-    assert words[:4] == ["--distill", "out/plain", "out/pretrained", "out/phrases"]
+    taught_by = ["out/plain", "out/pretrained", "out/phrases", "out/recurrent"]
+    assert words[:5] == ["--distill", *taught_by]
     assert "--test-data" not in words
     given = stages["student"].arguments({**SETTINGS, "test-data": "a b.csv"}, made)
     assert given[given.index("--test-data") + 1] == "a b.csv"

@@ -137,11 +137,8 @@ class TrainConfig:
     architecture: Architecture = _flag(
         "Model",
         "transformer",
-        "convolution: a strong teacher for --distill, which is not exported; of the shape it reads "
-        "--d-model and --max-len; see train/convolution.py",
-    )
-    word_dropout: float = _flag(
-        "Model", 0.0, "share of the words that a step does not see, as in 0.1", ge=0, lt=1
+        "recurrent: a strong teacher for --distill, which is not exported; of the shape it reads "
+        "--d-model and --max-len; see train/recurrent.py",
     )
     # --- Start weights
     embeddings: Embeddings = _flag(
@@ -149,6 +146,12 @@ class TrainConfig:
         "spelling",
         "what token embeddings start from: noise, the words near them, or those and "
         "the words spelled alike; see train/methods/embeddings.py",
+    )
+    word_vectors: Path | None = _flag(
+        "Start weights",
+        None,
+        "word vectors from other texts that token embeddings start from, too: text of GloVe or "
+        "word2vec, as in glove.6B.100d.txt or vectors.txt.gz; see train/methods/word_vectors.py",
     )
     pretrain_epochs: int = _flag(
         "Start weights",
@@ -290,11 +293,11 @@ REFUSED: tuple[tuple[Callable[[TrainConfig], object], str], ...] = (
     ),
     (
         lambda c: c.architecture != "transformer" and c.pretrain_epochs,
-        "--pretrain-epochs is {c.pretrain_epochs}, expected 0 with --architecture convolution",
+        "--pretrain-epochs is {c.pretrain_epochs}, expected 0 with --architecture recurrent",
     ),
     (
         lambda c: c.architecture != "transformer" and c.attributes,
-        "--attributes is given, expected none with --architecture convolution",
+        "--attributes is given, expected none with --architecture recurrent",
     ),
     (
         lambda c: c.qat and c.pretrain_epochs,
@@ -303,6 +306,10 @@ REFUSED: tuple[tuple[Callable[[TrainConfig], object], str], ...] = (
     (
         lambda c: c.qat and c.embeddings != "random",
         "--embeddings is {c.embeddings}, expected random with --qat",
+    ),
+    (
+        lambda c: c.word_vectors and c.embeddings == "random",
+        "--word-vectors is {c.word_vectors}, expected none with --embeddings random",
     ),
     (
         lambda c: c.distill and c.qat,

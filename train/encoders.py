@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import nn
 
-from train.convolution import ConvolutionEncoder
 from train.methods.cls_only import ClsOnlyEncoder
 from train.model import ModelConfig, ToxicityEncoder
+from train.recurrent import RecurrentEncoder
 
-Encoder = ToxicityEncoder | ConvolutionEncoder
+Encoder = ToxicityEncoder | RecurrentEncoder
 """Both take `input_ids` and `attention_mask` and end in a linear `head`."""
 
 
 def make_encoder(config: ModelConfig) -> Encoder:
     """Random weights of the shapes of `config`, by PyTorch's seed."""
-    if config.architecture == "convolution":
-        return ConvolutionEncoder(config)
+    if config.architecture == "recurrent":
+        return RecurrentEncoder(config)
     return ToxicityEncoder(config)
 
 

@@ -28,7 +28,7 @@ from train.distributed import Processes, processes_of
 from train.earlier import load_earlier_runs
 from train.examples import Examples, make_examples
 from train.finish import Finished, finish
-from train.methods import attributes, augment, debias
+from train.methods import attributes, debias
 from train.optimizer import make_optimizer, prepare_step, update
 from train.start import Network, learn_without_labels, make_network
 from train.terminal import Printer, StopRequest
@@ -156,7 +156,6 @@ class TrainingRun:
             if data.terms:
                 share = self.config.identity_insertion
                 part = debias.with_terms_inserted(part, labels, data.terms, share)
-            part = augment.with_words_dropped(part, self.config.word_dropout)
             ids, mask = (x.to(processes.device) for x in (part.input_ids, part.attention_mask))
             logits = self.parallel(ids, mask).float()
         losses = self._losses(logits, labels, part.rows) * weights

@@ -19,7 +19,7 @@ from torch.nn import functional
 from contract import ATTRIBUTE_NAME, ATTRIBUTES, MAX_ATTRIBUTES, MAX_LEN, PAD_ID, PUBLIC_MODEL
 
 Attention = Literal["softmax", "linear"]
-Architecture = Literal["transformer", "convolution"]
+Architecture = Literal["transformer", "recurrent"]
 ATTENTION_EPSILON = 1e-6
 """Added to the sum of linear attention's weights, as the authors' own code does."""
 

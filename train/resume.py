@@ -90,6 +90,8 @@ def _identity(config: TrainConfig, corpus: Corpus, global_batch: int) -> dict[st
         settings["qat"] = artifacts.sha256_of(config.qat / artifacts.WEIGHTS_FILE)
     if config.distill:
         settings["distill"] = distill.sha256_of_weights(config.distill)
+    if config.word_vectors:
+        settings["word_vectors"] = artifacts.sha256_of(config.word_vectors)
     if config.unlabelled:
         settings["unlabelled"] = artifacts.sha256_of(config.unlabelled)
     if corpus.sources:  # what the file says, wherever it lies

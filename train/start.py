@@ -19,6 +19,7 @@ from train.encoders import Encoder, make_encoder, training_pass
 from train.examples import Examples
 from train.methods import pretrain, qat
 from train.methods.embeddings import cooccurrence_embeddings, spelled_alike, start_from
+from train.methods.word_vectors import beside, read_word_vectors
 from train.model import ToxicityEncoder, every_head
 from train.resume import Work
 from train.terminal import Printer, StopRequest
@@ -104,4 +105,9 @@ def _start_embeddings(
     vectors, known = cooccurrence_embeddings(read(), len(vocabulary), config.d_model, config.seed)
     if config.embeddings == "spelling":
         vectors, known = spelled_alike(vectors, read(), vocabulary)
+    if config.word_vectors:
+        say(f"reading {config.word_vectors} ...")
+        others = read_word_vectors(config.word_vectors, vocabulary)
+        say(f"{others[1].sum():,} of {len(vocabulary):,} tokens have a word vector")
+        vectors, known = beside(vectors, *others, vocabulary, seed=config.seed)
     start_from(encoder.token_embedding, vectors, known)

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from train import convolution
+from train import recurrent
 from train.model import ModelConfig
 
 _SHAPE = (2048, 768, 768)
@@ -21,8 +21,8 @@ def flops_per_token(config: ModelConfig) -> float:
     et al. 2020, section 2.1). The last block counts its keys and values alone, see
     `train.methods.cls_only`; attention's own products, about a tenth, are left out.
     """
-    if config.architecture == "convolution":
-        return 6.0 * convolution.FILTERS * config.d_model * sum(convolution.WIDTHS)
+    if config.architecture == "recurrent":  # three gates, two directions
+        return 6.0 * 2 * 3 * recurrent.STATE * (config.d_model + recurrent.STATE)
     d, hidden = config.d_model, round(config.d_model * config.mlp_ratio)
     weights = (config.n_layers - 1) * (4 * d * d + 2 * d * hidden) + 2 * d * d
     return 6.0 * weights

@@ -13,13 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
-import torch
 
-from contract import CLS_ID, UNK_ID
-from train.data.batches import Batch
 from train.data.tokenizer import Tokenizer
 
 _SHORTEST, _LONGEST = 3, 80
@@ -61,16 +57,3 @@ def passages(
                     passage[at] = words[word]
             source_of.setdefault(" ".join(passage), source)
     return list(source_of), np.fromiter(source_of.values(), np.int64, len(source_of))
-
-
-def with_words_dropped(batch: Batch, share: float) -> Batch:
-    """`batch` with [UNK] in place of a random `share` of its tokens, but never of [CLS].
-
-    A reader that may not lean on any one word learns what stands around it (word dropout, Iyyer et
-    al. 2015, "Deep Unordered Composition Rivals Syntactic Methods", section 3.1).
-    """
-    if not share:
-        return batch
-    ids = batch.input_ids
-    dropped = (torch.rand(ids.shape) < share) & (ids > CLS_ID)
-    return replace(batch, input_ids=ids.masked_fill(dropped, UNK_ID))

@@ -75,7 +75,7 @@ def spelled_alike(
     """
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = vectors / np.where(lengths > 0, lengths, 1)
-    alike = _alike(vocabulary)
+    alike = alike_words(vocabulary)
     counts = np.zeros(len(vocabulary), np.int64)
     for ids in _pieces(comments):
         counts += np.bincount(ids, minlength=len(vocabulary))
@@ -88,7 +88,7 @@ def spelled_alike(
     return (scale * mixed / np.where(lengths > 0, lengths, 1)).astype(np.float32), lengths[:, 0] > 0
 
 
-def _alike(vocabulary: Sequence[str]) -> sparse.csr_matrix:
+def alike_words(vocabulary: Sequence[str]) -> sparse.csr_matrix:
     """Squared cosine of two words' TF-IDF character n-grams, [V, V]; 0 on the diagonal."""
     words = [token if token.isalpha() else "" for token in vocabulary]
     none = sparse.csr_matrix((len(words), len(words)))
