@@ -46,7 +46,7 @@ class RecipeConfig:
     )
     word_vectors: str = Field(
         "",
-        description="word vectors that teachers and student start from, too, as text of GloVe or "
+        description="word vectors for a recipe that starts from them, as text of GloVe or "
         "word2vec, as in glove.6B.100d.txt",
         json_schema_extra=_WHAT,
     )
@@ -81,12 +81,8 @@ def main() -> None:
         "word-vectors": config.word_vectors,
         "repository": str(config.repository),
     }
-    if config.word_vectors and not Path(config.word_vectors).is_file():
-        raise BadInput(
-            f"there is no file {config.word_vectors}, expected word vectors as text of GloVe or "
-            "word2vec; mend --word-vectors or leave it out"
-        )
     recipe = load(config.recipe, settings)
+    _check_word_vectors(recipe, config.word_vectors)
     out = config.out or Path("runs") / recipe.name
     if config.list:
         print("\n".join(_listed(recipe, settings, out)))
@@ -101,6 +97,23 @@ def main() -> None:
         write_json(out / "recipe.json", _document(recipe, settings, config.cores, outcomes))
     for line in _ending(recipe, out):
         print(line)
+
+
+def _check_word_vectors(recipe: Recipe, path: str) -> None:
+    """Raise BadInput before anything is trained, not after."""
+    named = "{word-vectors}" in recipe.text
+    if named and not path:
+        raise BadInput(
+            f"{recipe.name} starts from word vectors, expected --word-vectors; give a file of "
+            "GloVe or word2vec as text, or take the recipe best"
+        )
+    if path and not named:
+        raise BadInput(
+            f"--word-vectors is {path}, expected none with {recipe.name}, which names no "
+            "{word-vectors}; take the recipe vectors"
+        )
+    if path and not Path(path).is_file():
+        raise BadInput(f"there is no file {path}, expected word vectors; mend --word-vectors")
 
 
 def _listed(recipe: Recipe, settings: dict[str, str], out: Path) -> list[str]:

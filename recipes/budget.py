@@ -114,7 +114,7 @@ def run_plan(plan: str, config: TrainConfig, folder: Path, cores: int) -> list[S
     """Train `plan` into `folder`, its student into `config.out`; see RecipeRun for the errors."""
     recipe = trainings(plan, given_of(config), config.test_data or "")
     print(f"{plan}: {recipe.about}; into {config.out}", flush=True)
-    settings = {"test-data": config.test_data or "", "word-vectors": ""}
+    settings = {"test-data": config.test_data or ""}
     display, places = Display(len(recipe.stages)), {STUDENT: config.out}
     run_of = RecipeRun(recipe, settings, folder, cores, config.restart, display, places)
     return asyncio.run(run_of.run())

@@ -28,18 +28,15 @@ OF_THE_DATA = (
     *("label_map", "fractions", "seed"),
 )
 """Fields of TrainConfig that a student has from its first teacher."""
-OF_EACH_RUN = ("word_vectors", "device", "precision", "pretokenize", "checkpoint_steps")
+OF_EACH_RUN = ("device", "precision", "pretokenize", "checkpoint_steps")
 OF_READING = ("identity_balance", "identity_insertion")
 """Fields by which every plan reads the comments in its own way, the first stage of each alike."""
 _FROM_TEACHER = ("max_len", "identity_insertion")
-_NOT_MEASURED = ("distill", "ngram_teacher", "augment", "contrast", "test_data", "word_vectors")
-"""Flags of a stage that name what is not there yet, or a setting of the recipe."""
 
 
 def trainings(name: str, given: Mapping[str, Any], test_data: str) -> Recipe:
     """The stages of plan `name` that train, with the fields of TrainConfig that are `given`."""
-    settings = dict.fromkeys(("data", "word-vectors", "repository"), "")
-    settings["test-data"] = test_data
+    settings = {"data": "", "test-data": test_data, "repository": ""}
     recipe = load(name, settings)
     chosen = [stage for stage in recipe.stages if stage.command.config is TrainConfig]
     return replace(recipe, stages=tuple(_with(stage, given) for stage in chosen))
@@ -90,7 +87,7 @@ def config_of(stage: Stage, recipe: Recipe, given: Mapping[str, Any]) -> TrainCo
     known = {field.name for field in fields(TrainConfig)}
     flags = {name.replace("-", "_"): value for name, value in stage.flags.items()}
     own = {name: value for name, value in flags.items() if name in known}
-    for name in _NOT_MEASURED:
+    for name in ("distill", "ngram_teacher", "augment", "contrast", "test_data"):
         own.pop(name, None)
     if stage.needs:
         teacher = next(one for one in recipe.stages if one.name == stage.needs[0])

@@ -45,7 +45,7 @@ def test_the_largest_plan_that_fits_is_chosen() -> None:
 def test_stages_are_projected_side_by_side_as_they_run() -> None:
     stages = trainings("best", GIVEN, "").stages
     seconds = {stage.name: 10.0 for stage in stages} | {"pretrained": 35.0, STUDENT: 5.0}
-    assert span(stages, seconds, cores=1) == 70.0
+    assert span(stages, seconds, cores=1) == 60.0
     assert span(stages, seconds, cores=2) == 40.0
     assert span(stages, seconds, cores=16) == 40.0
     assert span(stages, dict.fromkeys(seconds, 1.0), cores=4) == 2.0
@@ -59,7 +59,7 @@ def test_a_plan_trains_and_ends_with_the_student(name: str) -> None:
     assert recipe.stages[-1].name == STUDENT
     made = {stage.name: f"out/{stage.name}" for stage in recipe.stages}
     for stage in recipe.stages:
-        words = stage.arguments({"test-data": "test.csv", "word-vectors": ""}, made)
+        words = stage.arguments({"test-data": "test.csv"}, made)
         taught = "--distill" in words
         assert ("--data" in words) == ("--label-map" in words) == (not taught)
         assert words[words.index("--device") + 1] == "cpu"
@@ -83,7 +83,7 @@ def test_what_is_measured_once_is_read_as_every_plan_reads_it() -> None:
 
 def test_a_file_of_sources_stands_for_the_data() -> None:
     recipe = trainings("quick", {"sources": Path("own.yaml")}, "")
-    words = recipe.stages[0].arguments({"test-data": "", "word-vectors": ""}, {})
+    words = recipe.stages[0].arguments({"test-data": ""}, {})
     assert "--data" not in words and words[words.index("--sources") + 1] == "own.yaml"
     assert budget.given_of(parsed("10", "--sources", "own.yaml")) == {"sources": Path("own.yaml")}
     assert budget.given_of(parsed("10")) == {"data": ("synthetic",)}
@@ -95,7 +95,7 @@ def test_what_a_stage_costs_is_known_from_the_recipe() -> None:
     assert (costs["plain"].threads, costs["plain"].beside) == (1, 1)
     assert costs["pretrained"].config.pretrain_epochs == 1
     student = costs[STUDENT]
-    assert (student.threads, student.beside, len(student.teachers)) == (2, 0, 4)
+    assert (student.threads, student.beside, len(student.teachers)) == (2, 0, 3)
     assert (student.ngram_teacher, student.augment) == (True, 1)
     # As its first teacher reads.
     assert student.config.max_len == recipe.stages[0].flags["max-len"] == 256

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from contract import BadInput
 from recipes import keys, recipe
+from recipes.__main__ import main as recipes_main
 from toxicity.commands import COMMANDS
 from train.config import TrainConfig
 from train.model import ModelConfig
@@ -66,7 +68,7 @@ def test_recipes_of_this_repository_are_right(name: str) -> None:
 def test_a_plain_training_is_of_the_served_students_size() -> None:
     """So `make train export serve` ends with the model that the recipes serve."""
     default = TrainConfig()
-    for name in ("quick", "best"):
+    for name in ("quick", "best", "vectors"):
         (student,) = (s for s in recipe.load(name, SETTINGS).stages if s.name == "student")
         for flag in ("d-model", "n-layers", "epochs", "lr", "batch-size"):
             assert getattr(default, flag.replace("-", "_")) == float(student.flags[flag]), flag
@@ -102,16 +104,33 @@ def test_a_wrong_recipe_is_one_line(text: str, words: str, tmp_path: Path) -> No
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(BadInput, match="no recipe 'bset', expected one of alone, best, quick"):
+    with pytest.raises(
+        BadInput, match="no recipe 'bset', expected one of alone, best, quick, vectors"
+    ):
         recipe.load("bset", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("vectors", "vectors starts from word vectors, expected --word-vectors"),
+        ("vectors --word-vectors gone.txt", "there is no file gone.txt, expected word vectors"),
+        ("best --word-vectors pyproject.toml", "expected none with best, which names no {word-v"),
+    ],
+)
+def test_word_vectors_and_the_recipe_fit_together(
+    words: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipes", *words.split(), "--list"])
+    with pytest.raises(BadInput, match=re.escape(message)):
+        recipes_main()
 
 
 def test_values_become_words_and_an_empty_setting_goes() -> None:
     stages = {stage.name: stage for stage in recipe.load("best", SETTINGS).stages}
     made = {name: f"out/{name}" for name in stages}
     words = stages["student"].arguments(SETTINGS, made)
-    taught_by = ["out/plain", "out/pretrained", "out/phrases", "out/recurrent"]
-    assert words[:5] == ["--distill", *taught_by]
+    assert words[:4] == ["--distill", "out/plain", "out/pretrained", "out/phrases"]
     assert "--test-data" not in words
     given = stages["student"].arguments({**SETTINGS, "test-data": "a b.csv"}, made)
     assert given[given.index("--test-data") + 1] == "a b.csv"
