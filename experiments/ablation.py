@@ -42,7 +42,7 @@ from bench.report.tables import aligned, with_interval
 from console.options import make_config, run
 from contract import DECISION_THRESHOLD, BadInput
 from quality.curated import GROUP, load_curated
-from train.artifacts import CONFIG_FILE, METRICS_FILE, load_checkpoint, read_json
+from train.artifacts import CONFIG_FILE, METRICS_FILE, load_teacher, read_json
 from train.config import TrainConfig
 from train.data.batches import TokenizedOnTheFly
 from train.data.load import Comments, load_comments
@@ -73,6 +73,11 @@ ROWS: dict[str, Changes] = {
     "recurrent": {"architecture": "recurrent", "dropout": 0.2},
 }
 """The learning rate of the larger batch grows with the root of its size, as suits AdamW."""
+WITH_VECTORS: dict[str, Changes] = {
+    "word-vectors": {"word_vectors": "FILE"},
+    "recurrent-vectors": {**ROWS["recurrent"], "word_vectors": "FILE"},
+}
+"""Rows that --word-vectors adds, which FILE stands for."""
 COMBINATION = "combination"
 _TEST_BAR, _OUT_OF_DOMAIN_BAR, _FPR_RATIO_BAR = 0.980, 0.873, 3.0
 
@@ -90,7 +95,10 @@ class AblationConfig(ResultOptions):
         description="harmless comments in two groups, of which the first mentions an identity"
     )
     rows: tuple[str, ...] = Field(
-        (*ROWS, COMBINATION), description="rows to train; the default always is"
+        (*ROWS, *WITH_VECTORS, COMBINATION), description="rows to train; the default always is"
+    )
+    word_vectors: Path | None = Field(
+        None, description="word vectors for the rows that start from them, which are left out else"
     )
     d_model: int = Field(64, ge=1, description="width of every row")
     n_layers: int = Field(1, ge=1, description="encoder blocks of every row")
@@ -149,7 +157,9 @@ class AblationChange:
 
     @property
     def gains(self) -> bool:
-        """On validation, beyond chance where there are several seeds."""
+        """On validation, beyond chance where there are several seeds; of what can be served."""
+        if "architecture" in self.changes:  # it only teaches
+            return False
         gain = self.gain_validation
         return (gain.value if gain.low is None else gain.low) > 0  # type: ignore[operator]
 
@@ -162,9 +172,10 @@ def main() -> None:
 
 def measure(config: AblationConfig) -> dict[str, Any]:
     """The whole document. Raises BadInput for a row that is none, or a file that is missing."""
-    unknown = sorted(set(config.rows) - {*ROWS, COMBINATION})
+    known = ROWS | WITH_VECTORS
+    unknown = sorted(set(config.rows) - {*known, COMBINATION})
     if unknown:
-        raise BadInput(f"--rows has {unknown[0]!r}, expected some of {', '.join(ROWS)}; drop it")
+        raise BadInput(f"--rows has {unknown[0]!r}, expected some of {', '.join(known)}; drop it")
     elsewhere = {Path(path).name: load_comments(path) for path in config.out_of_domain}
     harmless = next(iter(load_curated([config.harmless]).values()))
     groups = sorted(set(harmless.extra[GROUP]))
@@ -173,7 +184,8 @@ def measure(config: AblationConfig) -> dict[str, Any]:
             f"--harmless {config.harmless} has {int(harmless.labels.sum())} toxic comments in "
             f"{len(groups)} groups, expected none in two; name another file"
         )
-    names = [name for name in ROWS if name == "default" or name in config.rows]
+    rows_here = known if config.word_vectors else ROWS
+    names = [name for name in rows_here if name == "default" or name in config.rows]
     rows: list[Row] = []
 
     def add(name: str, changes: Changes) -> None:
@@ -183,7 +195,7 @@ def measure(config: AblationConfig) -> dict[str, Any]:
         print(table([asdict(change) for change in changes_of(rows)]), flush=True)
 
     for name in names:
-        add(name, ROWS[name])
+        add(name, rows_here[name])
     changes = combined(changes_of(rows))
     # Of one row alone it would be that row again.
     if COMBINATION in config.rows and all(changes != row.changes for row in rows):
@@ -276,8 +288,10 @@ def _settings(config: AblationConfig, changes: Changes) -> dict[str, Any]:
     shared = {field.name for field in fields(AblationConfig)} & {
         f.name for f in fields(TrainConfig)
     }
-    base = {name: getattr(config, name) for name in sorted(shared - {"out"})}
-    return {**base, **changes}
+    own = shared - {"out", "word_vectors"}
+    base = {name: getattr(config, name) for name in sorted(own)}
+    vectors = dict.fromkeys({"word_vectors"} & changes.keys(), config.word_vectors)
+    return {**base, **changes, **vectors}
 
 
 def _trained(
@@ -304,7 +318,7 @@ def _trained(
             raise BadInput(f"{out} has {key} {found[key]}, expected {wanted[key]}; {remedy}")
     metrics = read_json(out / METRICS_FILE, remedy)
     before = metrics["pretraining"]
-    checkpoint = load_checkpoint(out)
+    checkpoint = load_teacher(out)
 
     def scored(comments: Comments) -> np.ndarray:
         ids = TokenizedOnTheFly(comments.texts, checkpoint.tokenizer)

@@ -299,7 +299,9 @@ def test_combination_has_what_helped_and_the_better_of_two() -> None:
         row("pretrain-1", 0.91, pretrain_epochs=1),
         row("epochs-2", 0.89, epochs=2),
         row("phrases", 0.905, phrases=2000),
+        row("recurrent", 0.95, architecture="recurrent"),  # it only teaches
     )
+    assert ablation.best(rows).name == "pretrain-3"
     assert ablation.combined(rows) == {"pretrain_epochs": 3, "phrases": 2000}
     assert ablation.combined(changed(row("default", 0.9), row("lr-5e-4", 0.9, lr=5e-4))) == {}
 
