@@ -55,6 +55,9 @@ class LeaveOneOutConfig(ResultOptions):
     batch_size: int = Field(64, ge=1, description="comments a step of every training")
     lr: float = Field(1e-3, gt=0, description="peak learning rate of every training")
     epochs: int = Field(1, ge=1, description="epochs of every training")
+    word_vectors: Path | None = Field(
+        None, description="word vectors that every training starts from, as `toxicity train` has it"
+    )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="seeds of each source")
     runs: Path = Field(Path("runs/leave_one_out"), description="folder of the trainings")
     out: Path = Field(
