@@ -70,14 +70,12 @@ ROWS: dict[str, Changes] = {
     "no-respell": {"respell": False},
     "layers-2": {"n_layers": 2},
     "layers-4": {"n_layers": 4},
-    "recurrent": {"architecture": "recurrent", "dropout": 0.2},
-}
-"""The learning rate of the larger batch grows with the root of its size, as suits AdamW."""
-WITH_VECTORS: dict[str, Changes] = {
     "word-vectors": {"word_vectors": "FILE"},
-    "recurrent-vectors": {**ROWS["recurrent"], "word_vectors": "FILE"},
+    "recurrent": {"architecture": "recurrent", "dropout": 0.2},
+    "recurrent-vectors": {"architecture": "recurrent", "dropout": 0.2, "word_vectors": "FILE"},
 }
-"""Rows that --word-vectors adds, which FILE stands for."""
+"""The learning rate of the larger batch grows with the root of its size, as suits AdamW. FILE
+stands for --word-vectors; without it there is no such row."""
 COMBINATION = "combination"
 _TEST_BAR, _OUT_OF_DOMAIN_BAR, _FPR_RATIO_BAR = 0.980, 0.873, 3.0
 
@@ -95,7 +93,7 @@ class AblationConfig(ResultOptions):
         description="harmless comments in two groups, of which the first mentions an identity"
     )
     rows: tuple[str, ...] = Field(
-        (*ROWS, *WITH_VECTORS, COMBINATION), description="rows to train; the default always is"
+        (*ROWS, COMBINATION), description="rows to train; the default always is"
     )
     word_vectors: Path | None = Field(
         None, description="word vectors for the rows that start from them, which are left out else"
@@ -172,10 +170,9 @@ def main() -> None:
 
 def measure(config: AblationConfig) -> dict[str, Any]:
     """The whole document. Raises BadInput for a row that is none, or a file that is missing."""
-    known = ROWS | WITH_VECTORS
-    unknown = sorted(set(config.rows) - {*known, COMBINATION})
+    unknown = sorted(set(config.rows) - {*ROWS, COMBINATION})
     if unknown:
-        raise BadInput(f"--rows has {unknown[0]!r}, expected some of {', '.join(known)}; drop it")
+        raise BadInput(f"--rows has {unknown[0]!r}, expected some of {', '.join(ROWS)}; drop it")
     elsewhere = {Path(path).name: load_comments(path) for path in config.out_of_domain}
     harmless = next(iter(load_curated([config.harmless]).values()))
     groups = sorted(set(harmless.extra[GROUP]))
@@ -184,8 +181,8 @@ def measure(config: AblationConfig) -> dict[str, Any]:
             f"--harmless {config.harmless} has {int(harmless.labels.sum())} toxic comments in "
             f"{len(groups)} groups, expected none in two; name another file"
         )
-    rows_here = known if config.word_vectors else ROWS
-    names = [name for name in rows_here if name == "default" or name in config.rows]
+    there = {n: c for n, c in ROWS.items() if config.word_vectors or "word_vectors" not in c}
+    names = [name for name in there if name == "default" or name in config.rows]
     rows: list[Row] = []
 
     def add(name: str, changes: Changes) -> None:
@@ -195,7 +192,7 @@ def measure(config: AblationConfig) -> dict[str, Any]:
         print(table([asdict(change) for change in changes_of(rows)]), flush=True)
 
     for name in names:
-        add(name, rows_here[name])
+        add(name, there[name])
     changes = combined(changes_of(rows))
     # Of one row alone it would be that row again.
     if COMBINATION in config.rows and all(changes != row.changes for row in rows):
@@ -288,10 +285,9 @@ def _settings(config: AblationConfig, changes: Changes) -> dict[str, Any]:
     shared = {field.name for field in fields(AblationConfig)} & {
         f.name for f in fields(TrainConfig)
     }
-    own = shared - {"out", "word_vectors"}
-    base = {name: getattr(config, name) for name in sorted(own)}
-    vectors = dict.fromkeys({"word_vectors"} & changes.keys(), config.word_vectors)
-    return {**base, **changes, **vectors}
+    base = {name: getattr(config, name) for name in sorted(shared - {"out"})}
+    vectors = config.word_vectors if "word_vectors" in changes else None
+    return {**base, **changes, "word_vectors": vectors}
 
 
 def _trained(

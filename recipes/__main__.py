@@ -101,7 +101,7 @@ def main() -> None:
 
 def _check_word_vectors(recipe: Recipe, path: str) -> None:
     """Raise BadInput before anything is trained, not after."""
-    named = "{word-vectors}" in recipe.text
+    named = any("{word-vectors}" in stage.flags.values() for stage in recipe.stages)
     if named and not path:
         raise BadInput(
             f"{recipe.name} starts from word vectors, expected --word-vectors; give a file of "

@@ -13,6 +13,7 @@ from console.options import make_config
 from contract import CLS_ID, PAD_ID, BadInput
 from train.artifacts import load_checkpoint, load_teacher, read_json
 from train.config import TrainConfig
+from train.data.load import load_comments
 from train.encoders import make_encoder
 from train.loop import train
 from train.model import ModelConfig
@@ -90,6 +91,4 @@ def test_it_teaches_and_is_not_exported(tmp_path: Path) -> None:
 
 def load_words() -> set[str]:
     """Of the synthetic comments."""
-    from train.data.load import load_comments
-
     return {w.lower() for text in load_comments("synthetic:1500").texts for w in text.split()}

@@ -198,7 +198,7 @@ def test_a_rare_word_is_drawn_to_those_spelled_alike() -> None:
     vectors = np.zeros((8, 6), np.float32)
     vectors[3:7] = np.eye(4, 6)  # of "stupidly", which has no neighbour, nothing is known
     comments = [np.array([3] * 5_000 + [5, 6]), np.array([4, 4, 7])]
-    drawn, known = embeddings.spelled_alike(vectors, comments, vocabulary)
+    drawn, known = embeddings.spelled_alike(vectors, comments, embeddings.alike_words(vocabulary))
     assert known.tolist() == [False] * 3 + [True] * 5
     units = drawn[3:] / np.linalg.norm(drawn[3:], axis=1, keepdims=True)
     assert units[1] @ units[0] > 0.9  # met twice: where "stupid" is
@@ -213,7 +213,7 @@ def test_words_without_letters_in_common_stay_where_they_are(words: tuple[str, s
     vectors = np.zeros((5, 4), np.float32)
     vectors[3:] = embeddings.ROOT_MEAN_SQUARE * 2 * np.eye(2, 4)
     drawn, known = embeddings.spelled_alike(
-        vectors, [np.array([3, 4])], ("[PAD]", "[UNK]", "[CLS]", *words)
+        vectors, [np.array([3, 4])], embeddings.alike_words(("[PAD]", "[UNK]", "[CLS]", *words))
     )
     assert known.tolist() == [False, False, False, True, True]
     assert np.allclose(drawn, vectors)

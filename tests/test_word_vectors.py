@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from contract import BadInput
-from train.methods.embeddings import ROOT_MEAN_SQUARE
+from train.methods.embeddings import ROOT_MEAN_SQUARE, alike_words
 from train.methods.word_vectors import beside, read_word_vectors
 
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "liar", "hypocrite", "the", "liars", "the liar", "zq")
@@ -73,7 +73,7 @@ def test_words_near_each_other_elsewhere_start_near_each_other(tmp_path: Path) -
     start[3:8] = rng.normal(size=(5, 8))
     start[5] = start[3] + 0.1 * rng.normal(size=8)  # by the comments "the" is near "liar"
     vectors, known = read_word_vectors(written(tmp_path, LINES), VOCABULARY)
-    mixed, has = beside(start, vectors, known, VOCABULARY, seed=0)
+    mixed, has = beside(start, vectors, known, alike_words(VOCABULARY), seed=0)
     assert mixed.dtype == np.float32 and mixed.shape == start.shape
     assert has.tolist() == [False] * 3 + [True] * 5 + [False]
     np.testing.assert_allclose(
@@ -89,11 +89,13 @@ def test_words_near_each_other_elsewhere_start_near_each_other(tmp_path: Path) -
     elsewhere = vectors - vectors[known].mean(axis=0)
     assert alike(elsewhere, 3, 5) + 0.3 < alike(mixed, 3, 5) < alike(start, 3, 5)
     assert alike(mixed, 3, 6) > alike(start, 3, 6) + 0.1  # "liars" has that of "liar"
-    again, _ = beside(start, vectors, known, VOCABULARY, seed=0)
+    again, _ = beside(start, vectors, known, alike_words(VOCABULARY), seed=0)
     assert np.array_equal(again, mixed)
 
 
 def test_a_vocabulary_smaller_than_the_width_is_filled_up(tmp_path: Path) -> None:
     vectors, known = read_word_vectors(written(tmp_path, LINES), VOCABULARY)
-    mixed, _ = beside(np.zeros((9, 32), np.float32), vectors, known, VOCABULARY, seed=0)
+    mixed, _ = beside(
+        np.zeros((9, 32), np.float32), vectors, known, alike_words(VOCABULARY), seed=0
+    )
     assert mixed.shape == (9, 32) and np.isfinite(mixed).all() and mixed[3].any()

@@ -4,12 +4,14 @@ the first label is read.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import nn
 
 from train.config import TrainConfig
@@ -18,7 +20,7 @@ from train.distributed import Processes
 from train.encoders import Encoder, make_encoder, training_pass
 from train.examples import Examples
 from train.methods import pretrain, qat
-from train.methods.embeddings import cooccurrence_embeddings, spelled_alike, start_from
+from train.methods.embeddings import alike_words, cooccurrence_embeddings, spelled_alike, start_from
 from train.methods.word_vectors import beside, read_word_vectors
 from train.model import ToxicityEncoder, every_head
 from train.resume import Work
@@ -102,12 +104,16 @@ def _start_embeddings(
     def read() -> Iterator[np.ndarray]:
         return (data.ids[row] for row in rows)
 
+    @functools.cache
+    def alike() -> sparse.csr_matrix:
+        return alike_words(vocabulary)
+
     vectors, known = cooccurrence_embeddings(read(), len(vocabulary), config.d_model, config.seed)
     if config.embeddings == "spelling":
-        vectors, known = spelled_alike(vectors, read(), vocabulary)
+        vectors, known = spelled_alike(vectors, read(), alike())
     if config.word_vectors:
         say(f"reading {config.word_vectors} ...")
         others = read_word_vectors(config.word_vectors, vocabulary)
         say(f"{others[1].sum():,} of {len(vocabulary):,} tokens have a word vector")
-        vectors, known = beside(vectors, *others, vocabulary, seed=config.seed)
+        vectors, known = beside(vectors, *others, alike(), seed=config.seed)
     start_from(encoder.token_embedding, vectors, known)

@@ -63,23 +63,27 @@ def cooccurrence_embeddings(
     return vectors, known
 
 
+def of_one_length(vectors: np.ndarray) -> np.ndarray:
+    """`vectors` [V, D], each of length 1; one of zeros stays as it is."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
 def spelled_alike(
-    vectors: np.ndarray, comments: Iterable[np.ndarray], vocabulary: Sequence[str]
+    vectors: np.ndarray, comments: Iterable[np.ndarray], alike: sparse.csr_matrix
 ) -> tuple[np.ndarray, np.ndarray]:
     """`vectors` [V, D] drawn to those of words spelled alike, the rarer the word the more.
 
-    `comments` are ids int [L], whose tokens are counted. Gives float32 [V, D] of one length and
-    bool [V] of the tokens that have one. As fastText shares what words of the same character
-    n-grams have (Bojanowski et al. 2017), but in the table alone: "stupidest", met 14 times,
-    starts near "stupid", and a comment costs no more to read.
+    `comments` are ids int [L], whose tokens are counted; `alike` is what `alike_words` gives.
+    Gives float32 [V, D] of one length and bool [V] of the tokens that have one. As fastText shares
+    what words of the same character n-grams have (Bojanowski et al. 2017), but in the table alone:
+    "stupidest", met 14 times, starts near "stupid", and a comment costs no more to read.
     """
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units = vectors / np.where(lengths > 0, lengths, 1)
-    alike = alike_words(vocabulary)
-    counts = np.zeros(len(vocabulary), np.int64)
+    units = of_one_length(vectors)
+    counts = np.zeros(len(vectors), np.int64)
     for ids in _pieces(comments):
-        counts += np.bincount(ids, minlength=len(vocabulary))
-    seen = np.minimum(counts, _MOST_COUNTED)[:, None] * (lengths > 0)
+        counts += np.bincount(ids, minlength=len(vectors))
+    seen = np.minimum(counts, _MOST_COUNTED)[:, None] * vectors.any(axis=1, keepdims=True)
     neighbours = alike @ (units * seen)
     total = alike @ seen
     mixed = units * counts[:, None] + _ENOUGH * neighbours / np.where(total > 0, total, 1)

@@ -18,10 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
 from contract import BadInput
-from train.methods.embeddings import ROOT_MEAN_SQUARE, alike_words
+from train.methods.embeddings import ROOT_MEAN_SQUARE, of_one_length
 
 _EXPECTED = "expected lines of a word and its numbers, as GloVe and word2vec write them as text"
 _LEAST_NUMBERS = 2
@@ -69,32 +70,28 @@ def beside(
     start: np.ndarray,
     vectors: np.ndarray,
     known: np.ndarray,
-    vocabulary: Sequence[str],
+    alike: sparse.csr_matrix,
     *,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings float32 [V, D] of `start`, float32 [V, D], and `vectors`, float32 [V, K], in one.
 
-    `known` is bool [V] of those that have a vector; another takes that of words spelled alike. Also
-    gives bool [V] of the tokens that have an embedding.
+    `known` is bool [V] of those that have a vector; another takes that of words spelled alike,
+    by `alike` of `train.methods.embeddings.alike_words`. Also gives bool [V] of the tokens that
+    have an embedding.
     """
     d_model = start.shape[1]
     own = np.where(known[:, None], vectors - vectors[known].mean(axis=0), 0)
-    own = _of_one_length(own)
-    borrowed = _of_one_length(alike_words(vocabulary) @ own)
+    own = of_one_length(own)
+    borrowed = of_one_length(alike @ own)
     own = np.where(known[:, None], own, _BORROWED * borrowed)
-    both = np.hstack([own, _of_one_length(start)])
+    both = np.hstack([own, of_one_length(start)])
     left, singular, _ = randomized_svd(both, d_model, n_iter=5, random_state=seed)
-    known = both.any(axis=1)
+    has = both.any(axis=1)
     embeddings = np.zeros(start.shape, np.float32)
-    embeddings[known, : len(singular)] = _of_one_length((left * singular)[known])
+    embeddings[has, : len(singular)] = of_one_length((left * singular)[has])
     embeddings *= ROOT_MEAN_SQUARE * np.sqrt(d_model)
-    return embeddings, known
-
-
-def _of_one_length(vectors: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
+    return embeddings, has
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -102,10 +99,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
-        with (
-            gzip.open(path, "rt", encoding="utf-8") if zipped else path.open(encoding="utf-8") as f
-        ):
-            for number, line in enumerate(f, 1):
+        read = gzip.open if zipped else open
+        with read(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
                 yield number, line.rstrip()
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read as text: {error}; {_EXPECTED}") from error
