@@ -124,7 +124,7 @@ native: $(READY) ## build the core; SANITIZE builds it for tests with the machin
 train: $(READY) ## train on labelled comments, into runs/model|DATA=file SOURCES=sources.yaml (instead) TEST_DATA=file TRAIN_ARGS="--epochs 2 ...", or MINUTES=10 for what fits
 	$(TOOL) train $(if $(MINUTES),--minutes="$$MINUTES") $(if $(DATA),--data="$$DATA") $(if $(SOURCES),--sources="$$SOURCES") $(if $(TEST_DATA),--test-data="$$TEST_DATA") $(TRAIN_ARGS)
 
-best: $(READY) ## train teachers and their small student by a recipe, export and evaluate; goes on where it stopped|RECIPE=best (quick, or a file) DATA=file TEST_DATA=file REPOSITORY=folder RECIPE_ARGS="--list ..."
+best: $(READY) ## train teachers and their small student by a recipe, export and evaluate; goes on where it stopped|RECIPE=best (quick, vectors, or a file) DATA=file TEST_DATA=file REPOSITORY=folder RECIPE_ARGS="--list ..."
 	$(TOOL) recipe "$$RECIPE" $(if $(DATA),--data="$$DATA") $(if $(TEST_DATA),--test-data="$$TEST_DATA") $(IN_REPOSITORY) $(RECIPE_ARGS)
 
 export: $(READY) ## trace, quantize, check and publish into model_repository/|PRECISION=int8 (fp32, fp16, auto: the fastest here that passes) REPOSITORY=folder EXPORT_ARGS="..."

@@ -219,6 +219,20 @@ def minutes(document: Document) -> Rows:
     return rows
 
 
+def leave_one_out(document: Document) -> Rows:
+    """Each source, held out, with the mean of the seeds and Student's interval."""
+    rows = [["held out", "comments", "toxic", "AUROC of the others", "AUROC", "TF-IDF", "gained"]]
+    for one in document["held_out"]:
+        rows.append(
+            [
+                *(f"`{one['source']}`", number(one["comments"]), percent(one["toxic_share"])),
+                number(one["validation_auroc"], 4),
+                *(_interval(one[name]) for name in ("auroc", "baseline_auroc", "gain")),
+            ]
+        )
+    return rows
+
+
 def _flag(name: str, value: Any) -> str:
     return f"--{name.replace('_', '-')} {value}"
 
