@@ -198,11 +198,14 @@ def test_profile_counts_every_linear_layer(
 
 
 # --- Bars and the whole --------------------------------------------------------------------
-def section(**rates: float) -> dict[str, Any]:
+def section(student_gops: float = 300.0, **rates: float) -> dict[str, Any]:
+    """The full size does 1 GOP a comment, and the student by default half of that."""
     known = {"serving_int8": 100.0, "dynamic_int8": 10.0, "eager": 5.0, STUDENT: 600.0, **rates}
-    shares = {"model_share_of_int8_peak": 0.6, "serving_share_of_int8_peak": 0.4}
+    full = {"model_share_of_int8_peak": 0.6, "serving_share_of_int8_peak": 0.4}
+    full["model_gops"] = known["serving_int8"]
     results = [{"name": "batch 32, random", "comments_per_s": known}]
-    return {"results": results, "work": {"serving_int8": shares}}
+    work = {"serving_int8": full, STUDENT: {"model_gops": student_gops}}
+    return {"results": results, "work": work}
 
 
 def test_bars_hold_fail_and_stay_open() -> None:
@@ -216,7 +219,9 @@ def test_bars_hold_fail_and_stay_open() -> None:
         "serving_share_of_int8_peak": False,
         "student_over_full_size": True,
     }
-    slow = bars(section(serving_int8=50.0, openvino_int8=11.0, **{STUDENT: 252.0}))
+    # Beside a checkpoint that is the smaller one, the student has nothing to show.
+    assert bars(section(student_gops=601.0))["student_over_full_size"]["holds"] is None
+    slow = bars(section(100.0, serving_int8=50.0, openvino_int8=11.0, **{STUDENT: 252.0}))
     assert [bar["holds"] for bar in slow.values()] == [
         False,
         False,

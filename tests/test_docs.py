@@ -215,6 +215,18 @@ def test_a_sitting_keeps_the_road_that_plans_are_made_of() -> None:
     assert sitting.kept_as(other, document) == "peers/peers.json"
 
 
+def test_a_sitting_that_would_skip_a_peer_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table without it would take the place of one with it, hours later."""
+    there = {"uvicorn", "fastapi", "tokenizers"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name in there)
+    with pytest.raises(BadInput, match="peers compares with litserve, expected it to be install"):
+        sitting.chosen(sitting.Sitting())
+    chosen = sitting.chosen(sitting.Sitting(steps=("app", "tokenizer")))
+    assert [step.name for step in chosen] == ["app", "tokenizer"]
+    with pytest.raises(BadInput, match="there is no step 'pears'"):
+        sitting.chosen(sitting.Sitting(steps=("pears",)))
+
+
 def test_steps_of_a_sitting_have_modules_documents_and_flags() -> None:
     names = "repository checkpoint traced comments tuned run_dir"
     words = {name: f"some-{name}" for name in names.split()}
@@ -238,11 +250,6 @@ def test_steps_of_a_sitting_have_modules_documents_and_flags() -> None:
             if argument.startswith("--"):
                 assert argument.partition("=")[0][2:].replace("-", "_") in flags, step.module
         assert words["tuned"] not in sitting.shown(step, words, chosen)
-
-
-def test_a_step_that_is_not_there_is_refused() -> None:
-    with pytest.raises(BadInput, match="no step 'roads', expected some of road, peers"):
-        sitting._chosen(sitting.Sitting(steps=("roads",)))
 
 
 @pytest.mark.parametrize("missed", ["", "raise SystemExit('a target was missed')"])

@@ -53,9 +53,9 @@ SOURCES = (
         },
     ),
     FigureSource(
-        "road/avx2.json",
+        "road/avx512.json",
         f"make bench-road REPOSITORY=runs/student_repository {_WIKI}",
-        {"road-avx2": page_tables.road},
+        {"road-avx512": page_tables.road},
     ),
     FigureSource(
         "app/app.json",
@@ -85,12 +85,17 @@ SOURCES = (
     FigureSource("parity/parity.json", f"make parity {_WIKI}", {"parity": quality_tables.parity}),
     FigureSource(
         "encoder/encoder.json",
-        f'make bench-encoder {_WIKI} ENCODER_ARGS="--checkpoint runs/model"',
+        f'make bench-encoder {_WIKI} ENCODER_ARGS="--checkpoint runs/best/student"',
         {
             "encoder": page_tables.encoder,
             "encoder-batches": page_tables.encoder_batches,
             "encoder-operators": page_tables.encoder_operators,
         },
+    ),
+    FigureSource(
+        "encoder/192x4.json",
+        f'make bench-encoder {_WIKI} ENCODER_ARGS="--checkpoint runs/model"',
+        {"encoder-192x4": page_tables.encoder},
     ),
     FigureSource(
         "length/length.json",

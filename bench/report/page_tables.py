@@ -242,7 +242,7 @@ _CONTENDERS = {
     "torch_compile": "`torch.compile`",
     "openvino_fp32": "OpenVINO, FP32",
     "openvino_int8": "OpenVINO, INT8",
-    "serving_int8_student": "serving graph, INT8, smaller model",
+    "serving_int8_student": "serving graph, INT8, 96 x 2",
 }
 _JUDGED = "batch 32, random"
 

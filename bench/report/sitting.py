@@ -8,6 +8,7 @@ misses its own targets still counts as measured.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -74,6 +75,8 @@ class Step:
     """Relative to bench/results; its name is the one that the bench gives it."""
     server: bool = False
     """Whether the bench loads a server that runs already."""
+    compared_with: tuple[str, ...] = ()
+    """Packages that the bench skips where they are missing."""
 
     @property
     def name(self) -> str:
@@ -86,8 +89,18 @@ _COMPARED = (*_PUBLISHED, "--traced={traced}")
 _RUNNING = ("--run-dir={run_dir}", "--comments={comments}")
 STEPS = (
     Step("bench.serving.road", _PUBLISHED, "road/road.json"),
-    Step("bench.serving.peers", (*_COMPARED, "--checkpoint={checkpoint}"), "peers/peers.json"),
-    Step("bench.serving.app", (*_PUBLISHED, "--checkpoint={checkpoint}"), "app/app.json"),
+    Step(
+        "bench.serving.peers",
+        (*_COMPARED, "--checkpoint={checkpoint}"),
+        "peers/peers.json",
+        compared_with=("fastapi", "litserve", "uvicorn"),
+    ),
+    Step(
+        "bench.serving.app",
+        (*_PUBLISHED, "--checkpoint={checkpoint}"),
+        "app/app.json",
+        compared_with=("fastapi", "uvicorn"),
+    ),
     Step("bench.serving.capacity", _COMPARED, "capacity/capacity.json"),
     Step("bench.serving.overload", _RUNNING, "overload/overload.json", server=True),
     Step("bench.run", ("--users=32", "--seconds=15", *_RUNNING), "load/bench.json", server=True),
@@ -104,8 +117,14 @@ STEPS = (
         "bench.model.encoder",
         ("--checkpoint={checkpoint}", "--comments={comments}"),
         "encoder/encoder.json",
+        compared_with=("openvino",),
     ),
-    Step("bench.model.tokenizer", ("--comments={comments}",), "tokenizer/tokenizer.json"),
+    Step(
+        "bench.model.tokenizer",
+        ("--comments={comments}",),
+        "tokenizer/tokenizer.json",
+        compared_with=("tokenizers",),
+    ),
     Step("bench.model.length", (), "length/length.json"),
     Step(
         "quality",
@@ -126,11 +145,12 @@ STEPS = (
 def measure(sitting: Sitting, results: Path) -> None:
     """Run every step and write its document under `results`, with the command that makes it.
 
-    Raises BadInput for a repository that does not verify, for a step that there is not, and for a
-    bench that ends without a document; what was measured before it stays.
+    Raises BadInput for a repository that does not verify, for a step that there is not, for one
+    that would skip what it compares with, and for a bench that ends without a document; what was
+    measured before it stays.
     """
     verify(sitting.repository)
-    steps = _chosen(sitting)
+    steps = chosen(sitting)
     with tempfile.TemporaryDirectory() as scratch:
         tuned = Path(scratch) / "repository"
         shutil.copytree(sitting.repository, tuned, symlinks=True)
@@ -170,14 +190,24 @@ def kept_as(step: Step, document: dict[str, Any]) -> str:
     return step.document
 
 
-def _chosen(sitting: Sitting) -> list[Step]:
+def chosen(sitting: Sitting) -> list[Step]:
+    """The steps that it names, or all of them. See `measure` for what is refused."""
     names = [step.name for step in STEPS]
     for name in sitting.steps:
         if name not in names:
             raise BadInput(
                 f"there is no step {name!r}, expected some of {', '.join(names)}; mend --steps"
             )
-    return [step for step in STEPS if not sitting.steps or step.name in sitting.steps]
+    found = [step for step in STEPS if not sitting.steps or step.name in sitting.steps]
+    for step in found:
+        missing = [name for name in step.compared_with if not importlib.util.find_spec(name)]
+        if missing:
+            raise BadInput(
+                f"{step.name} compares with {', '.join(missing)}, expected it to be installed, for "
+                "hours of measuring would leave it out; run `python -m pip install -c "
+                f"constraints.txt {' '.join(missing)}`, or name other --steps"
+            )
+    return found
 
 
 def arguments(step: Step, words: dict[str, str], sitting: Sitting) -> list[str]:
