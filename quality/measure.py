@@ -19,9 +19,9 @@ from quality.metrics import Values, bootstrap, interval
 from quality.misspell import KINDS, misspell_all
 from quality.models import Model, load_model, models_here
 from quality.sources import VALIDATION, of_validation, rows_by_source, sets_of_sources
-from storage.files import sha256_of
+from storage.files import read_json, sha256_of
 from storage.machine import hardware, versions
-from train.artifacts import WEIGHTS_FILE
+from train.artifacts import CONFIG_FILE, WEIGHTS_FILE
 from train.data.load import Comments, load_comments
 from train.data.sources import is_sources_file
 from train.data.split import Split, comments_of_run, overlap
@@ -68,6 +68,7 @@ def measure(config: QualityConfig) -> QualityReport:
         "run": {
             "checkpoint_sha256": sha256_of(config.run / WEIGHTS_FILE),
             "trained_on": trained_on.source,
+            "word_vectors": read_json(config.run / CONFIG_FILE, "train again").get("word_vectors"),
             "split": split.to_json(),
         },
         "models": {name: _about_model(model) for name, model in models.items()},

@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 from console.options import parse_config, run
 from contract import BadInput
 from recipes.display import Display
-from recipes.recipe import Recipe, load, names
+from recipes.recipe import Recipe, load, names, with_seed
 from recipes.runner import RecipeRun, StageOutcome
 from storage.files import write_json
 from storage.locks import LOCK_FILE, locked
@@ -55,6 +55,9 @@ class RecipeConfig:
         description="model repository to publish into",
         json_schema_extra=_WHAT,
     )
+    seed: int = Field(
+        0, ge=0, description="of the split, the weights and the batches", json_schema_extra=_WHAT
+    )
     out: Path | None = Field(
         None,
         description="folder of the stages",
@@ -82,6 +85,8 @@ def main() -> None:
         "repository": str(config.repository),
     }
     recipe = load(config.recipe, settings)
+    if config.seed:
+        recipe = with_seed(recipe, config.seed)
     _check_word_vectors(recipe, config.word_vectors)
     out = config.out or Path("runs") / recipe.name
     if config.list:
@@ -132,7 +137,7 @@ def _document(
 ) -> dict[str, object]:
     return {
         "recipe": recipe.name,
-        "text": recipe.text,
+        "texts": recipe.texts,
         "settings": settings,
         "cores": cores,
         "stages": {one.stage: {"seconds": one.seconds, "digest": one.digest} for one in outcomes},

@@ -4,7 +4,8 @@ A table is a stage. `command` says which of COMMANDS it runs; `after` names stag
 waits for; `threads` (default 1) is how many it computes with, which may decide the last bits of its
 result. Every other name is a flag of the command. In a value "@name" is the folder that the stage
 `name` made ("@name/file" what lies in it), and "{data}" the recipe's own setting of that name; what
-stands for an empty setting is left out.
+stands for an empty setting is left out. Before the tables, `about` is a line of text, and `base`
+another recipe: its stages are there too, and a table of the same name changes or adds flags.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from quality.config import QualityConfig
 from train.config import TrainConfig
 
 _FOLDER = Path(__file__).parent
+_BEFORE = ("about", "base")
+"""What stands before the stages."""
 _OWN = ("command", "after", "threads")
 _SETTING = re.compile(r"\{([a-z-]+)\}")
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
@@ -81,8 +84,8 @@ class Recipe:
 
     name: str
     about: str
-    text: str
-    """Of the file."""
+    texts: tuple[str, ...]
+    """Of the file, of the one that it is based on, and so on."""
     stages: tuple[Stage, ...]
 
 
@@ -98,20 +101,15 @@ def load(name_or_path: str, settings: Mapping[str, str]) -> Recipe:
     settings, and stages that wait for each other.
     """
     path = _path(name_or_path)
-    try:
-        text = path.read_text("utf-8")
-        found = tomllib.loads(text)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadInput(f"{path} is no TOML: {error}; mend it, recipes/best.toml is one") from error
-    about = found.pop("about", "")
-    if not isinstance(about, str) or not all(isinstance(v, dict) for v in found.values()):
-        raise BadInput(
-            f"{path} has {_strange(found)} outside of a stage, expected tables and `about`, a line "
-            "of text; mend it"
-        )
-    if not found:
+    files = _with_bases(path)
+    about = next((file.about for file in files if file.about), "")
+    tables: dict[str, dict[str, Any]] = {}
+    for file in reversed(files):
+        for name, table in file.tables.items():
+            tables[name] = {**tables.get(name, {}), **table}
+    if not tables:
         raise BadInput(f"{path} has no stage, expected one or more; recipes/best.toml is a recipe")
-    stages = {name: _stage(path, name, table, found, settings) for name, table in found.items()}
+    stages = {name: _stage(path, name, table, tables, settings) for name, table in tables.items()}
     try:
         order = graphlib.TopologicalSorter({s.name: s.needs for s in stages.values()})
         ordered = tuple(stages[name] for name in order.static_order())
@@ -120,24 +118,71 @@ def load(name_or_path: str, settings: Mapping[str, str]) -> Recipe:
             f"the stages {', '.join(error.args[1])} of {path} wait for each other, expected an "
             "order; leave one @ or `after` out"
         ) from error
-    return Recipe(path.stem, about, text, ordered)
+    return Recipe(path.stem, about, tuple(file.text for file in files), ordered)
 
 
-def _path(name_or_path: str) -> Path:
+@dataclass(frozen=True)
+class _File:
+    """What stands in one file, not yet checked."""
+
+    text: str
+    about: str
+    base: str
+    tables: Mapping[str, Mapping[str, Any]]
+
+
+def _with_bases(path: Path) -> list[_File]:
+    """The file, the one that it is based on, that one's base, and so on."""
+    files, seen = [_read(path)], [path]
+    while base := files[-1].base:
+        seen.append(_path(base, beside=seen[-1].parent))
+        if any(seen[-1].samefile(earlier) for earlier in seen[:-1]):
+            raise BadInput(
+                f"{', '.join(map(str, seen))}: each is based on the next, expected an end; leave "
+                "one `base` out"
+            )
+        files.append(_read(seen[-1]))
+    return files
+
+
+def _read(path: Path) -> _File:
+    try:
+        text = path.read_text("utf-8")
+        found = tomllib.loads(text)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadInput(f"{path} is no TOML: {error}; mend it, recipes/best.toml is one") from error
+    words = {name: found.pop(name, "") for name in _BEFORE}
+    strange = [name for name, word in words.items() if not isinstance(word, str)]
+    strange += [name for name, table in found.items() if not isinstance(table, dict)]
+    if strange:
+        raise BadInput(
+            f"{path} has {', '.join(strange)} outside of a stage, expected tables, and as a text "
+            f"{' or '.join(_BEFORE)}; mend it"
+        )
+    return _File(text, **words, tables=found)
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe with this seed of its trainings; a student has its teacher's."""
+    stages = [
+        dataclasses.replace(stage, flags={**stage.flags, "seed": seed})
+        if stage.command.config is TrainConfig and "distill" not in stage.flags
+        else stage
+        for stage in recipe.stages
+    ]
+    return dataclasses.replace(recipe, stages=tuple(stages))
+
+
+def _path(name_or_path: str, beside: Path = Path()) -> Path:
     if name_or_path in names():
         return _FOLDER / f"{name_or_path}.toml"
-    path = Path(name_or_path)
+    path = beside / name_or_path
     if not path.is_file():
         raise BadInput(
             f"there is no recipe {name_or_path!r}, expected one of {', '.join(names())}, or a "
             "file; mend the name"
         )
     return path
-
-
-def _strange(found: Mapping[str, Any]) -> str:
-    names = [name for name, value in found.items() if not isinstance(value, dict)]
-    return ", ".join(names) or "an `about` that is no text"
 
 
 def _stage(

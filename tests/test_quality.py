@@ -440,11 +440,21 @@ def test_card_has_the_figures_of_its_version(
     assert "CC0 &lt;b&gt;" in page
     # Of a version without thresholds.json there is no table of them.
     assert page.count("<table>") >= 5 and "The version is older than" in page
+    assert "word vectors" not in text
+
+    # Texts that are not in the training file have taught it, too.
+    changed = json.loads(evaluation.read_text("utf-8"))
+    changed["run"]["word_vectors"] = {"name": "glove.txt", "sha256": "ab" * 32}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(changed), "utf-8")
+    assert carded("--evaluation", other, *given).returncode == 0
+    assert f"| word vectors | glove.txt, sha256 `{'ab' * 32}`" in (
+        tmp_path / "card/card.md"
+    ).read_text("utf-8")
 
     # Of another version there is nothing to say.
     changed = json.loads(evaluation.read_text("utf-8"))
     changed["models"][model]["onnx_sha256"] = "0" * 64
-    other = tmp_path / "other.json"
     other.write_text(json.dumps(changed), "utf-8")
     refused = carded("--evaluation", other, *given)
     assert refused.returncode == 2

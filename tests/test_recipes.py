@@ -93,6 +93,10 @@ def test_a_plain_training_is_of_the_served_students_size() -> None:
         ("[a]\ncommand = 'train'\ndata = '{date}'", "there is no setting {date}"),
         ("[a]\ncommand = 'train'\nthreads = 0", "threads is 0, expected 1 to"),
         ("['../a']\ncommand = 'train'", "its name is no folder's"),
+        ("base = 1\n[a]\ncommand = 'train'", "has base outside of a stage"),
+        ("base = 'bset'", "no recipe 'bset', expected one of alone, best"),
+        ("base = 'own.toml'", "each is based on the next, expected an end"),
+        ("base = 'best'\n[student]\nepoch = 1", "stage student .* epoch is no flag"),
     ],
 )
 def test_a_wrong_recipe_is_one_line(text: str, words: str, tmp_path: Path) -> None:
@@ -101,6 +105,26 @@ def test_a_wrong_recipe_is_one_line(text: str, words: str, tmp_path: Path) -> No
     with pytest.raises(BadInput, match=words) as refused:
         recipe.load(str(file), SETTINGS)
     assert "\n" not in str(refused.value)
+
+
+def test_a_recipe_may_change_another(tmp_path: Path) -> None:
+    (tmp_path / "wide.toml").write_text("base = 'quick'\n[teacher]\nd-model = 192\n", "utf-8")
+    own = tmp_path / "own.toml"
+    own.write_text("about = 'mine'\nbase = 'wide.toml'\n[student]\naugment = 1\n", "utf-8")
+
+    found, quick = recipe.load(str(own), SETTINGS), recipe.load("quick", SETTINGS)
+
+    assert (found.name, found.about) == ("own", "mine")
+    assert recipe.load(str(tmp_path / "wide.toml"), SETTINGS).about == quick.about
+    changed = {"teacher": {"d-model": 192}, "student": {"augment": 1}}
+    assert {stage.name: stage.flags for stage in found.stages} == {
+        stage.name: {**stage.flags, **changed.get(stage.name, {})} for stage in quick.stages
+    }
+    assert [text.partition("\n")[0] for text in found.texts[:2]] == [
+        "about = 'mine'",
+        "base = 'quick'",
+    ]
+    assert found.texts[2:] == quick.texts
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def test_it_teaches_and_is_not_exported(tmp_path: Path) -> None:
     train(make_config(TrainConfig, given), CPU)
     run = load_teacher(tmp_path / "one")
     assert isinstance(run.model, RecurrentEncoder)
-    assert run.config["train"]["word_vectors"] == str(vectors)
+    digest = hashlib.sha256(vectors.read_bytes()).hexdigest()
+    assert run.config["word_vectors"] == {"name": vectors.name, "sha256": digest}
     with pytest.raises(BadInput, match="is a recurrent, which only teaches"):
         load_checkpoint(tmp_path / "one")
     student = {"distill": (tmp_path / "one",), "d_model": 16, "n_heads": 2}

@@ -212,6 +212,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             *("experiments.leave_one_out", "experiments.leave_one_out:LeaveOneOutConfig"),
             "one training a source of comments, that one held out, beside TF-IDF",
         ),
+        "recipe-seeds": Entry(
+            *("experiments.recipe_seeds", "experiments.recipe_seeds:RecipeSeedsConfig"),
+            "a recipe with several seeds: means and intervals of what it gives",
+        ),
         "long-text": Entry(
             *("experiments.long_text", "experiments.long_text:LongTextBenchConfig"),
             "quality of windows over comments beyond the encoder's length",

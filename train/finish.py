@@ -193,11 +193,13 @@ def _record(run: Finished, results: dict[str, Any], platt: calibration.Platt) ->
         }
     if earlier.teachers:
         distillation = distill.record(run.config, earlier.teachers, corpus.extra)
+    vectors = run.config.word_vectors
     record = {
         "model": run.network.encoder.config.to_json(),
         "train": run.config.to_json(),
         "data": corpus.comments.source,
         "sources": [source.to_json() for source in corpus.sources] or None,
+        "word_vectors": vectors and {"name": vectors.name, "sha256": artifacts.sha256_of(vectors)},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -30,7 +30,7 @@ from pydantic import Field
 from pydantic import dataclasses as pydantic_dataclasses
 from tqdm import tqdm
 
-from bench.monitor.stack import WatchedServer, send_comments, watched_server, wave
+from bench.monitor.stack import WatchedServer, evaluation_s, send_comments, watched_server, wave
 from bench.report.result import (
     LOAD,
     RUNS,
@@ -57,8 +57,6 @@ _SIZES = (1, 1, 1, 2, 4, 8, 32)
 """Comments of a request, each as often."""
 _MISTAKES = 0.02
 """Share of the requests that are none."""
-_EVALUATED_S = 15
-"""The example's evaluation interval: an alert has one sample each."""
 _LAST_READING_S = 130
 """Two readings of the monitor and one of Prometheus."""
 
@@ -146,7 +144,7 @@ def _told(server: WatchedServer, seconds: float) -> dict[str, Any]:
     counted = _query(server, f"sum by (alertname, alertstate) (count_over_time(ALERTS{window}))")
     alerts = {name: {"pending": 0.0, "firing": 0.0} for name in names}
     for labels, value in counted:
-        alerts[labels["alertname"]][labels["alertstate"]] = value * _EVALUATED_S
+        alerts[labels["alertname"]][labels["alertstate"]] = value * evaluation_s()  # a sample each
     states = json.loads((server.monitor_folder / "monitor.json").read_text("utf-8"))
     worst = _query(server, f"max by (check) (max_over_time(toxicity_monitor_alarm{window}))")
     alarmed = {labels["check"]: bool(value) for labels, value in worst}
@@ -159,7 +157,7 @@ def _told(server: WatchedServer, seconds: float) -> dict[str, Any]:
     refused = _query(server, f"max_over_time(toxicity:refused_requests:ratio_rate5m{window})")
     return {
         "seconds": seconds,
-        "evaluations": int(seconds / _EVALUATED_S),
+        "evaluations": int(seconds / evaluation_s()),
         "alerts_s": alerts,
         "checks": checks,
         "most_late_in_5m": _most(late),

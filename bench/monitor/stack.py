@@ -98,7 +98,7 @@ def _by_length(comments: Labelled, folder: Path) -> Path:
 
 def _settings(folder: Path, metrics: int, monitor: int, scrape_s: float | None) -> Path:
     """The project's example for Prometheus with these ports, and nobody to call."""
-    document: dict[str, Any] = yaml.safe_load((RULES.parent / "prometheus.yml").read_text("utf-8"))
+    document = _example()
     del document["alerting"]
     if scrape_s is not None:
         document["global"] = dict.fromkeys(document["global"], f"{scrape_s:g}s")
@@ -110,6 +110,16 @@ def _settings(folder: Path, metrics: int, monitor: int, scrape_s: float | None) 
     path = folder / "prometheus.yml"
     write_atomically(path, yaml.safe_dump(document))
     return path
+
+
+def evaluation_s() -> float:
+    """Seconds from one evaluation of the rules to the next, in the project's example."""
+    return float(_example()["global"]["evaluation_interval"].removesuffix("s"))
+
+
+def _example() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((RULES.parent / "prometheus.yml").read_text("utf-8"))
+    return document
 
 
 def wave(rate: float, progress: float) -> float:

@@ -219,6 +219,16 @@ def minutes(document: Document) -> Rows:
     return rows
 
 
+def recipe_seeds(document: Document) -> Rows:
+    """AUROC of the version on each set, the mean of the seeds with Student's interval."""
+    others = document["runs"][0]["baselines"]
+    rows = [["comments", "AUROC", *(f"gained over `{other}`" for other in others)]]
+    for name, of in document["sets"].items():
+        gains = (_interval(of["gains"][other]) for other in others)
+        rows.append([_SETS.get(name, f"`{name}`"), _interval(of["auroc"]), *gains])
+    return rows
+
+
 def leave_one_out(document: Document) -> Rows:
     """Each source, held out, with the mean of the seeds and Student's interval."""
     rows = [["held out", "comments", "toxic", "AUROC of the others", "AUROC", "TF-IDF", "gained"]]
