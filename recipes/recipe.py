@@ -122,7 +122,7 @@ def load(name_or_path: str, settings: Mapping[str, str]) -> Recipe:
 
 
 @dataclass(frozen=True)
-class _File:
+class _RecipeFile:
     """What stands in one file, not yet checked."""
 
     text: str
@@ -131,7 +131,7 @@ class _File:
     tables: Mapping[str, Mapping[str, Any]]
 
 
-def _with_bases(path: Path) -> list[_File]:
+def _with_bases(path: Path) -> list[_RecipeFile]:
     """The file, the one that it is based on, that one's base, and so on."""
     files, seen = [_read(path)], [path]
     while base := files[-1].base:
@@ -145,7 +145,7 @@ def _with_bases(path: Path) -> list[_File]:
     return files
 
 
-def _read(path: Path) -> _File:
+def _read(path: Path) -> _RecipeFile:
     try:
         text = path.read_text("utf-8")
         found = tomllib.loads(text)
@@ -159,7 +159,7 @@ def _read(path: Path) -> _File:
             f"{path} has {', '.join(strange)} outside of a stage, expected tables, and as a text "
             f"{' or '.join(_BEFORE)}; mend it"
         )
-    return _File(text, **words, tables=found)
+    return _RecipeFile(text, **words, tables=found)
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:

@@ -98,4 +98,4 @@ def test_each_seed_is_a_run_of_the_recipe(tmp_path: Path) -> None:
     assert re.search(r"^test +[01]\.\d{4} \[", recipe_seeds.table(found), re.MULTILINE)
     rows = quality_tables.recipe_seeds(found)
     assert rows[0] == ["comments", "AUROC", "gained over `baseline-words`"]
-    assert [row[0] for row in rows[1:]] == list(found["sets"])
+    assert [row[0] for row in rows[1:]] == ["`validation`", "test split"]
