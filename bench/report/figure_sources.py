@@ -169,7 +169,11 @@ SOURCES = (
     ),
     FigureSource(
         "ablation/ablation.json",
-        "make ablation",
+        "python -m experiments.ablation --data ../shared/data/jigsaw_wiki_train.csv.gz --test-data "
+        "../shared/data/jigsaw_wiki_test.csv.gz --out-of-domain "
+        "../shared/data/civil_comments_gender.csv.gz --harmless "
+        "../shared/data/eval_nontoxic_identity_vs_random.csv.gz --word-vectors runs/glove.txt.gz "
+        "--seeds 0 1 2",
         {"ablation": quality_tables.ablation, "plan-training": plan_tables.training},
     ),
     FigureSource(

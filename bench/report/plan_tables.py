@@ -70,7 +70,7 @@ def training(document: Document) -> Rows:
     At the speed of the ablation's row without a change.
     """
     rate = next(row for row in document["rows"] if not row["changes"])["real_tokens_per_second"]
-    model = document.get("config") or document["base"]  # of an older result
+    model = document["config"]
     shape = f"{model['d_model']} x {model['n_layers']}"
     rows = [["comments", "mean tokens of one", "passes", "model", "tokens/s", "hours"]]
     for tokens in _TRAIN_TOKENS:

@@ -169,9 +169,7 @@ def checklist(document: Document) -> Rows:
 
 
 def ablation(document: Document) -> Rows:
-    """One change from the default a row; of a result with seeds its gains over the same seeds."""
-    if "changes" not in document:
-        return _one_seed(document["rows"])
+    """One change from the default a row, and its gains over the same seeds."""
     heads = ["change", "AUROC validation", "gained", "test file", "gained", "elsewhere", "gained"]
     rows = [[*heads, "FPR identity, random", "seconds"]]
     for change in document["changes"]:
@@ -184,16 +182,6 @@ def ablation(document: Document) -> Rows:
             )
         ]
         rows.append([_change(change), *aurocs, *_rates_and_seconds(change)])
-    return rows
-
-
-def _one_seed(trainings: list[Document]) -> Rows:
-    rows = [["change", "AUROC validation", "`jigsaw_wiki_test`", "Civil Comments"]]
-    rows[0] += ["FPR identity, random", "seconds"]
-    for row in trainings:
-        aurocs = (row[f"{data}_auroc"] for data in ("validation", "test", "out_of_domain"))
-        shown = (number(auroc, 4) for auroc in aurocs)
-        rows.append([_change(row), *shown, *_rates_and_seconds(row)])
     return rows
 
 
