@@ -122,12 +122,12 @@ def _run_of(seed: int, folder: Path, judge: str) -> dict[str, Any]:
             "--models; mend the recipe"
         )
     others = [name for name, about in found["models"].items() if about["kind"] == "baseline"]
+    models = {"version": names[0], **{other: other for other in others}}
     return {
         "seed": seed,
         "onnx_sha256": served,
         "sets": {
-            name: {model: of[model]["metrics"]["auroc"]["value"] for model in (names[0], *others)}
-            | {"version": of[names[0]]["metrics"]["auroc"]["value"]}
+            name: {shown: of[model]["metrics"]["auroc"]["value"] for shown, model in models.items()}
             for name, of in found["results"].items()
         },
         "baselines": others,

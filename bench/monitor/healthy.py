@@ -143,8 +143,9 @@ def _told(server: WatchedServer, seconds: float) -> dict[str, Any]:
     window = f"[{seconds:.0f}s]"
     counted = _query(server, f"sum by (alertname, alertstate) (count_over_time(ALERTS{window}))")
     alerts = {name: {"pending": 0.0, "firing": 0.0} for name in names}
+    interval_s = evaluation_s()
     for labels, value in counted:
-        alerts[labels["alertname"]][labels["alertstate"]] = value * evaluation_s()  # a sample each
+        alerts[labels["alertname"]][labels["alertstate"]] = value * interval_s  # a sample each
     states = json.loads((server.monitor_folder / "monitor.json").read_text("utf-8"))
     worst = _query(server, f"max by (check) (max_over_time(toxicity_monitor_alarm{window}))")
     alarmed = {labels["check"]: bool(value) for labels, value in worst}
@@ -157,7 +158,7 @@ def _told(server: WatchedServer, seconds: float) -> dict[str, Any]:
     refused = _query(server, f"max_over_time(toxicity:refused_requests:ratio_rate5m{window})")
     return {
         "seconds": seconds,
-        "evaluations": int(seconds / evaluation_s()),
+        "evaluations": int(seconds / interval_s),
         "alerts_s": alerts,
         "checks": checks,
         "most_late_in_5m": _most(late),
